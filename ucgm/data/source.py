@@ -1,0 +1,80 @@
+"""What every data set is to the trainer, the sampler and the benchmark.
+
+A *config* (small, frozen, readable in YAML) opens a *data set* (tensors or files).  A data set
+hands out whole batches: ``dataset[indices]`` of a list is one gather, without per-sample Python.
+Values are in the space the network works in (pixels in [-1, 1], or normalised latents);
+``decode`` is the only way from there to uint8 images.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Dataset(torch.utils.data.Dataset, ABC):
+    """A labelled set of arrays of one shape.
+
+    Attributes:
+        name: short name for reports, for example ``digits-train``.
+        shape: (C, H, W) of one x.
+        num_classes: number of classes; 0 when the data have no labels.
+        class_names: one name per class, empty when there are none.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """One gather: x (B, C, H, W) float32 and y (B,) int64."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One sample: x (C, H, W) float32 and y () int64."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside the {len(self)} samples of {self.name}")
+        x, y = self.__getitems__([index % len(self)])
+        return x[0], y[0]
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float in the network's space to (B, channels, height, width) uint8."""
+
+    def describe(self) -> str:
+        """One line for the log: name, size, shape, classes."""
+        shape = "x".join(str(size) for size in self.shape)
+        return f"{self.name}: {len(self):,} samples of {shape}, {self.num_classes} classes"
+
+
+@dataclass(frozen=True)
+class DataConfig(ABC):
+    """Names a data set; ``open()`` reads it."""
+
+    @abstractmethod
+    def open(self) -> Dataset:
+        """Read the data, or raise ValueError with the remedy."""
+
+
+def asset_path(name: str) -> Path:
+    """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
+    places = (
+        Path(str(files("ucgm"))) / "assets" / name,
+        Path(__file__).resolve().parents[2] / "assets" / name,
+    )
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(
+        f"{name} is missing: looked for {places[0]} and {places[1]}. Reinstall ucgm, or in a "
+        "checkout run `git checkout -- assets`."
+    )

@@ -1,0 +1,83 @@
+"""Features of the digits: a small convolutional classifier, trained by a script of this repository.
+
+    features = c h(u),   h = the 32 pre-activation units before the last layer,
+
+with the one scalar c that makes the covariance of the training data's features have trace 32, so
+that distances keep their scale when the classifier is trained again.  The logits give conditional
+accuracy.  Weights, accuracy and the data they were trained on are in
+``assets/digits_classifier.safetensors``, made by ``scripts/train_digits_classifier.py``.
+"""
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ucgm.data.images import from_uint8
+from ucgm.data.source import asset_path
+from ucgm.extractors.source import Extractor, file_digest, register_extractor
+
+FEATURES = 32
+
+
+class DigitsClassifier(nn.Module):
+    """Three convolutions, 32 features, ten classes, for (B, 1, 8, 8) uint8 images."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, FEATURES),
+        )
+        self.head = nn.Linear(FEATURES, 10)
+        self.register_buffer("scale", torch.ones(()))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """(B, 1, 8, 8) in [-1, 1] to the (B, 32) units before the last layer."""
+        return self.body(x)
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """(B, 32) to (B, 10) logits."""
+        return self.head(hidden.relu())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 1, 8, 8) uint8 to features (B, 32) and logits (B, 10)."""
+        hidden = self.hidden(from_uint8(images))
+        return {"features": self.scale * hidden, "logits": self.classify(hidden)}
+
+
+def build_digits(weights: str | None = None) -> Extractor:
+    """The digits classifier as an extractor; ``weights`` defaults to the shipped file."""
+    path = weights or str(asset_path("digits_classifier.safetensors"))
+    module = DigitsClassifier()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        module.load_state_dict(state)
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} does not hold the digits classifier ({type(error).__name__}): make it with "
+            "`python scripts/train_digits_classifier.py`."
+        ) from error
+    return Extractor(
+        name="digits",
+        digest=file_digest(path),
+        module=module,
+        dimensions={"features": FEATURES, "logits": 10},
+        channels=1,
+        num_classes=10,
+        note=f"accuracy {metadata.get('accuracy_test', 'unknown')} on held-out digits",
+        batch_size=250,
+    )
+
+
+register_extractor("digits", build_digits)

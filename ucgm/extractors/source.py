@@ -1,0 +1,136 @@
+"""What a feature extractor is, and the table of those that have a name.
+
+An extractor maps uint8 images to named rows:
+
+    features  (B, d)  FID, KID, precision and recall are computed from these
+    logits    (B, K)  inception score; conditional accuracy when the K classes are those of the data
+    spatial   (B, e)  sFID
+
+It runs in float32 with autocast and TF32 off, in evaluation mode, and is known by its name and by
+the hash of its weights: two numbers compare only when both agree.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A feature network with its identity.
+
+    Attributes:
+        name: as registered, for example ``digits`` or ``inception``.
+        digest: sha256 of the weights.
+        module: maps (B, channels, H, W) uint8 to a dict with ``features`` and optionally
+            ``logits`` and ``spatial``, all float32 of B rows.
+        dimensions: width of each of these outputs.
+        channels: colour channels of the images it takes.
+        num_classes: classes the logits stand for when they are those of the data, else 0.
+        note: one line for the report, for example the accuracy of a classifier.
+        batch_size: images per call of the module.
+    """
+
+    name: str
+    digest: str
+    module: nn.Module
+    dimensions: dict[str, int]
+    channels: int
+    num_classes: int = 0
+    note: str = ""
+    batch_size: int = field(default=64, compare=False)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs for (N, channels, H, W) uint8, on the CPU.
+
+        The batches are cut here, always from the first image, so that the rounding of a feature
+        does not depend on how the images were generated.
+
+        Raises:
+            ValueError: for other dtypes or channel counts, or when a feature is not finite.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"extractor {self.name} takes (N, {self.channels}, H, W) uint8 images, got "
+                f"{tuple(images.shape)} {images.dtype}. Choose another extractor for these images."
+            )
+        device = next(self.module.parameters()).device
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.dimensions}
+        with torch.no_grad(), _exact_float32(device):
+            for batch in images.split(self.batch_size):
+                for name, rows in self.module(batch.to(device)).items():
+                    parts[name].append(rows.float().cpu())
+        outputs = {
+            name: torch.cat(rows) if rows else torch.empty(0, self.dimensions[name])
+            for name, rows in parts.items()
+        }
+        for name, rows in outputs.items():
+            if not torch.isfinite(rows).all():
+                raise ValueError(
+                    f"extractor {self.name} gave {name} that are not finite: its weights are "
+                    "damaged or not those it was built for. Give another weights file."
+                )
+        return outputs
+
+
+@contextmanager
+def _exact_float32(device: torch.device) -> Iterator[None]:
+    """Autocast off and no TF32, whatever the caller set for its own network."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+Build = Callable[[str | None], Extractor]
+_REGISTRY: dict[str, Build] = {}
+
+
+def register_extractor(name: str, build: Build) -> None:
+    """Give an extractor a name; ``build`` takes the path of its weights (None: its default).
+
+    Raises:
+        ValueError: when the name is taken by another builder.
+    """
+    if _REGISTRY.get(name, build) is not build:
+        raise ValueError(f"an extractor named {name} exists: choose another name.")
+    _REGISTRY[name] = build
+
+
+def open_extractor(
+    name: str, weights: str | None = None, device: torch.device | str = "cpu"
+) -> Extractor:
+    """The extractor registered as ``name``, on ``device``.
+
+    Args:
+        name: ``digits``, ``inception`` or a name given to :func:`register_extractor`.
+        weights: path of its weights; None for those it ships with or downloads.
+        device: where it runs.
+
+    Raises:
+        ValueError: for an unknown name, or when the weights are missing or of another network.
+    """
+    if name not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise ValueError(f"unknown extractor {name!r}: choose one of {known}, or register it.")
+    extractor = _REGISTRY[name](weights)
+    extractor.module.to(device).eval().requires_grad_(False)
+    return extractor
