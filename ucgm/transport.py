@@ -1,0 +1,172 @@
+"""Floor 0: the path between data and noise, the prediction target, and the flow map.
+
+A transport is four functions of time.  With data x, noise z ~ N(0, I), t = 0 data, t = 1 noise:
+
+    x_t = alpha x + sigma z                    the path
+    F   = alpha_pred x + sigma_pred z          what the network regresses
+    D   = sigma alpha_pred - alpha sigma_pred  never 0 on (0, 1)
+
+so ``(x_t, F)`` is a 2x2 matrix times ``(x, z)``, and everything else is its algebra:
+
+    x_hat = (sigma F - sigma_pred x_t) / D     z_hat = (alpha_pred x_t - alpha F) / D
+    X(x_t; t->s) = A x_t + B F                 the flow map: alpha_s x_hat + sigma_s z_hat
+    A = (sigma_s alpha_pred_t - alpha_s sigma_pred_t) / D_t
+    B = (alpha_s sigma_t - sigma_s alpha_t) / D_t
+    b = dB(t, s)/dt at s = t = (alpha sigma' - sigma alpha') / D
+    v = alpha' x_hat + sigma' z_hat            the velocity dx_t/dt
+
+A(t, t) = 1 and B(t, t) = 0, so the boundary condition of a consistency model needs no extra
+parametrisation.  Only on the linear path is F the velocity.
+
+Translation of the letters of UCGM (arXiv 2505.07447, section 3):
+
+    paper            alpha(t)  gamma(t)  alpha_hat(t)  gamma_hat(t)
+    here             sigma     alpha     sigma_pred    alpha_pred
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+HALF_PI = math.pi / 2
+
+
+class Coefficients(NamedTuple):
+    """The four functions of a transport at some times; each has the shape of ``t``."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_pred: Tensor
+    sigma_pred: Tensor
+
+    @property
+    def determinant(self) -> Tensor:
+        """D = sigma alpha_pred - alpha sigma_pred."""
+        return self.sigma * self.alpha_pred - self.alpha * self.sigma_pred
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """(B,) times with trailing unit axes, so that they broadcast over ``like`` (B, ...)."""
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+
+
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt at each time, by forward-mode differentiation."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Base of all transports: subclasses give :meth:`coefficients`, the algebra is here.
+
+    Times are tensors of any shape; the methods that take states expect (B,) times with
+    (B, ...) states.  To write your own path, return its four functions of t.
+    """
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The four functions at ``t``."""
+        raise NotImplementedError(f"{type(self).__name__} must define coefficients(t)")
+
+    def _broadcast(self, t: Tensor, like: Tensor) -> Coefficients:
+        return Coefficients(*(expand(c, like) for c in self.coefficients(t)))
+
+    def mix(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha x + sigma z; x, z (B, ...), t (B,)."""
+        c = self._broadcast(t, x)
+        return c.alpha * x + c.sigma * z
+
+    def target(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """F = alpha_pred x + sigma_pred z; x, z (B, ...), t (B,)."""
+        c = self._broadcast(t, x)
+        return c.alpha_pred * x + c.sigma_pred * z
+
+    def split(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_hat, z_hat) of a prediction F at (x_t, t); alpha x_hat + sigma z_hat = x_t."""
+        c = self._broadcast(t, x_t)
+        x_hat = (c.sigma * prediction - c.sigma_pred * x_t) / c.determinant
+        z_hat = (c.alpha_pred * x_t - c.alpha * prediction) / c.determinant
+        return x_hat, z_hat
+
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha', sigma') at ``t``, by forward-mode differentiation of the coefficients."""
+        return (
+            derivative(lambda time: self.coefficients(time).alpha, t),
+            derivative(lambda time: self.coefficients(time).sigma, t),
+        )
+
+    def velocity(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """v = alpha' x_hat + sigma' z_hat, the derivative of the path along the prediction."""
+        x_hat, z_hat = self.split(x_t, prediction, t)
+        alpha_rate, sigma_rate = self.derivatives(t)
+        return expand(alpha_rate, x_t) * x_hat + expand(sigma_rate, x_t) * z_hat
+
+    def map(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(A, B) of the flow map from t to s, of the broadcast shape of ``t`` and ``s``.
+
+        s = 0 < t means the data itself, so X = x_hat also on a path (EDM) whose first point is
+        scaled and still carries a little noise.
+        """
+        at, to = self.coefficients(t), self.coefficients(s)
+        to_data = (s == 0) & (t > 0)
+        alpha_s = torch.where(to_data, torch.ones_like(to.alpha), to.alpha)
+        sigma_s = torch.where(to_data, torch.zeros_like(to.sigma), to.sigma)
+        a = (sigma_s * at.alpha_pred - alpha_s * at.sigma_pred) / at.determinant
+        b = (alpha_s * at.sigma - sigma_s * at.alpha) / at.determinant
+        return a, b
+
+    def jump(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """X(x_t; t->s) = A x_t + B F; x_t, F (B, ...), t, s (B,)."""
+        a, b = self.map(t, s)
+        return expand(a, x_t) * x_t + expand(b, x_t) * prediction
+
+    def rate(self, t: Tensor) -> Tensor:
+        """b(t), the speed of B(t, s) as t leaves s."""
+        c = self.coefficients(t)
+        alpha_rate, sigma_rate = self.derivatives(t)
+        return (c.alpha * sigma_rate - c.sigma * alpha_rate) / c.determinant
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2); +inf at a time without noise, -inf without signal."""
+        c = self.coefficients(t)
+        return 2.0 * (c.alpha.log() - c.sigma.log())
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of :meth:`log_snr`, by bisection on [0, 1]; ends are clipped."""
+        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
+        for _ in range(60 if log_snr.dtype == torch.float64 else 30):
+            middle = 0.5 * (low + high)
+            cleaner = self.log_snr(middle) > log_snr
+            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+        return 0.5 * (low + high)
+
+
+@dataclass(frozen=True)
+class Linear(Transport):
+    """Flow matching and rectified flow (arXiv 2210.02747, 2209.03003): F = z - x = dx_t/dt."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha = 1 - t, sigma = t."""
+        one = torch.ones_like(t)
+        return Coefficients(1.0 - t, t, -one, one)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """t = 1 / (1 + exp(log_snr / 2))."""
+        return torch.sigmoid(-0.5 * log_snr)
+
+
+@dataclass(frozen=True)
+class Trig(Transport):
+    """TrigFlow (sCM, arXiv 2410.11081, equation 6) with the angle pi t / 2 and unit data scale."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha = cos, sigma = sin, and F the derivative by the angle."""
+        cos, sin = torch.cos(HALF_PI * t), torch.sin(HALF_PI * t)
+        return Coefficients(cos, sin, -sin, cos)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """t = atan(exp(-log_snr / 2)) / (pi / 2)."""
+        return torch.atan(torch.exp(-0.5 * log_snr)) / HALF_PI
