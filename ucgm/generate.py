@@ -10,7 +10,6 @@ The initial noise is drawn on the CPU, for all devices alike.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +19,10 @@ import torch
 from torch import Tensor
 
 from ucgm.checkpoint import Run, load_run
-from ucgm.data.images import UINT8_RULE, NpzSink, PngSink, grid
+from ucgm.data.files import NpzSink, PngSink
+from ucgm.data.images import UINT8_RULE, grid
 from ucgm.data.source import Dataset
+from ucgm.processes import Progress, join_world
 from ucgm.randomness import RowRandom
 from ucgm.sampler import Guidance, Sampler
 from ucgm.sampler.guidance import Network
@@ -151,10 +152,9 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
     data = run.config.data.open()
     null_label = data.num_classes or None
     network = guidance_of_run(run, settings).apply(run.network.to(settings.device), null_label)
-    sampler = replace(run.config.sampler, transport=run.config.objective.transport)
     samples = SampleSet(
         network,
-        sampler,
+        run.config.sampler,
         data,
         settings.seed,
         settings.labels,
@@ -242,25 +242,28 @@ def sample_run(
     """
     if num_images < 1 or batch_size < 1:
         raise ValueError("num_images and batch_size must be at least 1.")
-    device = device or best_device()
-    settings = Settings(
-        seed, labels, None if classes is None else tuple(classes), guidance_scale, precision, device
-    )
-    run = load_run(run_dir, step=checkpoint, weights=weights, device=device)
+    world = join_world(device)
+    only = None if classes is None else tuple(classes)
+    settings = Settings(seed, labels, only, guidance_scale, precision, world.device)
+    run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
     samples = samples_of_run(run, settings, steps)
-    protocol = {**protocol_of(run, settings, samples), "steps": samples.sampler.steps}
-    protocol["num_images"] = num_images
-    name = f"step_{run.step:07d}_{weights}_steps_{samples.sampler.steps:02d}_seed_{seed}"
-    folder = claim_folder(Path(out_dir or Path(run_dir) / "samples" / name), protocol)
-    sink = {"png": PngSink, "npz": NpzSink}[format](folder, num_images)
-    start = time.perf_counter()
-    for first in range(0, num_images, batch_size):
-        indices = torch.arange(first, min(first + batch_size, num_images))
+    steps = samples.sampler.steps
+    protocol = protocol_of(run, settings, samples) | {"steps": steps, "num_images": num_images}
+    name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{seed}"
+    folder = Path(out_dir or Path(run_dir) / "samples" / name)
+    if world.first:
+        claim_folder(folder, protocol)
+    world.wait()
+    sink = {"png": PngSink, "npz": NpzSink}[format](folder)
+    share = world.share(torch.arange(num_images).split(batch_size))
+    progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)
+    for indices in share:
         sink.write(indices, samples.images(indices), samples.labels_at(indices))
-        print_progress(int(indices[-1]) + 1, num_images, time.perf_counter() - start)
-    sink.close()
-    preview = save_preview(samples, folder / "grid.png")
-    print(f"{num_images} images in {folder}\nsample grid: {preview}")
+        progress.add(len(indices))
+    world.wait()
+    if world.first:
+        where = sink.close()
+        print(f"images: {where}\ngrid:   {save_preview(samples, folder / 'grid.png')}")
     return folder
 
 
@@ -289,19 +292,3 @@ def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(protocol, indent=2) + "\n")
     return folder
-
-
-def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``, in this order."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def print_progress(done: int, total: int, seconds: float, note: str = "") -> None:
-    """One line that says how many, how fast, how much longer."""
-    rate = done / max(seconds, 1e-9)
-    left = (total - done) / max(rate, 1e-9)
-    end = "\n" if done >= total else ""
-    text = f"\r{note}{done:,}/{total:,} images, {rate:,.0f}/s, {left:,.0f} s left   "
-    print(text, end=end, flush=True)

@@ -30,6 +30,7 @@ class DigitsDataset(Dataset):
     shape = (1, 8, 8)
     num_classes = 10
     class_names = tuple("0123456789")
+    exact = True
 
     def __init__(self, split: str = "train") -> None:
         if split not in ("train", "test", "all"):
@@ -46,7 +47,7 @@ class DigitsDataset(Dataset):
         return len(self.y)
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 1, 8, 8) float32 and y (B,) int64 at ``indices``."""
+        """Gather x (B, 1, 8, 8) float32 and y (B,) int64."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self.x[rows], self.y[rows]
 
@@ -57,17 +58,18 @@ class DigitsDataset(Dataset):
 
 @dataclass(frozen=True)
 class Digits(DataConfig):
-    """Handwritten digits, 8x8, embedded: the data of the demo and of the tests.
-
-    Args:
-        split: train (1,343 scans), test (454 held out, same classes) or all.
-    """
+    """Handwritten digits, 8x8, embedded: the data of the demo and of the tests."""
 
     split: Literal["train", "test", "all"] = "train"
+    """train (1,343 scans), test (454 held out, same classes) or all."""
 
     def open(self) -> DigitsDataset:
         """Read the scans from scikit-learn."""
         return DigitsDataset(self.split)
+
+    def held_out(self) -> "Digits | None":
+        """The test split, for the training split."""
+        return Digits("test") if self.split == "train" else None
 
 
 @lru_cache(maxsize=1)

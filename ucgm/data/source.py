@@ -24,12 +24,15 @@ class Dataset(torch.utils.data.Dataset, ABC):
         shape: (C, H, W) of one x.
         num_classes: number of classes; 0 when the data have no labels.
         class_names: one name per class, empty when there are none.
+        exact: whether ``decode`` gives back the real image (pixels do, lossy latents do not), so
+            that the set itself can serve as the reference of a benchmark.
     """
 
     name: str
     shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
+    exact: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -63,6 +66,10 @@ class DataConfig(ABC):
     @abstractmethod
     def open(self) -> Dataset:
         """Read the data, or raise ValueError with the remedy."""
+
+    def held_out(self) -> "DataConfig | None":
+        """Real data of the same kind that training does not see, where there are any."""
+        return None
 
 
 def asset_path(name: str) -> Path:

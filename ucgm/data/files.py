@@ -1,0 +1,98 @@
+"""Image files out: PNG folders, and npz files in the form the ADM evaluator reads.
+
+The npz holds ``arr_0`` (N, H, W, C) uint8 and ``arr_1`` (N,) int64 labels, in index order.  It is
+a stored (not compressed) zip that is written part by part: 50,000 images of 256x256 pixels are
+9.8 GB on disk and never lie in memory together.
+"""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ucgm.data.images import to_pil
+
+
+class PngSink:
+    """One PNG per image, named by its index: ``000123.png``, and ``labels.csv``.
+
+    Args:
+        folder: an existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+        """Save images (B, 1 or 3, H, W) uint8 under their ``indices`` (B,)."""
+        for index, image in zip(indices.tolist(), images, strict=True):
+            to_pil(image).save(self.folder / f"{index:06d}.png")
+        part = self.folder / f".labels_{int(indices[0]):08d}.csv"
+        rows = zip(indices.tolist(), labels.tolist(), strict=True)
+        part.write_text("".join(f"{index:06d}.png,{label}\n" for index, label in rows))
+
+    def close(self) -> Path:
+        """Join the labels in index order; call once, after all processes have written."""
+        parts = sorted(self.folder.glob(".labels_*.csv"))
+        text = "file,label\n" + "".join(part.read_text() for part in parts)
+        write_atomic(self.folder / "labels.csv", lambda path: path.write_text(text))
+        for part in parts:
+            part.unlink()
+        return self.folder
+
+
+class NpzSink:
+    """``samples.npz`` in index order, from parts written by any process in any order.
+
+    Args:
+        folder: an existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts = folder / ".parts"
+        self.parts.mkdir(exist_ok=True)
+
+    def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+        """Keep images (B, C, H, W) uint8 with consecutive ``indices`` (B,)."""
+        first = int(indices[0])
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+        for name, array in (("arr_0", pixels), ("arr_1", labels.numpy())):
+            with open(self.parts / f"{name}_{first:08d}.npy", "wb") as file:
+                np.save(file, array)
+
+    def close(self) -> Path:
+        """Join the parts; call once, after all processes have written."""
+        path = self.folder / "samples.npz"
+        write_atomic(path, self._join)
+        shutil.rmtree(self.parts)
+        return path
+
+    def _join(self, path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name in ("arr_0", "arr_1"):
+                arrays = [np.load(p, mmap_mode="r") for p in sorted(self.parts.glob(f"{name}_*"))]
+                shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for array in arrays:
+                        member.write(array.tobytes())
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path`` and rename it: all or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Processes and progress: who am I, what is my share, how long will it take.
+
+Started by ``torchrun`` or ``accelerate launch``, the process joins its group (gloo on CPUs, NCCL
+on GPUs); started alone, it is the world.  Work is shared in strides (item k goes to process
+k mod size), so that no process waits for another before the end.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one job.
+
+    Attributes:
+        rank: number of this process.
+        size: how many there are.
+        device: device of this process, for example ``cpu`` or ``cuda:1``.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files that are written once."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The part of ``items`` that is this process's; lengths may differ by one."""
+        return items[self.rank :: self.size]
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def join_world(device: str | None = None) -> World:
+    """The world this process was started in, on ``device`` (None: the fastest there is)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu")
+        return World(state.process_index, state.num_processes, str(state.device))
+    return World(device=device or best_device())
+
+
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``, in this order."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class Progress:
+    """One line with count, rate and remaining time, rewritten at most once a second.
+
+    Args:
+        total: how many images there will be.
+        label: what is counted, at the start of the line.
+        silent: print nothing (other processes than the first).
+    """
+
+    def __init__(self, total: int, label: str = "", silent: bool = False) -> None:
+        self.total, self.label, self.silent = total, label, silent
+        self.done = 0
+        self.start = time.perf_counter()
+        self._shown = self.start
+
+    def add(self, count: int) -> None:
+        """Count ``count`` more and print when it is time to."""
+        self.done += count
+        now = time.perf_counter()
+        last = self.done >= self.total
+        if self.silent or (not last and now - self._shown < 1.0):
+            return
+        self._shown = now
+        rate = self.done / max(now - self.start, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        counts = f"{self.done:,}/{self.total:,} images"
+        line = f"{self.label} {counts}, {rate:,.0f}/s, {left:,.0f} s left"
+        print(f"\r{line:<78}", end="\n" if last else "", flush=True)
