@@ -1,6 +1,21 @@
 """Networks: `network(x_t, t, y, s=None) -> F`; t = 0 is data, t = 1 is noise."""
 
-from ucgm.nn.configs import DiTConfig, NetworkConfig
+from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig, UNetConfig
+from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
+from ucgm.nn.edm2 import EDM2
+from ucgm.nn.network import Network
+from ucgm.nn.unet import UNet
 
-__all__ = ["DiT", "DiTConfig", "NetworkConfig"]
+__all__ = [
+    "DDT",
+    "DDTConfig",
+    "DiT",
+    "DiTConfig",
+    "EDM2",
+    "EDM2Config",
+    "Network",
+    "NetworkConfig",
+    "UNet",
+    "UNetConfig",
+]

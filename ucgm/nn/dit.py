@@ -21,22 +21,12 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from ucgm.nn.layers import (
-    Attention,
-    LabelEmbedder,
-    PatchEmbedder,
-    Rotary,
-    ScalarEmbedder,
-    make_mlp,
-    make_norm,
-    modulate,
-    sincos_positions,
-    unpatchify,
-)
+from ucgm.nn.embeddings import PatchEmbedder, Rotary, sincos_positions, unpatchify
+from ucgm.nn.layers import Attention, make_mlp, make_norm, modulate
+from ucgm.nn.network import Network, initialize
 
 
 class DiTBlock(nn.Module):
@@ -51,12 +41,13 @@ class DiTBlock(nn.Module):
         norm_affine: bool,
         mlp: str,
         qk_norm: bool,
+        qk_norm_affine: bool,
         shift: bool,
     ) -> None:
         super().__init__()
         self.shift = shift
         self.norm1 = make_norm(norm, width, norm_affine)
-        self.attn = Attention(width, num_heads, norm if qk_norm else None, norm_affine)
+        self.attn = Attention(width, num_heads, norm if qk_norm else None, qk_norm_affine)
         self.norm2 = make_norm(norm, width, norm_affine)
         self.mlp = make_mlp(mlp, width, mlp_ratio)
         self.adaLN_modulation = nn.Sequential(
@@ -89,7 +80,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(Network):
     """Diffusion transformer, `network(x_t, t, y, s=None) -> F`. Its settings:
 
     - `input_size`: height and width of the data.
@@ -101,20 +92,21 @@ class DiT(ModelMixin, ConfigMixin):
     - `mlp_ratio`: hidden width of the MLP over hidden_size (before the 2/3 of SwiGLU).
     - `num_classes`: number of classes; label num_classes is the null class; 0 = unconditional.
     - `norm`: "rms" or "layer".
-    - `norm_affine`: whether norms (and QK-norms) have a learned scale.
+    - `norm_affine`: whether norms have a learned scale.
     - `mlp`: "swiglu" or "gelu".
     - `qk_norm`: normalise queries and keys.
+    - `qk_norm_affine`: whether QK-norms have a learned scale; None = as norm_affine.
     - `rope`: rotary positions in attention.
     - `sincos`: add fixed sin-cos positions to the tokens.
     - `shift`: modulate with a shift beside the scale.
-    - `learn_sigma`: the head has twice the channels; the second half is dropped.
+    - `learn_sigma`: the head has twice the channels; the second half is not part of F.
     - `second_time`: accept `s`, embedded from t - s.
     - `guidance_input`: accept `guidance`, embedded from 1 - 1/guidance.
-    - `time_scale`: factor on t before the sinusoids.
+    - `time_scale`: factor on the native time before the sinusoids.
     - `time_max_period`: longest period of the sinusoids, over 2 pi.
+    - `convention`: time and sign of the weights, see `ucgm.nn.network`.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
     _skip_layerwise_casting_patterns = ["pos_embed", "norm", "embedder"]
@@ -136,6 +128,7 @@ class DiT(ModelMixin, ConfigMixin):
         norm_affine: bool = False,
         mlp: str = "swiglu",
         qk_norm: bool = True,
+        qk_norm_affine: bool | None = None,
         rope: bool = True,
         sincos: bool = True,
         shift: bool = True,
@@ -144,27 +137,21 @@ class DiT(ModelMixin, ConfigMixin):
         guidance_input: bool = False,
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
+        convention: str = "ucgm",
     ) -> None:
         super().__init__()
         if input_size % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide input_size {input_size}")
-        self.gradient_checkpointing = False
-        self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
-        self.num_classes, self.learn_sigma = num_classes, learn_sigma
-        self.grid = input_size // patch_size
-
-        def time_embedder() -> ScalarEmbedder:
-            return ScalarEmbedder(hidden_size, time_scale, time_max_period)
-
+        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
+        self._embed(hidden_size, time_scale, time_max_period, guidance_input)
+        self.learn_sigma = learn_sigma
+        self.patch_size, self.grid = patch_size, input_size // patch_size
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size)
-        self.t_embedder = time_embedder()
-        self.h_embedder = time_embedder() if second_time else None
-        self.g_embedder = ScalarEmbedder(hidden_size, 1.0, 10000.0) if guidance_input else None
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size) if num_classes else None
         positions = torch.zeros(1, self.grid**2, hidden_size) if sincos else None
         self.register_buffer("pos_embed", positions)
         self.rotary = Rotary(hidden_size // num_heads, self.grid) if rope else None
-        switches = (mlp_ratio, norm, norm_affine, mlp, qk_norm, shift)
+        affine = norm_affine if qk_norm_affine is None else qk_norm_affine
+        switches = (mlp_ratio, norm, norm_affine, mlp, qk_norm, affine, shift)
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_heads, *switches) for _ in range(depth)
         )
@@ -174,82 +161,34 @@ class DiT(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Xavier-uniform layers; zero modulation, zero head, zero second-input embedders."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """Draw new weights: zero modulation and head, so that every block is the identity."""
+        blocks = [cast(DiTBlock, block) for block in self.blocks]
+        modulations = [block.adaLN_modulation for block in blocks]
+        initialize(
+            self, zero=[*modulations, self.final_layer.adaLN_modulation, self.final_layer.linear]
+        )
         if self.pos_embed is not None:
             self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[-1], self.grid))
-        if self.y_embedder is not None:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for embedder in (self.t_embedder, self.h_embedder, self.g_embedder):
-            if embedder is not None:
-                nn.init.normal_(cast(nn.Linear, embedder.mlp[0]).weight, std=0.02)
-                nn.init.normal_(cast(nn.Linear, embedder.mlp[2]).weight, std=0.02)
-        zeros = [self.final_layer.linear, self.final_layer.adaLN_modulation[1]]
-        zeros += [cast(DiTBlock, block).adaLN_modulation[1] for block in self.blocks]
-        zeros += [e.mlp[2] for e in (self.h_embedder, self.g_embedder) if e is not None]
-        for layer in zeros:
-            nn.init.zeros_(cast(nn.Linear, layer).weight)
-            nn.init.zeros_(cast(nn.Linear, layer).bias)
 
-    def forward(
+    def native(
         self,
-        x_t: Tensor,
+        x: Tensor,
         t: Tensor,
         y: Tensor | None = None,
-        s: Tensor | None = None,
+        h: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Predict F, (B, C, H, W).
-
-        - `x_t`: noisy data (B, C, H, W).
-        - `t`: times (B,) in [0, 1]; 0 is data, 1 is noise.
-        - `y`: labels (B,) int64, num_classes = no label; ignored by an unconditional network.
-        - `s`: destination times (B,) of a two-time network; None means s = t.
-        - `guidance`: guidance scales (B,) >= 1; None means 1.
-        """
-        if x_t.shape[1:] != (self.in_channels, self.input_size, self.input_size):
-            raise ValueError(
-                f"the network was built for data of shape (in_channels, input_size, input_size) = "
-                f"{(self.in_channels, self.input_size, self.input_size)}, "
-                f"got {tuple(x_t.shape[1:])}"
-            )
-        c = self.condition(t, y, s, guidance)
-        x = self.x_embedder(x_t)
-        if self.pos_embed is not None:
-            x = x + self.pos_embed
-        rope = None if self.rotary is None else self.rotary.table
-        recompute = self._gradient_checkpointing_func if torch.is_grad_enabled() else None
-        for block in self.blocks:
-            if self.gradient_checkpointing and recompute is not None:
-                x = recompute(block, x, c, rope)
-            else:
-                x = block(x, c, rope)
-        out = unpatchify(self.final_layer(x, c), self.patch_size, self.grid)
-        return out[:, : self.in_channels] if self.learn_sigma else out
-
-    def condition(
-        self, t: Tensor, y: Tensor | None, s: Tensor | None, guidance: Tensor | None
-    ) -> Tensor:
-        """Return the conditioning vector c, (B, hidden_size)."""
-        c = self.t_embedder(t)
+        """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma."""
+        c = self.embed_scalars(t, h, guidance)
         if self.y_embedder is not None:
-            if y is None:
-                raise ValueError(
-                    f"a class-conditional network needs y; pass y = {self.num_classes} "
-                    "(the null class) for no label"
-                )
-            c = c + self.y_embedder(y)
-        if self.h_embedder is not None:
-            c = c + self.h_embedder(torch.zeros_like(t) if s is None else t - s)
-        elif s is not None:
-            raise ValueError("this network has one time: build it with second_time=True to pass s")
-        if self.g_embedder is not None:
-            zeta = torch.zeros_like(t) if guidance is None else 1 - 1 / guidance
-            c = c + self.g_embedder(zeta)
-        elif guidance is not None:
-            raise ValueError("build the network with guidance_input=True to pass guidance")
-        return c
+            c = c + self.y_embedder(self.require_labels(y))
+        tokens = self.x_embedder(x)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        tokens = self.run(
+            self.blocks, tokens, c, None if self.rotary is None else self.rotary.table
+        )
+        out = unpatchify(self.final_layer(tokens, c), self.patch_size, self.grid)
+        if self.learn_sigma and not self.orientation.keeps_variance:
+            return out[:, : self.shape[0]]
+        return out

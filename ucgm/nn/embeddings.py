@@ -1,0 +1,166 @@
+"""What enters and leaves a diffusion transformer: times, labels, positions and patches.
+
+Time is [cos(t' w_i), sin(t' w_i)], w_i = period^(-i/128), i = 0..127, t' = scale * t, through a
+two-layer MLP. Rotary positions turn channel pairs (2i, 2i+1) of queries and keys by an angle that
+is linear in the row or the column of the patch (arXiv:2104.09864, in two dimensions).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NUM_FREQUENCIES = 128
+
+
+class FixedTable(nn.Module):
+    """Constants that follow from the config: never saved, never rounded by a cast of the module.
+
+    A move or a cast of the parent recomputes the table on the new device, in float64 if the
+    module became float64 and in float32 otherwise, so a bfloat16 module keeps exact angles and
+    a module materialised from the meta device has no uninitialised buffer.
+    """
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = self.compute().to(torch.get_default_device(), torch.float32)
+        self.register_buffer("table", table, persistent=False)
+
+    def compute(self) -> Tensor:
+        """Return the table in float64 on the CPU."""
+        raise NotImplementedError
+
+    def _apply(self, fn, recurse: bool = True) -> FixedTable:  # noqa: ANN001
+        super()._apply(fn, recurse)
+        dtype = torch.float64 if self.table.dtype == torch.float64 else torch.float32
+        self.table = self.compute().to(self.table.device, dtype)
+        return self
+
+
+class Frequencies(FixedTable):
+    """Angular frequencies of the time embedding, (128,)."""
+
+    def __init__(self, scale: float, max_period: float) -> None:
+        self.scale, self.max_period = scale, max_period
+        super().__init__()
+
+    def compute(self) -> Tensor:
+        """Return scale * max_period^(-i/128)."""
+        steps = torch.arange(_NUM_FREQUENCIES, dtype=torch.float64, device="cpu")
+        return self.scale * torch.exp(-math.log(self.max_period) / _NUM_FREQUENCIES * steps)
+
+
+class Rotary(FixedTable):
+    """Cosines and signed sines of the patch angles, (2, grid * grid, head_dim).
+
+    Angles are position * 10000^(-4 i / head_dim). `layout="blocks"`: the first half of a head
+    holds the rows, the second the columns, positions 0, 1, 2, ... (LightningDiT, TiT).
+    `layout="pairs"`: pairs alternate column, row, with positions spread evenly over `extent`
+    (DDT, arXiv:2504.05741).
+    """
+
+    def __init__(
+        self, head_dim: int, grid: int, layout: str = "blocks", extent: float | None = None
+    ) -> None:
+        if head_dim % 4:
+            raise ValueError(
+                f"rope needs a head size divisible by 4, got {head_dim}: "
+                "change num_heads or hidden_size, or set rope=False"
+            )
+        self.head_dim, self.grid, self.layout, self.extent = head_dim, grid, layout, extent
+        super().__init__()
+
+    def compute(self) -> Tensor:
+        """Return the stack of cos and of (-sin, sin, -sin, sin, ...)."""
+        options = {"dtype": torch.float64, "device": "cpu"}
+        frequency = 10000.0 ** (-torch.arange(0, self.head_dim, 4, **options) / self.head_dim)
+        position = torch.arange(self.grid, **options)
+        if self.extent is not None:
+            position = torch.linspace(0, self.extent, self.grid, **options)
+        angle = position[:, None] * frequency
+        rows = angle[:, None].expand(-1, self.grid, -1)
+        columns = angle[None].expand(self.grid, -1, -1)
+        if self.layout == "blocks":
+            angle = torch.cat([rows, columns], dim=-1)
+        else:
+            angle = torch.stack([columns, rows], dim=-1).flatten(2)
+        angle = angle.flatten(0, 1)
+        cos = angle.cos().repeat_interleave(2, dim=-1)
+        sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(1)
+        return torch.stack([cos, sin])
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed position embedding, (1, grid * grid, width), float32 (MAE, arXiv:2111.06377).
+
+    The first half of the channels encodes the column, the second the row, each as
+    [sin(p w_i), cos(p w_i)] with w_i = 10000^(-4 i / width).
+    """
+    if width % 4:
+        raise ValueError(f"sin-cos positions need a hidden_size divisible by 4, got {width}")
+    options = {"dtype": torch.float64, "device": "cpu"}
+    omega = 10000.0 ** (-torch.arange(width // 4, **options) / (width // 4))
+    angle = torch.arange(grid, **options)[:, None] * omega
+    wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
+    columns, rows = wave[None].expand(grid, -1, -1), wave[:, None].expand(-1, grid, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)[None].float()
+
+
+class ScalarEmbedder(nn.Module):
+    """Embed a scalar per row (a time) through sinusoids and a two-layer MLP."""
+
+    def __init__(self, width: int, scale: float, max_period: float) -> None:
+        super().__init__()
+        self.frequencies = Frequencies(scale, max_period)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * _NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map `t` (B,) to (B, width); float32 or wider even under autocast."""
+        with torch.autocast(t.device.type, enabled=False):
+            angle = t.to(self.frequencies.table.dtype)[:, None] * self.frequencies.table
+            wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
+            return self.mlp(wave.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """One vector per class; row `num_classes` is the null class."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Map labels `y` (B,), int64 in [0, num_classes], to (B, width)."""
+        return self.embedding_table(y)
+
+
+class PatchEmbedder(nn.Module):
+    """Project every p x p patch of an image to a token."""
+
+    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` (B, C, H, W) to (B, H W / p^2, width)."""
+        # A matrix product: for so few channels it beats the convolution on every device.
+        p = self.patch_size
+        patches = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(
+            patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias
+        )
+
+
+def unpatchify(tokens: Tensor, patch_size: int, grid: int) -> Tensor:
+    """Lay tokens (B, grid^2, p^2 C), channel last inside a patch, out as (B, C, H, W)."""
+    patches = tokens.unflatten(-1, (patch_size, patch_size, -1)).unflatten(1, (grid, grid))
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
