@@ -1,124 +1,33 @@
-"""Samples by index: sample i depends on (network, sampler, seed, i) and on nothing else.
+"""Samples of a trained run: settings, protocol, PNG and npz sinks.
 
-    label_i  = i mod C  (balanced, any prefix is balanced to one), or a uniform class drawn from i
-    noise_i  = the random numbers whose key is (seed, i), see :mod:`ucgm.randomness`
-    x_i      = sampler(network, noise_i, label_i),    image_i = uint8(decode(x_i))
-
-so the same indices at 1, 2 and 4 steps are the same samples with more or less work, neither the
-batch size nor the number of processes is part of a result, and a stopped job goes on anywhere.
-The initial noise is drawn on the CPU, for all devices alike.
+What makes sample i is in :mod:`ucgm.samples`; this file takes network, sampler, guidance and data
+from a run folder, writes images in index order, and says in ``protocol.json`` what decided them.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ucgm.checkpoint import Run, load_run
 from ucgm.data.files import NpzSink, PngSink
-from ucgm.data.images import UINT8_RULE, grid
-from ucgm.data.source import Dataset
+from ucgm.data.images import UINT8_RULE
 from ucgm.processes import Progress, join_world
-from ucgm.randomness import RowRandom
-from ucgm.sampler import Guidance, Sampler
-from ucgm.sampler.guidance import Network
+from ucgm.report.figures import save_grid
+from ucgm.sampler import Guidance
+from ucgm.samples import LabelRule, Precision, RowCounter, SampleSet
 
-LabelRule = Literal["balanced", "random"]
-Precision = Literal["fp32", "bf16"]
-
-
-def labels_of(
-    indices: Tensor,
-    num_classes: int,
-    rule: LabelRule = "balanced",
-    seed: int = 0,
-    classes: Sequence[int] | None = None,
-) -> Tensor:
-    """Class of each sample index (B,) int64; the null class 0 where there are no classes.
-
-    Args:
-        indices: (B,) int64 sample numbers.
-        num_classes: classes of the data.
-        rule: ``balanced`` gives class ``i mod C``; ``random`` a uniform class from (seed, i).
-        seed: of the ``random`` rule.
-        classes: draw from these classes only.
-
-    Raises:
-        ValueError: for a class outside the data's, or an unknown rule.
-    """
-    if num_classes == 0:
-        if classes:
-            raise ValueError("classes were given, but these data have none: leave them out.")
-        return torch.zeros_like(indices)
-    allowed = torch.arange(num_classes) if classes is None else torch.tensor(list(classes))
-    if allowed.numel() == 0:
-        raise ValueError("the list of classes is empty: give at least one, or leave it out.")
-    outside = [c for c in allowed.tolist() if not 0 <= c < num_classes]
-    if outside:
-        raise ValueError(f"class {outside[0]} is out of range: choose from 0 to {num_classes - 1}.")
-    if rule == "balanced":
-        pick = indices % len(allowed)
-    elif rule == "random":
-        number = RowRandom.for_rows(seed, -2, indices).uniform(1, dtype=torch.float64)[:, 0]
-        pick = (number * len(allowed)).long()
-    else:
-        raise ValueError(f"label rule {rule!r} is unknown: choose balanced or random.")
-    return allowed.to(torch.int64)[pick]
-
-
-@dataclass(frozen=True, eq=False)
-class SampleSet:
-    """An endless, indexed set of samples.
-
-    Attributes:
-        network: with its guidance wrapped around it, in evaluation mode.
-        sampler: from noise to data.
-        data: gives the shape, the classes and ``decode``.
-        seed: of noise and labels.
-        labels: rule of :func:`labels_of`.
-        classes: restriction of the classes, None for all.
-        precision: ``fp32``, or ``bf16`` for autocast of the network; decoding is always float32.
-        device: where the network is.
-    """
-
-    network: Network
-    sampler: Sampler
-    data: Dataset
-    seed: int = 0
-    labels: LabelRule = "balanced"
-    classes: tuple[int, ...] | None = None
-    precision: Precision = "fp32"
-    device: torch.device | str = "cpu"
-
-    def with_steps(self, steps: int) -> "SampleSet":
-        """The same samples with another number of steps."""
-        if steps < 1:
-            raise ValueError(f"the number of steps is {steps}: it must be at least 1.")
-        return replace(self, sampler=replace(self.sampler, steps=steps))
-
-    def labels_at(self, indices: Tensor) -> Tensor:
-        """Classes (B,) int64 of the samples ``indices``."""
-        return labels_of(indices, self.data.num_classes, self.labels, self.seed, self.classes)
-
-    @torch.no_grad()
-    def latents(self, indices: Tensor) -> Tensor:
-        """Samples (B, C, H, W) float32 in the network's space, on the device."""
-        random = RowRandom.for_samples(self.seed, indices.cpu())
-        noise = random.normal(*self.data.shape).to(self.device)
-        random.keys = random.keys.to(self.device)
-        y = self.labels_at(indices.cpu()).to(self.device)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.sampler(self.network, noise, y, random).float()
-
-    @torch.no_grad()
-    def images(self, indices: Tensor) -> Tensor:
-        """Images (B, channels, height, width) uint8 of the samples ``indices``, on the CPU."""
-        return self.data.decode(self.latents(indices)).cpu()
+__all__ = [
+    "SampleSet",
+    "Settings",
+    "claim_folder",
+    "protocol_of",
+    "sample_run",
+    "samples_of_run",
+    "save_preview",
+]
 
 
 @dataclass(frozen=True)
@@ -130,7 +39,7 @@ class Settings:
         labels: rule of :func:`labels_of`.
         classes: draw these classes only.
         guidance_scale: weight of classifier-free guidance; 1 is off.
-        precision: ``fp32``, or ``bf16`` for autocast of the network.
+        precision: ``fp32``, ``bf16`` or ``fp64``, see :class:`SampleSet`.
         device: where to run, for example ``cuda``.
     """
 
@@ -150,10 +59,13 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
             model without classes.
     """
     data = run.config.data.open()
-    null_label = data.num_classes or None
-    network = guidance_of_run(run, settings).apply(run.network.to(settings.device), null_label)
+    network = run.network.to(settings.device)
+    if settings.precision == "fp64":
+        network = network.double()
+    counter = RowCounter(network)
+    guided = guidance_of_run(run, settings).apply(counter, data.num_classes or None)
     samples = SampleSet(
-        network,
+        guided,
         run.config.sampler,
         data,
         settings.seed,
@@ -161,6 +73,7 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
         settings.classes,
         settings.precision,
         settings.device,
+        counter,
     )
     samples.labels_at(torch.arange(1))
     return samples if steps is None else samples.with_steps(steps)
@@ -232,9 +145,9 @@ def sample_run(
         format: png (one file per image and a grid) or npz (arr_0 images, arr_1 labels).
         guidance_scale: weight of classifier-free guidance; 1 is off, the run's when left out.
         labels: balanced (class i mod C) or random.
-        weights: ema or model.
+        weights: ema or network.
         checkpoint: training step of the checkpoint; the latest when left out.
-        precision: fp32 or bf16.
+        precision: fp32, bf16 or fp64.
         device: cpu, cuda, ...; the fastest there is when left out.
 
     Returns:
@@ -263,21 +176,14 @@ def sample_run(
     world.wait()
     if world.first:
         where = sink.close()
-        print(f"images: {where}\ngrid:   {save_preview(samples, folder / 'grid.png')}")
+        picture = save_preview(samples, folder / "grid.png")
+        print(f"images:  {where}\npicture: {picture}")
     return folder
 
 
-def save_preview(samples: SampleSet, path: Path, rows: int = 10, columns: int = 10) -> Path:
-    """A grid of the first samples: one class per row (no classes: reading order)."""
-    classes = samples.classes or tuple(range(samples.data.num_classes)) or (0,)
-    shown = min(rows, len(classes)) if samples.data.num_classes else rows
-    stride = len(classes) if samples.data.num_classes and samples.labels == "balanced" else 0
-    if stride:
-        indices = torch.arange(columns)[None, :] * stride + torch.arange(shown)[:, None]
-    else:
-        indices = torch.arange(shown * columns)
-    images = torch.cat([samples.images(part) for part in indices.flatten().split(100)])
-    grid(images, columns).save(path)
+def save_preview(samples: SampleSet, path: Path) -> Path:
+    """A contact sheet of the first samples: one class per row (no classes: reading order)."""
+    save_grid(samples, path)
     return path
 
 

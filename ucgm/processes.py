@@ -6,6 +6,7 @@ k mod size), so that no process waits for another before the end.
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def best_device() -> str:
 
 
 class Progress:
-    """One line with count, rate and remaining time, rewritten at most once a second.
+    """One line with count, rate and remaining time, rewritten every second.
+
+    Where the output is no terminal, a new line every half minute.
 
     Args:
         total: how many images there will be.
@@ -78,16 +81,24 @@ class Progress:
         self.start = time.perf_counter()
         self._shown = self.start
 
+    def skip(self, count: int) -> None:
+        """``count`` images are there already and need no work."""
+        self.total -= count
+
     def add(self, count: int) -> None:
         """Count ``count`` more and print when it is time to."""
         self.done += count
         now = time.perf_counter()
         last = self.done >= self.total
-        if self.silent or (not last and now - self._shown < 1.0):
+        terminal = sys.stdout.isatty()
+        if self.silent or (not last and now - self._shown < (1.0 if terminal else 30.0)):
             return
         self._shown = now
         rate = self.done / max(now - self.start, 1e-9)
         left = (self.total - self.done) / max(rate, 1e-9)
         counts = f"{self.done:,}/{self.total:,} images"
         line = f"{self.label} {counts}, {rate:,.0f}/s, {left:,.0f} s left"
-        print(f"\r{line:<78}", end="\n" if last else "", flush=True)
+        if terminal:
+            print(f"\r{line:<78}", end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)

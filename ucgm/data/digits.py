@@ -31,6 +31,7 @@ class DigitsDataset(Dataset):
     num_classes = 10
     class_names = tuple("0123456789")
     exact = True
+    extractor = "digits"
 
     def __init__(self, split: str = "train") -> None:
         if split not in ("train", "test", "all"):

@@ -26,6 +26,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
         class_names: one name per class, empty when there are none.
         exact: whether ``decode`` gives back the real image (pixels do, lossy latents do not), so
             that the set itself can serve as the reference of a benchmark.
+        extractor: name of the feature extractor for such images.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
     num_classes: int
     class_names: tuple[str, ...]
     exact: bool = False
+    extractor: str = "inception"
 
     @abstractmethod
     def __len__(self) -> int:

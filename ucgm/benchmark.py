@@ -1,0 +1,260 @@
+"""FID against the number of steps.
+
+    for every number of steps, for every repeat r:
+        samples r n .. (r + 1) n - 1, the same indices for every number of steps
+        -> chunks of features (:mod:`ucgm.chunks`), shared by all processes
+        -> one float64 reduction of (count, sum, outer product)
+        -> scores
+
+Equal indices make the curve a paired comparison: at n = 1,000 the spread of a difference between
+two step counts is a fifth of that of independent samples.  Repeats are disjoint index ranges; their
+mean, standard deviation and minimum are reported, never one of them under the name of another.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ucgm.checkpoint import Run, load_run
+from ucgm.evaluate import (
+    available_metrics,
+    choose_metrics,
+    extract_dataset,
+    find_references,
+    measure,
+    score,
+    warn_if_few,
+)
+from ucgm.extractors import Extractor, open_extractor
+from ucgm.generate import Settings, claim_folder, protocol_of, samples_of_run
+from ucgm.metrics import Reference
+from ucgm.processes import World, join_world
+from ucgm.report import write_report
+from ucgm.samples import LabelRule, Precision
+from ucgm.sweep import Sweep
+
+NFE_CONVENTION = (
+    "NFE = network rows evaluated per image, counted at the network: an evaluation under "
+    "classifier-free guidance counts 2, one outside the guidance interval 1."
+)
+
+
+def benchmark(
+    run: Run,
+    steps: Sequence[int] = (1, 2, 4, 8, 16),
+    num_samples: int = 2000,
+    seed: int = 0,
+    out_dir: str | Path | None = None,
+    repeats: int = 1,
+    batch_size: int = 250,
+    labels: LabelRule = "balanced",
+    guidance_scale: float | None = None,
+    metrics: Sequence[str] | None = None,
+    extractor: str | None = None,
+    extractor_weights: str | None = None,
+    reference: str | None = None,
+    held_out: str | None = None,
+    precision: Precision = "fp32",
+    keep_features: bool = True,
+    world: World | None = None,
+) -> dict[str, Any]:
+    """Measure a trained run at several numbers of steps; see :func:`benchmark_run`.
+
+    Returns:
+        the content of ``benchmark.json``, with its folder under ``folder``; on other processes
+        than the first, the folder alone.
+    """
+    world = world or World()
+    steps = check_sizes(steps, num_samples, repeats, batch_size)
+    settings = Settings(seed, labels, None, guidance_scale, precision, world.device)
+    samples = samples_of_run(run, settings)
+    features = open_extractor(extractor or samples.data.extractor, extractor_weights, world.device)
+    warn_if_few(num_samples, features.dimensions["features"])
+    references = find_references(run.config.data, features, reference, held_out)
+    available = available_metrics(features, *references, samples.data.num_classes)
+    chosen = choose_metrics(metrics, available)
+    protocol = protocol_of(run, settings, samples) | {
+        "num_samples": num_samples,
+        "repeats": repeats,
+        "batch_size": batch_size,
+        "extractor": {"name": features.name, "sha256": features.digest, "note": features.note},
+        "versions": versions(),
+    }
+    mark = fingerprint(protocol)
+    name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
+    folder = Path(out_dir or run.run_dir / "benchmark" / name)
+    if world.first:
+        claim_folder(folder, protocol)
+    world.wait()
+    sweep = Sweep(samples, features, num_samples, repeats, batch_size, folder, world)
+    rows = []
+    for count in steps:
+        for repeat in range(repeats):
+            measured, row = sweep.measure(count, repeat)
+            if world.first:
+                rows.append(row | {"scores": score(measured, chosen, *references)})
+    if not world.first:
+        return {"folder": str(folder)}
+    result = {
+        "schema": 1,
+        "name": run.run_dir.name,
+        "fingerprint": mark,
+        "protocol": protocol,
+        "nfe_convention": NFE_CONVENTION,
+        "references": [describe_reference(part) for part in references if part is not None],
+        "metrics": list(chosen),
+        "real": real_scores(run, features, chosen, references, reference),
+        "machine": machine(world),
+        "rows": rows,
+    }
+    write_report(folder, result, samples)
+    if not keep_features:
+        shutil.rmtree(folder / "chunks")
+    return result | {"folder": str(folder)}
+
+
+def check_sizes(
+    steps: Sequence[int], num_samples: int, repeats: int, batch_size: int
+) -> tuple[int, ...]:
+    """The step counts, sorted and unique.
+
+    Raises:
+        ValueError: for counts below one.
+    """
+    if not steps:
+        raise ValueError("no number of steps was given: for example --steps 1 2 4 8.")
+    for name, value in (
+        *(("steps", count) for count in steps),
+        ("repeats", repeats),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1.")
+    if num_samples < 10:
+        raise ValueError(f"num_samples is {num_samples}: a covariance needs at least 10 samples.")
+    return tuple(sorted(set(steps)))
+
+
+def real_scores(
+    run: Run,
+    extractor: Extractor,
+    metrics: Sequence[str],
+    references: tuple[Reference, Reference | None],
+    path: str | None,
+) -> dict[str, Any] | None:
+    """Scores of held-out real images: the noise floor of the curve. None without such images."""
+    source = run.config.data.held_out()
+    if path is not None or source is None:
+        return None
+    data = source.open()
+    outputs, labels = extract_dataset(data, extractor)
+    wanted = [name for name in metrics if name != "fid_heldout"]
+    scores = score(measure(outputs, labels), wanted, references[0])
+    return {"name": data.name, "num_samples": len(data), "scores": scores}
+
+
+def describe_reference(reference: Reference) -> dict[str, Any]:
+    """Identity of a reference for the report."""
+    return {
+        "name": reference.name,
+        "sha256": reference.digest,
+        "num_samples": reference.gaussian.count,
+        "protocol": reference.protocol,
+    }
+
+
+def fingerprint(protocol: dict[str, Any]) -> str:
+    """sha256 of a protocol."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what moves a number."""
+    names = ("ucgm", "torch", "numpy", "torch-fidelity")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def machine(world: World) -> dict[str, Any]:
+    """Where it ran; no part of the fingerprint."""
+    device = world.device
+    if device.startswith("cuda"):
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {"device": device, "processes": world.size, "threads": torch.get_num_threads()}
+
+
+def benchmark_run(
+    run_dir: str,
+    steps: list[int] | None = None,
+    num_samples: int = 2000,
+    repeats: int = 1,
+    seed: int = 0,
+    labels: LabelRule = "balanced",
+    guidance_scale: float | None = None,
+    metrics: list[str] | None = None,
+    extractor: str | None = None,
+    extractor_weights: str | None = None,
+    reference: str | None = None,
+    held_out: str | None = None,
+    out_dir: str | None = None,
+    batch_size: int = 250,
+    precision: Precision = "fp32",
+    weights: str = "ema",
+    checkpoint: int | None = None,
+    keep_features: bool = True,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """FID and its companions against the number of steps, with pictures.
+
+    Args:
+        run_dir: folder of the run.
+        steps: numbers of steps; 1 2 4 8 16 when left out.
+        num_samples: per number of steps; papers use 50000.
+        repeats: disjoint sets of samples, for mean and spread.
+        seed: of noise and labels.
+        labels: balanced (class i mod C) or random.
+        guidance_scale: weight of classifier-free guidance; 1 is off, the run's when left out.
+        metrics: names from fid fid_heldout sfid kid precision recall inception_score accuracy;
+            all that can be computed when left out.
+        extractor: digits, inception or a registered name; that of the data when left out.
+        extractor_weights: path of its weights.
+        reference: statistics of real images; the training data when left out.
+        held_out: statistics of real images that training did not see.
+        out_dir: where the report goes; a folder under RUN/benchmark when left out.
+        batch_size: images per sampler call and process.
+        precision: fp32, bf16 or fp64.
+        weights: ema or network.
+        checkpoint: training step of the checkpoint; the latest when left out.
+        keep_features: keep the features, so that another metric costs no sampling.
+        device: cpu, cuda, ...; the fastest there is when left out.
+
+    Returns:
+        the content of ``benchmark.json``.
+    """
+    world = join_world(device)
+    run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
+    return benchmark(
+        run,
+        steps=(1, 2, 4, 8, 16) if steps is None else steps,
+        num_samples=num_samples,
+        seed=seed,
+        out_dir=out_dir,
+        repeats=repeats,
+        batch_size=batch_size,
+        labels=labels,
+        guidance_scale=guidance_scale,
+        metrics=metrics,
+        extractor=extractor,
+        extractor_weights=extractor_weights,
+        reference=reference,
+        held_out=held_out,
+        precision=precision,
+        keep_features=keep_features,
+        world=world,
+    )

@@ -1,0 +1,212 @@
+"""Features of generated images, a chunk at a time: what survives a kill.
+
+A set of n samples is cut into chunks of 1,000 indices.  Chunk c belongs to process c mod size;
+there is no collective in the loop, so processes may run at different speeds.  A finished chunk is
+a file, written beside its name and renamed: it is there whole or not at all.  A restart, on any
+number of processes, keeps the chunks whose checksum holds and makes the others.
+
+    chunk_00012.safetensors   features, logits, spatial (1000, .) float32, labels (1000,) int64
+        metadata: checksum, sha256 of the images in index order, network rows, seconds per stage
+"""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ucgm.data.files import write_atomic
+from ucgm.extractors import Extractor
+from ucgm.samples import SampleSet
+
+CHUNK = 1000
+STAGES = ("sampler", "decoder", "extractor")
+
+
+@dataclass
+class Chunk:
+    """Extractor outputs of consecutive sample indices.
+
+    Attributes:
+        rows: ``features``, ``labels`` and what else the extractor gives, equal lengths.
+        images_sha256: of the uint8 images (C, H, W) in index order.
+        network_rows: rows the network evaluated.
+        seconds: per stage.
+        timed: images these seconds are for, per stage.
+    """
+
+    rows: dict[str, Tensor]
+    images_sha256: str
+    network_rows: int
+    seconds: dict[str, float]
+    timed: dict[str, int]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.rows["labels"])
+
+
+class ChunkFolder:
+    """The chunk files of one set of samples.
+
+    Args:
+        folder: is made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, number: int) -> Path:
+        """File of chunk ``number``."""
+        return self.folder / f"chunk_{number:05d}.safetensors"
+
+    def read(self, number: int, count: int) -> Chunk | None:
+        """The chunk; None when it is missing, not of ``count``, or damaged (with a warning)."""
+        path = self.path(number)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["chunk"])
+                rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts.pop("checksum") != checksum(rows):
+                raise ValueError("its checksum does not hold")
+            chunk = Chunk(rows, **facts)
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=2)
+            return None
+        return chunk if len(chunk) == count else None
+
+    def write(self, number: int, chunk: Chunk) -> None:
+        """Save the chunk, whole or not at all.
+
+        Raises:
+            ValueError: when the disk is full; the chunks written before stay.
+        """
+        facts = {
+            "images_sha256": chunk.images_sha256,
+            "network_rows": chunk.network_rows,
+            "seconds": chunk.seconds,
+            "timed": chunk.timed,
+            "checksum": checksum(chunk.rows),
+        }
+        rows = {name: value.contiguous() for name, value in chunk.rows.items()}
+        metadata = {"chunk": json.dumps(facts)}
+        try:
+            write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"chunk {number} could not be written to {self.folder}: {error}. Finished chunks "
+                "are kept: free some space and run the same command again."
+            ) from error
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Counts, image hash and times of a finished chunk."""
+        with safe_open(self.path(number), framework="pt") as file:
+            return json.loads(file.metadata()["chunk"])
+
+    def all_rows(self, numbers: range, name: str) -> Tensor:
+        """The rows ``name`` of the chunks ``numbers``, joined in index order."""
+        parts = []
+        for number in numbers:
+            with safe_open(self.path(number), framework="pt") as file:
+                parts.append(file.get_tensor(name))
+        return torch.cat(parts)
+
+    def clean(self) -> None:
+        """Delete temporary files of killed processes."""
+        for path in self.folder.glob(".chunk_*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def checksum(rows: dict[str, Tensor]) -> str:
+    """sha256 over names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(rows):
+        digest.update(f"{name} {tuple(rows[name].shape)} {rows[name].dtype}".encode())
+        digest.update(rows[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Stopwatch:
+    """Seconds and images per stage; the first use of a stage is warm-up and is not counted."""
+
+    def __init__(self) -> None:
+        self._warm: set[str] = set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again from zero, still warm."""
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.images = dict.fromkeys(STAGES, 0)
+
+    @contextmanager
+    def time(self, stage: str, images: int) -> Iterator[None]:
+        """Count what happens inside, on the CPU or on CUDA."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        if stage in self._warm:
+            self.seconds[stage] += time.perf_counter() - start
+            self.images[stage] += images
+        self._warm.add(stage)
+
+
+class ChunkMaker:
+    """Samples, decodes and extracts chunks, and keeps the time of each stage.
+
+    Args:
+        samples: where images come from; with a row counter.
+        extractor: where features come from.
+        batch_size: images per sampler call; batches never cross a chunk.
+    """
+
+    def __init__(self, samples: SampleSet, extractor: Extractor, batch_size: int) -> None:
+        self.samples, self.extractor, self.batch_size = samples, extractor, batch_size
+        self.watch = Stopwatch()
+
+    def make(self, indices: Tensor, tell: Callable[[int], object] = int) -> Chunk:
+        """The chunk of the sample ``indices`` (n,); ``tell`` hears of every few images done."""
+        counter = self.samples.counter
+        assert counter is not None
+        self.watch.clear()
+        counter.rows = 0
+        digest = hashlib.sha256()
+        outputs: list[dict[str, Tensor]] = []
+        for group in self._groups(indices):
+            digest.update(group.numpy().tobytes())
+            with self.watch.time("extractor", len(group)):
+                outputs.append(self.extractor(group))
+            tell(len(group))
+        rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
+        rows["labels"] = self.samples.labels_at(indices)
+        watch = self.watch
+        return Chunk(rows, digest.hexdigest(), counter.rows, watch.seconds, watch.images)
+
+    def _groups(self, indices: Tensor) -> Iterator[Tensor]:
+        """Images of ``indices`` regrouped to the extractor's batch size."""
+        size = self.extractor.batch_size
+        waiting = torch.empty(0, dtype=torch.uint8)
+        for batch in indices.split(self.batch_size):
+            with self.watch.time("sampler", len(batch)):
+                latents = self.samples.latents(batch)
+            with self.watch.time("decoder", len(batch)):
+                images = self.samples.data.decode(latents).cpu()
+            waiting = torch.cat((waiting, images)) if len(waiting) else images
+            whole = len(waiting) // size * size
+            if whole:
+                yield from waiting[:whole].split(size)
+            waiting = waiting[whole:]
+        if len(waiting):
+            yield waiting
