@@ -1,0 +1,45 @@
+"""Continuous generative models: one objective, one sampler, one backbone.
+
+objective = ucgm.preset("flow_matching")
+draw = objective.draw(x, y, null_label=10)
+terms = objective.terms(network, draw)
+
+x = ucgm.Sampler(ucgm.Linear(), steps=20)(network, z, y)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ucgm.checkpoint import Run, load_run
+    from ucgm.config import Config
+    from ucgm.objective import Draw, Objective, Terms, preset
+    from ucgm.randomness import RowRandom
+    from ucgm.sampler import Grid, Guidance, Guided, Sampler
+    from ucgm.train import train
+    from ucgm.transport import Linear, Transport, Trig
+
+# Names are imported when they are used: `ucgm --help` must not wait for torch.
+_HOMES = {
+    "checkpoint": ("Run", "load_run"),
+    "config": ("Config",),
+    "objective": ("Draw", "Objective", "Terms", "preset"),
+    "randomness": ("RowRandom",),
+    "sampler": ("Grid", "Guidance", "Guided", "Sampler"),
+    "train": ("train",),
+    "transport": ("Linear", "Transport", "Trig"),
+}
+_WHERE = {name: f"ucgm.{module}" for module, names in _HOMES.items() for name in names}
+
+__all__ = [*_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ucgm' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

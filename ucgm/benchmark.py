@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ucgm.checkpoint import Run, load_run
+from ucgm.chunks import CHUNK
 from ucgm.evaluate import (
     available_metrics,
     choose_metrics,
@@ -63,6 +64,7 @@ def benchmark(
     held_out: str | None = None,
     precision: Precision = "fp32",
     keep_features: bool = True,
+    chunk_size: int = CHUNK,
     world: World | None = None,
 ) -> dict[str, Any]:
     """Measure a trained run at several numbers of steps; see :func:`benchmark_run`.
@@ -84,6 +86,7 @@ def benchmark(
         "num_samples": num_samples,
         "repeats": repeats,
         "batch_size": batch_size,
+        "chunk_size": chunk_size,
         "extractor": {"name": features.name, "sha256": features.digest, "note": features.note},
         "versions": versions(),
     }
@@ -93,7 +96,7 @@ def benchmark(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(samples, features, num_samples, repeats, batch_size, folder, world)
+    sweep = Sweep(samples, features, num_samples, repeats, batch_size, chunk_size, folder, world)
     rows = []
     for count in steps:
         for repeat in range(repeats):

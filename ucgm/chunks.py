@@ -29,7 +29,7 @@ from ucgm.extractors import Extractor
 from ucgm.samples import SampleSet
 
 CHUNK = 1000
-STAGES = ("sampler", "decoder", "extractor")
+STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")
 
 
 @dataclass

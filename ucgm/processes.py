@@ -5,15 +5,17 @@ on GPUs); started alone, it is the world.  Work is shared in strides (item k goe
 k mod size), so that no process waits for another before the end.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed
+
+from ucgm.launch import requested_processes
 
 Item = TypeVar("Item")
 
@@ -48,13 +50,25 @@ class World:
 
 
 def join_world(device: str | None = None) -> World:
-    """The world this process was started in, on ``device`` (None: the fastest there is)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
+    """The world this process was started in, on ``device`` (None: the fastest there is).
 
-        state = PartialState(cpu=device == "cpu")
-        return World(state.process_index, state.num_processes, str(state.device))
-    return World(device=device or best_device())
+    Raises:
+        ValueError: when the launcher was asked for more processes than there are.
+    """
+    asked = requested_processes() or 1
+    if asked == 1:
+        return World(device=device or best_device())
+    from accelerate import PartialState
+
+    # The first process scores a set while the others wait for it at the next one.
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
+    if state.num_processes != asked:
+        raise ValueError(
+            f"{asked} processes were asked for and {state.num_processes} runs: start them with "
+            f"`torchrun --standalone --nproc_per_node {asked} -m ucgm ...`."
+        )
+    return World(state.process_index, state.num_processes, str(state.device))
 
 
 def best_device() -> str:

@@ -64,7 +64,8 @@ class RowRandom:
         return cls.for_rows(seed, -1, indices)
 
     def _bits(self, count: int) -> Tensor:
-        key = mix(self.keys + self.stream * _STREAM)
+        offset = (self.stream * _STREAM + 2**63) % 2**64 - 2**63  # wrapped to int64
+        key = mix(self.keys + offset)
         self.stream += 1
         counter = torch.arange(1, count + 1, dtype=torch.int64, device=key.device)
         return mix(key[:, None] + counter[None, :] * _GOLDEN)

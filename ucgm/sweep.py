@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ucgm.chunks import CHUNK, STAGES, ChunkFolder, ChunkMaker
+from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker
 from ucgm.evaluate import Measured
 from ucgm.extractors import Extractor
 from ucgm.metrics import RunningMoments
@@ -32,7 +32,8 @@ class Sweep:
         extractor: of the features.
         num_samples: per number of steps and repeat.
         repeats: number of disjoint index ranges.
-        batch_size: images per sampler call and process.
+        batch_size: images per sampler call and process; batches do not cross chunks.
+        chunk_size: samples per file.
         folder: of this benchmark; on a disk that all processes share.
         world: the processes.
     """
@@ -42,6 +43,7 @@ class Sweep:
     num_samples: int
     repeats: int
     batch_size: int
+    chunk_size: int
     folder: Path
     world: World
 
@@ -57,7 +59,7 @@ class Sweep:
         """
         world, folder = self.world, self.chunk_folder(steps, repeat)
         first = repeat * self.num_samples
-        parts = torch.arange(first, first + self.num_samples).split(CHUNK)
+        parts = torch.arange(first, first + self.num_samples).split(self.chunk_size)
         samples = self.samples.with_steps(steps)
         maker = ChunkMaker(samples, self.extractor, self.batch_size)
         dimensions = self.extractor.dimensions

@@ -82,9 +82,9 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             "the digits ship with scikit-learn, which is not installed: pip install 'ucgm[data]'"
         ) from error
-    bunch = load_digits()
-    images = bunch.images.astype(np.float32)[:, None] / 8.0 - 1.0
-    return images, bunch.target.astype(np.int64)
+    levels, labels = load_digits(return_X_y=True)
+    images = np.asarray(levels, dtype=np.float32).reshape(-1, 1, 8, 8) / 8.0 - 1.0
+    return images, np.asarray(labels, dtype=np.int64)
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def save_reference(path: Path, reference: Reference) -> None:
 
     ``path`` is written as given; the caller renames it into place.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "mu": reference.gaussian.mean.numpy(),
         "sigma": reference.gaussian.covariance.numpy(),
     }

@@ -191,9 +191,7 @@ class Objective:
                 conditional = prediction
             else:
                 source = networks[rule.conditional]
-                conditional = passes.on_rows(
-                    source, host[1] != 0, x_t, draw.t, draw.y, draw.t
-                )
+                conditional = passes.on_rows(source, host[1] != 0, x_t, draw.t, draw.y, draw.t)
             field = field + a_cond * conditional
         if bool(host[2].any()):
             null = draw.y
@@ -224,9 +222,5 @@ class Objective:
                 tangent = jvp_tangent(transport, evaluate, x_t, t, s, field)
             else:
                 m = None
-                tangent = central_tangent(
-                    transport, evaluate, x_t, t, s, field, self.tangent_step
-                )
-            return stepped_target(
-                transport, prediction, tangent, t, m, self.step_rule, self.clamp
-            )
+                tangent = central_tangent(transport, evaluate, x_t, t, s, field, self.tangent_step)
+            return stepped_target(transport, prediction, tangent, t, m, self.step_rule, self.clamp)

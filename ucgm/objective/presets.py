@@ -1,10 +1,10 @@
 """Named settings of the objective: each function is one published method.
 
-    preset         lambda  field     loss                  paper
-    flow_matching  0       data      l2                    arXiv 2210.02747, equation 23; SiT
-    ucgm_multi     0       enhanced  root, cosine          arXiv 2505.07447, table 8
-    ucgm_few       1       teacher   pseudo-Huber          arXiv 2505.07447, table 8
-    ucgm_paper     any     any       as published          the published code, number by number
+preset         lambda  field     loss                  paper
+flow_matching  0       data      l2                    arXiv 2210.02747, equation 23; SiT
+ucgm_multi     0       enhanced  root, cosine          arXiv 2505.07447, table 8
+ucgm_few       1       teacher   pseudo-Huber          arXiv 2505.07447, table 8
+ucgm_paper     any     any       as published          the published code, number by number
 """
 
 from collections.abc import Callable
@@ -91,3 +91,9 @@ def preset(name: str, **settings: Any) -> Objective:
         return replace(objective, **settings)
     except TypeError as error:
         raise ValueError(f"preset {name!r}: {error}") from error
+
+
+def print_presets() -> None:
+    """Print every preset with the first line of its description."""
+    for name, make in PRESETS.items():
+        print(f"{name:<16}{(make.__doc__ or '').strip().splitlines()[0]}")

@@ -25,7 +25,9 @@ class Grid:
         if min(self.warp) <= 0:
             raise ValueError(f"grid.warp must be three positive numbers, got {self.warp}")
         if min(self.gap) < 0 or sum(self.gap) >= 1:
-            raise ValueError(f"grid.gap must be two non-negative numbers below 1 in sum: {self.gap}")
+            raise ValueError(
+                f"grid.gap must be two non-negative numbers below 1 in sum: {self.gap}"
+            )
 
     def times(self, steps: int) -> torch.Tensor:
         """(steps + 1,) float64 falling times, the last one 0.

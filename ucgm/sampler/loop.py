@@ -79,9 +79,7 @@ class Sampler:
     def plan(self) -> list[Step]:
         """The evaluations and updates, as data."""
         times = self.grid.times(self.steps)
-        return ucgm_plan(
-            self.transport, times, self.order, self.stochasticity, self.extrapolation
-        )
+        return ucgm_plan(self.transport, times, self.order, self.stochasticity, self.extrapolation)
 
     @property
     def nfe(self) -> int:
@@ -149,7 +147,9 @@ class Sampler:
             known = [(x, prediction), *history]
             following = _combine(step.weights, known)
             if step.noise and random is not None:
-                following = following.add(random.normal(*z.shape[1:], dtype=dtype), alpha=step.noise)
+                following = following.add(
+                    random.normal(*z.shape[1:], dtype=dtype), alpha=step.noise
+                )
             yield step, known[0], following
             if step.remember:
                 history = known[: depth - 1]

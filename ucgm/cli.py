@@ -1,0 +1,220 @@
+"""The command line; the only file that knows the argument parser.
+
+``ucgm --help`` imports nothing heavy: a command's parser is built when the command is chosen.
+Settings are layered: defaults, the preset of the objective, the ``--config`` files in order, then
+flags.  Every error a user can make ends as one line with the remedy and exit code 2.
+"""
+
+import argparse
+import difflib
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import yaml
+
+COMMANDS = {
+    "train": "train a model, or tune one into a few-step model (--train.init RUN)",
+    "sample": "draw images from a run",
+    "benchmark": "quality against the number of sampling steps, as tables and pictures",
+    "presets": "list the training objectives",
+}
+
+# Commands that are one function: module and name.
+_FUNCTIONS = {
+    "sample": ("ucgm.generate", "sample_run"),
+    "benchmark": ("ucgm.benchmark", "benchmark_run"),
+    "presets": ("ucgm.objective.presets", "print_presets"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 2 and one line on bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    command, rest = words[0], words[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("ucgm"))
+        return
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        _fail("ucgm", f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}")
+    try:
+        _train(rest) if command == "train" else _call(command, rest)
+    except (ValueError, RuntimeError) as error:
+        _fail(f"ucgm {command}", str(error))
+
+
+def _usage() -> str:
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ucgm COMMAND [options]",
+            "",
+            "Continuous generative models: one objective, one sampler, one backbone.",
+            "",
+            *lines,
+            "",
+            "`ucgm COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+def _fail(program: str, message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parser(**options: Any) -> Any:
+    """A parser that raises instead of exiting, and that reads class choices by their type."""
+    import jsonargparse
+
+    from ucgm.config import POLYMORPHIC
+
+    jsonargparse.set_parsing_settings(
+        subclasses_enabled=list(POLYMORPHIC), docstring_parse_attribute_docstrings=True
+    )
+    return jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+
+
+def _parse(parser: Any, words: Sequence[str]) -> Any:
+    """Namespace of ``words``; errors become one ValueError that names the nearest option."""
+    import jsonargparse
+
+    try:
+        return parser.parse_args(list(words))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError) as error:
+        raise ValueError(_explain(str(error), parser)) from None
+
+
+def _explain(message: str, parser: Any) -> str:
+    """A parser's message with the nearest valid key."""
+    known = sorted(
+        {
+            name.lstrip("-")
+            for action in parser._actions
+            for name in (*action.option_strings, action.dest)
+            if not name.endswith((".help", "help", "print_config"))
+        }
+    )
+    key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    if key:
+        wrong = f"{key[1]}.{key[2]}"
+    else:
+        flag = re.search(r"unrecognized arguments: --([\w.]+)", message)
+        plain = re.search(r"[Oo]ption '([\w.]+)' is not accepted", message)
+        found = flag or plain or re.search(r"Key '([\w.]+)' is not expected", message)
+        if not found:
+            return message
+        wrong = found[1]
+    near = difflib.get_close_matches(wrong, known, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown setting {wrong}{hint}"
+
+
+def _options(words: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
+    """``--run-dir`` as ``--run_dir``, and ``--steps 1 2 4`` as ``--steps [1,2,4]``."""
+    result: list[str] = []
+    i = 0
+    while i < len(words):
+        word = words[i]
+        i += 1
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = "--" + name[2:].replace("-", "_")
+        if equals or name[2:] not in lists:
+            result.append(name + equals + value)
+            continue
+        values = []
+        while i < len(words) and not words[i].startswith("--"):
+            values.append(words[i])
+            i += 1
+        result += [
+            name,
+            values[0] if values[:1] and values[0][0] == "[" else f"[{','.join(values)}]",
+        ]
+    return result
+
+
+def _train(words: list[str]) -> None:
+    """``ucgm train --config FILE ... --run-dir DIR [--section.key value ...]``."""
+    import dataclasses
+
+    from ucgm.config import Config
+
+    words = _options(words)
+    parser = _parser(prog="ucgm train", description="Train, tune, or continue a run.")
+    parser.add_argument("--config", action="config", help="YAML file; several are layered")
+    parser.add_argument("--run_dir", type=str, help="folder of the run; the same one resumes")
+    parser.add_class_arguments(Config, as_group=False)
+    parser.link_arguments("objective.transport", "sampler.transport", apply_on="parse")
+    settings = _parse(parser, _expand_presets(words))
+    if settings.run_dir is None:
+        raise ValueError("--run-dir is missing: name the folder of the run")
+    values = parser.instantiate(settings)
+    config = Config(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Config)})
+
+    from ucgm.train import train
+
+    train(config, settings.run_dir)
+
+
+def _expand_presets(words: Sequence[str]) -> list[str]:
+    """Put a preset's settings in front of whatever names it.
+
+    So a file that names a preset starts the objective afresh, its own keys and all later ones
+    override the preset, and a short delta over a longer file means what it says.
+    """
+    from ucgm.config import to_dict
+    from ucgm.objective import preset
+
+    result: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        name = None
+        if option == "--objective.preset":
+            name = value or following
+        elif option == "--config":
+            name = _read_preset(value or following)
+        if name is not None:
+            result += ["--config", yaml.safe_dump({"objective": to_dict(preset(name))})]
+        result.append(word)
+    return result
+
+
+def _read_preset(path: str) -> str | None:
+    try:
+        with open(path) as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise ValueError(f"cannot read --config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not readable YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold sections such as model: and train:")
+    section = content.get("objective")
+    return section.get("preset") if isinstance(section, dict) else None
+
+
+def _call(command: str, words: list[str]) -> None:
+    """A command that is one function: its signature is the option list."""
+    module, name = _FUNCTIONS[command]
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    hints = typing.get_type_hints(function)
+    lists = [k for k in inspect.signature(function).parameters if "list[" in str(hints.get(k))]
+    parser = _parser(prog=f"ucgm {command}")
+    parser.add_function_arguments(function, as_positional=True)
+    settings = _parse(parser, _options(words, lists))
+    function(**parser.instantiate(settings).as_dict())

@@ -1,0 +1,79 @@
+"""Processes and precision: what ``accelerate launch`` and ``torchrun`` decide.
+
+``accelerate`` wraps a model's forward in autocast when it knows the precision, which would also
+wrap the passes that must stay in float32.  So it is told "no", and the step opens autocast itself.
+"""
+
+import contextlib
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+
+def requested_processes() -> int | None:
+    """The number of processes the launcher was asked for; None when nobody asked.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing; its command
+    line, in the parent process, is the only trace of the request.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    try:
+        import psutil
+
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent else []
+    except (ImportError, OSError, psutil.Error):
+        return None
+    if not any("accelerate" in word for word in words[:3]):
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            return int(value or following)
+    return None
+
+
+def precision() -> str:
+    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if name not in ("no", "bf16"):
+        raise ValueError(f"--mixed_precision {name} is not supported: use bf16 or no")
+    return name
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Autocast to bf16 when the launcher asked for it."""
+    if precision() == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def make_accelerator(tracker: str | None = None) -> Accelerator:
+    """The accelerator of this process.
+
+    Raises:
+        ValueError: fewer processes run than the launcher was asked for.
+    """
+    asked = requested_processes()
+    several = asked is not None and asked > 1
+    precision()
+    accelerator = Accelerator(
+        mixed_precision="no",
+        # Without a GPU accelerate starts single processes unless it is told to use the CPU.
+        cpu=several and not torch.cuda.is_available(),
+        log_with=tracker,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    if asked is not None and accelerator.num_processes != asked:
+        raise ValueError(
+            f"{asked} processes were asked for and {accelerator.num_processes} runs. On a machine "
+            f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
+        )
+    return accelerator

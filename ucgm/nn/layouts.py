@@ -1,0 +1,224 @@
+"""Parameter names of public checkpoints, translated to ours; and settings read off the shapes.
+
+Ours are the names of DiT, which SiT, REPA, LightningDiT and TiT share; DDT and EDM2 keep their own.
+Translated here: the diffusers layout of DiT (q, k, v apart; the same embedder in every block),
+REPA's legacy `decoder_blocks.k` (= blocks.(k + number of blocks)), REPA-E's batch-norm statistics
+of the latents, EDM2's preconditioner around the U-Net.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ucgm.nn.configs import SIZES
+
+State = dict[str, Tensor]
+
+_DROPPED = {
+    "repa": ("projectors.",),
+    "repae": ("projectors.", "bn."),
+    "lightningdit": ("feat_rope.",),
+    "tit": ("feat_rope.",),
+    "edm2": ("logvar_",),
+}
+
+_DIFFUSERS = [
+    (r"pos_embed\.proj\.", "x_embedder.proj."),
+    (r"proj_out_1\.", "final_layer.adaLN_modulation.1."),
+    (r"proj_out_2\.", "final_layer.linear."),
+    (r"transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_1\.", "t_embedder.mlp.0."),
+    (r"transformer_blocks\.0\.norm1\.emb\.timestep_embedder\.linear_2\.", "t_embedder.mlp.2."),
+    (r"transformer_blocks\.0\.norm1\.emb\.class_embedder\.", "y_embedder."),
+    (r"transformer_blocks\.(\d+)\.norm1\.linear\.", r"blocks.\1.adaLN_modulation.1."),
+    (r"transformer_blocks\.(\d+)\.attn1\.to_out\.0\.", r"blocks.\1.attn.proj."),
+    (r"transformer_blocks\.(\d+)\.ff\.net\.0\.proj\.", r"blocks.\1.mlp.fc1."),
+    (r"transformer_blocks\.(\d+)\.ff\.net\.2\.", r"blocks.\1.mlp.fc2."),
+]
+
+
+def translate(architecture: str, state: State) -> tuple[State, list[str]]:
+    """Return `state` under our names, and the keys that were dropped because nothing needs them."""
+    if any(key.startswith("transformer_blocks.") for key in state):
+        state = _from_diffusers(state)
+    if architecture == "edm2" and any(key.startswith("unet.") for key in state):
+        state = {key.removeprefix("unet."): value for key, value in state.items()}
+    depth = _count(state, "blocks")
+    legacy = re.compile(r"^decoder_blocks\.(\d+)\.")
+    if architecture in ("repa", "repae"):
+        state = {
+            legacy.sub(lambda m: f"blocks.{int(m[1]) + depth}.", key): value
+            for key, value in state.items()
+        }
+    prefixes = _DROPPED.get(architecture, ())
+    dropped = [key for key in state if key.startswith(prefixes)] if prefixes else []
+    return {key: value for key, value in state.items() if key not in set(dropped)}, dropped
+
+
+def _from_diffusers(state: State) -> State:
+    """Rename DiTTransformer2DModel's parameters; q, k, v become one matrix."""
+    out: State = {}
+    for key, value in state.items():
+        replica = re.match(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.(.*)", key)
+        if replica:
+            first = state.get(f"transformer_blocks.0.norm1.emb.{replica[1]}")
+            if first is None or not torch.equal(first, value):
+                raise ValueError(
+                    f"{key} differs from that of block 0: the blocks of a DiT share one embedder, "
+                    "so these weights were trained otherwise and cannot be loaded"
+                )
+            continue
+        part = re.match(r"transformer_blocks\.(\d+)\.attn1\.to_([qkv])\.(weight|bias)", key)
+        if part:
+            if part[2] == "q":
+                names = [key.replace("to_q", f"to_{letter}") for letter in "qkv"]
+                out[f"blocks.{part[1]}.attn.qkv.{part[3]}"] = torch.cat([state[n] for n in names])
+            continue
+        for pattern, name in _DIFFUSERS:
+            key = re.sub(rf"^{pattern}", name, key)
+        if key != "pos_embed.pos_embed":
+            out[key] = value
+    return out
+
+
+def _count(state: State, stack: str) -> int:
+    """One more than the largest index of `stack.i.`; 0 without any."""
+    matches = (re.match(rf"{stack}\.(\d+)\.", key) for key in state)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+Evidence = dict[str, tuple[Any, str]]
+"""Setting -> (value that fits, key that shows it)."""
+
+
+def read_settings(architecture: str, state: State, given: dict[str, Any]) -> Evidence:
+    """Return the settings that the shapes of `state` (translated, nothing dropped) show."""
+    reader = {"ddt": _read_ddt, "edm2": _read_edm2}.get(architecture, _read_dit)
+    return reader(state, given)
+
+
+def _require(state: State, architecture: str, *keys: str) -> list[tuple[int, ...]]:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(
+            f"these are not the weights of {architecture}: {', '.join(missing)} is missing; "
+            f"the file has {', '.join(list(state)[:6])}, ..."
+        )
+    return [tuple(state[key].shape) for key in keys]
+
+
+def _read_embedders(state: State) -> Evidence:
+    table = "y_embedder.embedding_table.weight"
+    out: Evidence = {"num_classes": (0, f"no {table}")}
+    if table in state:
+        out["num_classes"] = (state[table].shape[0] - 1, table)
+    for prefix, name in (("h_embedder", "second_time"), ("g_embedder", "guidance_input")):
+        if f"{prefix}.mlp.0.weight" in state:
+            out[name] = (True, f"{prefix}.mlp.0.weight")
+    return out
+
+
+def _read_dit(state: State, given: dict[str, Any]) -> Evidence:
+    patches, head, modulation = "x_embedder.proj.weight", "final_layer.linear.weight", ""
+    modulation = "blocks.0.adaLN_modulation.1.weight"
+    shapes = _require(state, "a DiT", patches, head, modulation)
+    (width, channels, patch, _), (rows, _), (parts, _) = shapes
+    depth = _count(state, "blocks")
+    out: Evidence = _read_embedders(state) | {
+        "hidden_size": (width, patches),
+        "in_channels": (channels, patches),
+        "patch_size": (patch, patches),
+        "depth": (depth, f"blocks.{depth - 1}"),
+        "learn_sigma": (rows == 2 * channels * patch**2, head),
+        "shift": (parts == 6 * width, modulation),
+    }
+    for key in ("pos_embed", "feat_rope.freqs_cos"):
+        if key in state:
+            tokens = state[key].shape[-2]
+            out.setdefault("input_size", (math.isqrt(tokens) * patch, key))
+    out |= _read_heads(state, width, depth, "feat_rope.freqs_cos", "blocks.0.attn.q_norm.weight")
+    gelu, swiglu = "blocks.0.mlp.fc1.weight", "blocks.0.mlp.w12.weight"
+    if gelu in state:
+        out |= {"mlp": ("gelu", gelu), "mlp_ratio": (state[gelu].shape[0] / width, gelu)}
+    elif swiglu in state:
+        ratio = _swiglu_ratio(state[swiglu].shape[0] // 2, width)
+        out |= {"mlp": ("swiglu", swiglu), "mlp_ratio": (ratio, swiglu)}
+    norm, qk = "blocks.0.norm1.weight", "blocks.0.attn.q_norm.weight"
+    out["norm_affine"] = (norm in state, norm if norm in state else f"no {norm}")
+    if norm in state:
+        out["norm"] = ("layer" if "blocks.0.norm1.bias" in state else "rms", norm)
+    if qk in state:
+        out |= {"qk_norm": (True, qk), "qk_norm_affine": (True, qk)}
+    if "feat_rope.freqs_cos" in state:
+        out["rope"] = (True, "feat_rope.freqs_cos")
+    return out
+
+
+def _read_heads(state: State, width: int, depth: int, *keys: str) -> Evidence:
+    """Heads from the size of a head, or from the published size with this width and depth."""
+    for key in keys:
+        if key in state:
+            return {"num_heads": (width // state[key].shape[-1], key)}
+    for name in ("S", "B", "L", "XL", "1p0B", "1p6B"):
+        if SIZES[name][:2] == (width, depth):
+            return {"num_heads": (SIZES[name][2], "")}
+    return {}
+
+
+def _swiglu_ratio(hidden: int, width: int) -> float:
+    """Ratio r with int(2/3 int(width r)) = hidden, 4 if it fits."""
+    candidates = (4.0, 1.5 * hidden / width, (math.ceil(1.5 * hidden) + 0.5) / width)
+    return next((r for r in candidates if int(2 / 3 * int(width * r)) == hidden), candidates[1])
+
+
+def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
+    embed, head, mlp = "s_embedder.proj.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.w1.weight"
+    (width, features), (head_dim,), (hidden, _) = _require(state, "DDT", embed, head, mlp)
+    depth = _count(state, "blocks")
+    out: Evidence = _read_embedders(state) | {
+        "hidden_size": (width, embed),
+        "depth": (depth, f"blocks.{depth - 1}"),
+        "num_heads": (width // head_dim, head),
+        "mlp_ratio": (_swiglu_ratio(hidden, width), mlp),
+    }
+    # The file shows in_channels * patch_size^2 only; published networks have patches of 2.
+    patch = given.get("patch_size", 2)
+    if "in_channels" in given and "patch_size" not in given:
+        patch = math.isqrt(features // given["in_channels"])
+    out |= {"patch_size": (patch, embed), "in_channels": (features // patch**2, embed)}
+    encoder = {12: 8, 24: 20, 28: 22}.get(depth)
+    if encoder and "encoder_depth" not in given:
+        out["encoder_depth"] = (encoder, "")
+    return out
+
+
+def _read_edm2(state: State, given: dict[str, Any]) -> Evidence:
+    first = next((key for key in state if re.match(r"enc\.\d+x\d+_conv\.weight", key)), "enc.*_conv")
+    ((width, channels, *_),) = _require(state, "EDM2", first)
+    side = int(re.findall(r"\d+", first)[0])
+    mult, blocks, attention = [], 0, set()
+    for key, value in state.items():
+        match = re.match(r"enc\.(\d+)x\d+_block(\d+)\.(conv_res1|attn_qkv)\.weight", key)
+        if match and match[3] == "attn_qkv":
+            attention.add(int(match[1]))
+        elif match:
+            blocks = max(blocks, int(match[2]) + 1)
+            if match[2] == "0":
+                mult.append((-int(match[1]), value.shape[0] // width))
+    label = "emb_label.weight"
+    out: Evidence = {
+        "input_size": (side, first),
+        "in_channels": (channels - 1, first),
+        "model_channels": (width, first),
+        "channel_mult": (tuple(m for _, m in sorted(mult)), "enc.*_block0"),
+        "num_blocks": (blocks, "enc.*_block*"),
+        "attention": (tuple(sorted(attention, reverse=True)), "enc.*.attn_qkv.weight"),
+        "num_classes": (state[label].shape[1] if label in state else 0, label),
+    }
+    if "h_gain" in state:
+        out["second_time"] = (True, "h_gain")
+    return out
