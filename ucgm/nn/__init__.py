@@ -5,17 +5,26 @@ from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
 from ucgm.nn.edm2 import EDM2
 from ucgm.nn.network import Network
+from ucgm.nn.pretrained import Imported, from_state_dict, import_weights
+from ucgm.nn.sources import ARCHITECTURES, Source
 from ucgm.nn.unet import UNet
+from ucgm.nn.weights import read_checkpoint
 
 __all__ = [
+    "ARCHITECTURES",
     "DDT",
     "DDTConfig",
     "DiT",
     "DiTConfig",
     "EDM2",
     "EDM2Config",
+    "Imported",
     "Network",
     "NetworkConfig",
+    "Source",
     "UNet",
     "UNetConfig",
+    "from_state_dict",
+    "import_weights",
+    "read_checkpoint",
 ]

@@ -19,7 +19,7 @@ from ucgm.nn.configs import SIZES
 
 State = dict[str, Tensor]
 
-_DROPPED = {
+_NOT_NEEDED = {
     "repa": ("projectors.",),
     "repae": ("projectors.", "bn."),
     "lightningdit": ("feat_rope.",),
@@ -41,22 +41,26 @@ _DIFFUSERS = [
 ]
 
 
-def translate(architecture: str, state: State) -> tuple[State, list[str]]:
-    """Return `state` under our names, and the keys that were dropped because nothing needs them."""
-    if any(key.startswith("transformer_blocks.") for key in state):
-        state = _from_diffusers(state)
-    if architecture == "edm2" and any(key.startswith("unet.") for key in state):
-        state = {key.removeprefix("unet."): value for key, value in state.items()}
-    depth = _count(state, "blocks")
-    legacy = re.compile(r"^decoder_blocks\.(\d+)\.")
+def translate(architecture: str, state: State) -> State:
+    """Return `state` under our names; nothing is dropped."""
+    if architecture == "dit" and any(key.startswith("transformer_blocks.") for key in state):
+        return _from_diffusers(state)
+    if architecture == "edm2":
+        return {key.removeprefix("unet."): value for key, value in state.items()}
     if architecture in ("repa", "repae"):
-        state = {
-            legacy.sub(lambda m: f"blocks.{int(m[1]) + depth}.", key): value
+        depth, legacy = _count(state, "blocks"), re.compile(r"^decoder_blocks\.(\d+)\.")
+        return {
+            legacy.sub(lambda match: f"blocks.{int(match[1]) + depth}.", key): value
             for key, value in state.items()
         }
-    prefixes = _DROPPED.get(architecture, ())
+    return state
+
+
+def drop(architecture: str, state: State) -> tuple[State, list[str]]:
+    """Split `state` into what the network needs and the names of what it does not."""
+    prefixes = _NOT_NEEDED.get(architecture, ())
     dropped = [key for key in state if key.startswith(prefixes)] if prefixes else []
-    return {key: value for key, value in state.items() if key not in set(dropped)}, dropped
+    return {key: value for key, value in state.items() if key not in dropped}, dropped
 
 
 def _from_diffusers(state: State) -> State:
@@ -80,8 +84,7 @@ def _from_diffusers(state: State) -> State:
             continue
         for pattern, name in _DIFFUSERS:
             key = re.sub(rf"^{pattern}", name, key)
-        if key != "pos_embed.pos_embed":
-            out[key] = value
+        out["pos_embed" if key == "pos_embed.pos_embed" else key] = value
     return out
 
 
@@ -96,9 +99,10 @@ Evidence = dict[str, tuple[Any, str]]
 
 
 def read_settings(architecture: str, state: State, given: dict[str, Any]) -> Evidence:
-    """Return the settings that the shapes of `state` (translated, nothing dropped) show."""
-    reader = {"ddt": _read_ddt, "edm2": _read_edm2}.get(architecture, _read_dit)
-    return reader(state, given)
+    """Return the settings that the shapes of a translated `state` show."""
+    if architecture == "ddt":
+        return _read_ddt(state, given)
+    return _read_edm2(state) if architecture == "edm2" else _read_dit(state)
 
 
 def _require(state: State, architecture: str, *keys: str) -> list[tuple[int, ...]]:
@@ -122,11 +126,13 @@ def _read_embedders(state: State) -> Evidence:
     return out
 
 
-def _read_dit(state: State, given: dict[str, Any]) -> Evidence:
-    patches, head, modulation = "x_embedder.proj.weight", "final_layer.linear.weight", ""
+def _read_dit(state: State) -> Evidence:
+    patches, head = "x_embedder.proj.weight", "final_layer.linear.weight"
     modulation = "blocks.0.adaLN_modulation.1.weight"
     shapes = _require(state, "a DiT", patches, head, modulation)
-    (width, channels, patch, _), (rows, _), (parts, _) = shapes
+    if len(shapes[0]) != 4:
+        raise ValueError(f"{patches} has shape {shapes[0]}, a DiT has (D, C, p, p): is it DDT?")
+    (width, channels, patch, *_), (rows, *_), (parts, *_) = shapes
     depth = _count(state, "blocks")
     out: Evidence = _read_embedders(state) | {
         "hidden_size": (width, patches),
@@ -176,7 +182,11 @@ def _swiglu_ratio(hidden: int, width: int) -> float:
 
 
 def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
-    embed, head, mlp = "s_embedder.proj.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.w1.weight"
+    embed, head, mlp = (
+        "s_embedder.proj.weight",
+        "blocks.0.attn.q_norm.weight",
+        "blocks.0.mlp.w1.weight",
+    )
     (width, features), (head_dim,), (hidden, _) = _require(state, "DDT", embed, head, mlp)
     depth = _count(state, "blocks")
     out: Evidence = _read_embedders(state) | {
@@ -196,8 +206,10 @@ def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
     return out
 
 
-def _read_edm2(state: State, given: dict[str, Any]) -> Evidence:
-    first = next((key for key in state if re.match(r"enc\.\d+x\d+_conv\.weight", key)), "enc.*_conv")
+def _read_edm2(state: State) -> Evidence:
+    first = next(
+        (key for key in state if re.match(r"enc\.\d+x\d+_conv\.weight", key)), "enc.*_conv"
+    )
     ((width, channels, *_),) = _require(state, "EDM2", first)
     side = int(re.findall(r"\d+", first)[0])
     mult, blocks, attention = [], 0, set()

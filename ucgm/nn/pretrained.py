@@ -9,46 +9,21 @@ has the architecture's default or must be given, under our name or that of the p
 constructor. A setting that contradicts the file, an unknown, a missing or a mis-shaped key is an
 error that names the value that would fit. `import_weights` also returns what a run needs beside
 the network: its config, transport, guidance rule and latent normalisation.
-
-Sources: DiT arXiv:2212.09748, SiT 2401.08740, REPA 2410.06940, REPA-E 2504.10483, LightningDiT
-2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696, and their released code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ucgm.nn.configs import FAMILIES, DDTConfig, DiTConfig, EDM2Config, NetworkConfig
-from ucgm.nn.layouts import State, read_settings, translate
+from ucgm.nn.configs import FAMILIES, DiTConfig, NetworkConfig
+from ucgm.nn.layouts import State, drop, read_settings, translate
 from ucgm.nn.network import Network
+from ucgm.nn.sources import ARCHITECTURES, Architecture, Source
 from ucgm.nn.weights import unwrap
-
-SD_VAE = "stabilityai/sd-vae-ft-ema"
-SD_SCALE = 0.18215
-
-
-@dataclass(frozen=True)
-class Source:
-    """What published weights expect around them; plain values, to be stored with a run."""
-
-    transport: str = "Linear"
-    """Class in `ucgm.transport`."""
-    transport_args: dict[str, Any] = field(default_factory=dict)
-    """Its arguments."""
-    guidance_channels: int | None = None
-    """Channels that the published sampler guides; None is all."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Published interval of guidance, in our time."""
-    vae: str | None = None
-    """Hub name of the autoencoder; None: unknown, or pixels."""
-    latent_mean: tuple[float, ...] | None = None
-    """Per channel: the network sees (latent - mean) / std. None: a file beside the weights."""
-    latent_std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,56 +42,7 @@ class Imported:
     """Entries and keys of the file that no network needs."""
 
 
-def _sd(channels: int) -> dict[str, Any]:
-    std = (1 / SD_SCALE,) * channels
-    return dict(vae=SD_VAE, latent_mean=(0.0,) * channels, latent_std=std)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Defaults of one public architecture."""
-
-    config: NetworkConfig
-    source: Source
-    aliases: Mapping[str, str] = field(default_factory=dict)
-
-
-_DIT = dict(use_qknorm="qk_norm", use_rope="rope")
-_DDT = dict(num_groups="num_heads", num_blocks="depth", num_encoder_blocks="encoder_depth")
-_EPS = Source("VP", {"prediction": "eps"}, guidance_channels=3, **_sd(4))
-_VAVAE = "hustvl/vavae-imagenet256-f16d32-dinov2"
-_LIGHTNING = Source(guidance_channels=3, guidance_interval=(0.0, 0.875), vae=_VAVAE)
-_EDM2 = Source(
-    "EDM",
-    vae="stabilityai/sd-vae-ft-mse",
-    latent_mean=(5.81, 3.25, 0.12, -2.15),
-    # The published affine map ends at a standard deviation of 0.5.
-    latent_std=(4.17 / 0.5, 4.62 / 0.5, 3.71 / 0.5, 3.28 / 0.5),
-)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS, _DIT),
-    "sit": Architecture(
-        DiTConfig(family="dit", convention="reversed"), Source(guidance_channels=3, **_sd(4)), _DIT
-    ),
-    "repa": Architecture(DiTConfig(family="dit"), Source(**_sd(4)), _DIT),
-    "repae": Architecture(DiTConfig(family="dit"), Source(vae="REPA-E/e2e-vavae-hf"), _DIT),
-    "lightningdit": Architecture(
-        DiTConfig(family="lightningdit", convention="reversed"), _LIGHTNING, _DIT
-    ),
-    "tit": Architecture(DiTConfig(family="tit"), Source(), _DIT),
-    "ddt": Architecture(
-        DDTConfig(time_max_period=10.0, convention="reversed"),
-        Source(guidance_interval=(0.0, 0.7), **_sd(4)),
-        _DDT,
-    ),
-    "edm2": Architecture(EDM2Config(), _EDM2),
-}
-
-
-def from_state_dict(
-    architecture: str, state_dict: Mapping[str, Any], **config: Any
-) -> Network:
+def from_state_dict(architecture: str, state_dict: Mapping[str, Any], **config: Any) -> Network:
     """Return the network of `import_weights`."""
     return import_weights(architecture, state_dict, **config).network
 
@@ -138,13 +64,151 @@ def import_weights(
         )
     base = ARCHITECTURES[architecture]
     flat, left = unwrap(state_dict, which)
-    state, dropped = translate(architecture, flat)
-    given = _published_names(architecture, config)
-    settings = _settle(architecture, flat if not _renamed(flat) else state, given)
+    state = translate(architecture, flat)
+    settings = _settle(architecture, state, _our_names(base.config, config))
     shape = (settings.pop("in_channels"), *(settings.pop("input_size"),) * 2)
     num_classes = settings.pop("num_classes")
     built = replace(base.config, **settings)
-    network = _load(architecture, built, shape, num_classes, state)
-    return Imported(
-        network, built, shape, num_classes, _source(base, flat, shape), (*left, *dropped)
-    )
+    needed, dropped = drop(architecture, state)
+    network = _load(architecture, built, shape, num_classes, needed)
+    source = _source(base, state, shape[0])
+    return Imported(network, built, shape, num_classes, source, (*left, *dropped))
+
+
+def _our_names(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Translate settings under the names of the published constructors."""
+    given = {k: v for k, v in given.items() if k not in ("class_dropout_prob", "use_checkpoint")}
+    if isinstance(config, DiTConfig):
+        names = {"use_qknorm": "qk_norm", "use_rope": "rope"}
+        if "use_swiglu" in given:
+            given["mlp"] = "swiglu" if given.pop("use_swiglu") else "gelu"
+        if "wo_shift" in given:
+            given["shift"] = not given.pop("wo_shift")
+        if "use_rmsnorm" in given and not given.pop("use_rmsnorm"):
+            given |= {"norm": "layer", "norm_affine": False}
+    else:
+        names = {"num_groups": "num_heads", "num_encoder_blocks": "encoder_depth"}
+        if "num_groups" in given and "num_blocks" in given:
+            names["num_blocks"] = "depth"
+    given = {names.get(key, key): value for key, value in given.items()}
+    known = {f.name for f in fields(config)} | {"input_size", "in_channels", "num_classes"}
+    known -= {"size", "family", "gradient_checkpointing"}
+    unknown = given.keys() - known
+    if unknown:
+        raise ValueError(
+            f"unknown setting {', '.join(sorted(unknown))}: it must be one of "
+            f"{', '.join(sorted(known))}"
+        )
+    return given
+
+
+def _settle(architecture: str, state: State, given: dict[str, Any]) -> dict[str, Any]:
+    """Join what the shapes show with what is given; raise where they contradict."""
+    evidence = read_settings(architecture, state, given)
+    config = ARCHITECTURES[architecture].config
+    expected = dict(given)
+    if isinstance(config, DiTConfig):
+        defining = ("norm", "norm_affine", "mlp", "rope")
+        expected = {name: FAMILIES[config.family][name] for name in defining} | expected
+    conflicts = []
+    for name, value in expected.items():
+        fit, key = evidence.get(name, (value, ""))
+        if key and fit != (tuple(value) if isinstance(value, list) else value):
+            shape = tuple(state[key].shape) if key in state else ""
+            origin = "" if name in given else f' (architecture "{architecture}")'
+            conflicts.append(f"{name}={value!r}{origin} does not fit {key} {shape}: {name}={fit!r}")
+    if conflicts:
+        raise ValueError(
+            f"the settings do not fit these weights of {architecture}:\n  "
+            + "\n  ".join(f"{conflict} would fit" for conflict in conflicts)
+        )
+    settings = {name: value for name, (value, _) in evidence.items()} | given
+    needed = {"input_size", "num_heads", "encoder_depth"}
+    needed &= {f.name for f in fields(config)} | {"input_size"}
+    missing = sorted(needed - settings.keys())
+    if missing:
+        raise ValueError(
+            f"the weights do not show {', '.join(missing)}: pass it (input_size is the side of the "
+            "latents, 32 for 256 pixels under an f8 autoencoder)"
+        )
+    return settings
+
+
+_OPTIONAL = ("h_", "g_embedder.", "pos_embed")
+"""Keys that a new network fills in by itself: zero-initialised inputs, fixed positions."""
+
+_HINTS = {
+    "attn.q_norm": ("qk_norm=True", "qk_norm=False"),
+    "attn.k_norm": ("qk_norm=True", "qk_norm=False"),
+    "norm1.": ("norm_affine=True", "norm_affine=False"),
+    "norm2.": ("norm_affine=True", "norm_affine=False"),
+    "norm_final.": ("norm_affine=True", "norm_affine=False"),
+    "mlp.w": ('mlp="swiglu"', 'mlp="gelu"'),
+    "mlp.fc": ('mlp="gelu"', 'mlp="swiglu"'),
+    "y_embedder.": ("num_classes > 0", "num_classes=0"),
+    "projectors.": ('architecture "repa"', ""),
+    "bn.": ('architecture "repae"', ""),
+    "feat_rope.": ('architecture "lightningdit" or "tit"', ""),
+}
+"""Part of a key -> (what would fit if it is unknown, what would fit if it is missing)."""
+
+
+def _hint(key: str, missing: bool) -> str:
+    fits = next((pair[missing] for part, pair in _HINTS.items() if part in key), "")
+    return f"{key} ({fits} would fit)" if fits else key
+
+
+def _misfit(name: str, network: Network, state: State) -> str:
+    """Describe every key of `state` that `network` has not, lacks, or has in another shape."""
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    groups = {
+        "unknown": [_hint(key, False) for key in state if key not in expected],
+        "missing": [
+            _hint(key, True)
+            for key in expected
+            if key not in state and not key.startswith(_OPTIONAL)
+        ],
+        "mis-shaped": [
+            f"{key} is {tuple(value.shape)} in the file, {expected[key]} in the network"
+            for key, value in state.items()
+            if key in expected and tuple(value.shape) != expected[key]
+        ],
+    }
+    lines = []
+    for kind, keys in groups.items():
+        if keys:
+            more = f"\n    and {len(keys) - 8} more" if len(keys) > 8 else ""
+            lines.append(f"  {kind}:\n    " + "\n    ".join(keys[:8]) + more)
+    return f"the weights do not fit {name}:\n" + "\n".join(lines) if lines else ""
+
+
+def _load(
+    name: str, config: NetworkConfig, shape: tuple[int, int, int], num_classes: int, state: State
+) -> Network:
+    with torch.device("meta"):
+        network = config.build(shape, num_classes)
+    assert isinstance(network, Network)
+    problem = _misfit(name, network, state)
+    if problem:
+        raise ValueError(problem)
+    if network.state_dict().keys() - state.keys():
+        network = config.build(shape, num_classes)
+        assert isinstance(network, Network)
+    else:
+        network.to_empty(device="cpu")
+    state = {key: value.float() for key, value in state.items()}
+    network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def _source(base: Architecture, state: State, channels: int) -> Source:
+    """Return the source, with the latent statistics that the file carries or that fit it."""
+    source = base.source
+    if "bn.running_mean" in state:
+        mean, var = state["bn.running_mean"].double(), state["bn.running_var"].double()
+        return replace(
+            source, latent_mean=tuple(mean.tolist()), latent_std=tuple(var.sqrt().tolist())
+        )
+    if source.latent_mean is not None and len(source.latent_mean) != channels:
+        return replace(source, vae=None, latent_mean=None, latent_std=None)
+    return source

@@ -70,7 +70,9 @@ def _unpickle(path: Path) -> dict[str, Any]:
     return {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in content.items()}
 
 
-def unwrap(checkpoint: Mapping[str, Any], which: str = "ema") -> tuple[dict[str, Tensor], list[str]]:
+def unwrap(
+    checkpoint: Mapping[str, Any], which: str = "ema"
+) -> tuple[dict[str, Tensor], list[str]]:
     """Return the flat state of the network `which`, and the names of the entries left behind."""
     if which not in ("ema", "model"):
         raise ValueError(f'which must be "ema" or "model", got {which!r}')

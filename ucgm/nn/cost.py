@@ -1,0 +1,57 @@
+"""What a network costs: parameters, and multiply-adds of one forward pass of one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size of a network."""
+
+    parameters: int
+    """Weights, fixed position embeddings included, as the publications count."""
+    gmacs: float
+    """10^9 multiply-adds of matrix products in one forward pass of one sample ("Gflops" of DiT)."""
+
+
+def cost(config: NetworkConfig, shape: tuple[int, int, int], num_classes: int) -> Cost:
+    """Count with fake tensors: no memory, no arithmetic. `shape` is (C, H, W)."""
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(), torch.no_grad():
+        network = config.build(shape, num_classes).eval()
+        x, t = torch.empty(1, *shape), torch.empty(1)
+        y = torch.empty(1, dtype=torch.int64)
+        # The math kernel is counted as the two matrix products that attention is.
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            network(x, t, y)
+    return Cost(count_parameters(network), counter.get_total_flops() / 2e9)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Elements of the weights that a state dictionary holds."""
+    return sum(value.numel() for value in network.state_dict().values())
+
+
+def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
+    """Name -> (config, latent shape at 256 pixels; EDM2: 512) of the published sizes."""
+    sd, va = (4, 32, 32), (32, 16, 16)
+    out: dict[str, tuple[NetworkConfig, tuple[int, int, int]]] = {}
+    for size in ("S/2", "B/2", "L/2", "XL/2", "XL/1"):
+        shape = va if size.endswith("/1") else sd
+        out[f"DiT-{size}"] = (DiTConfig(size=size, family="dit"), shape)
+        out[f"LightningDiT-{size}"] = (DiTConfig(size=size, family="lightningdit"), shape)
+        out[f"TiT-{size}"] = (DiTConfig(size=size, family="tit"), shape)
+    for size in ("B/2", "L/2", "XL/2"):
+        out[f"DDT-{size}"] = (DDTConfig(size=size), sd)
+    for size in ("XS", "S", "M", "L", "XL", "XXL"):
+        out[f"EDM2-{size}"] = (EDM2Config(size=size), (4, 64, 64))
+    return out
