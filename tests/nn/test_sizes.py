@@ -1,33 +1,84 @@
-"""Published sizes on the meta device: exact parameter counts, sin-cos positions included."""
+"""Published sizes on the meta device: exact parameter counts and multiply-adds."""
 
 import pytest
 import torch
 
-from ucgm.nn import DiTConfig
+from ucgm.nn import DiTConfig, from_state_dict
+from ucgm.nn.cost import cost, count_parameters, published_models
 
-SD, VA = (4, 32, 32), (32, 16, 16)
+# Publications say 33M, 130M, 458M, 675M (DiT, SiT, LightningDiT), 675M (DDT-XL) and 125M, 280M,
+# 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL). Fixed position embeddings and Fourier features count.
 COUNTS = {
-    # 675,129,632 published for DiT-XL/2 is this + 18,448 for the learned variance.
-    ("dit", "XL/2", SD): 675_111_184,
-    ("dit", "L/2", SD): 458_086_416,
-    ("dit", "B/2", SD): 130_500_112,
-    ("dit", "S/2", SD): 32_957_200,
-    ("lightningdit", "XL/1", VA): 675_256_736,
-    ("lightningdit", "XL/2", SD): 675_219_856,
-    ("lightningdit", "L/2", SD): 458_120_176,
-    ("lightningdit", "B/2", SD): 130_531_600,
-    ("lightningdit", "S/2", SD): 32_972_944,
-    ("tit", "XL/1", VA): 675_191_072,
-    ("tit", "XL/2", SD): 675_154_192,
-    ("tit", "L/2", SD): 458_070_000,
-    ("tit", "B/2", SD): 130_512_400,
-    ("tit", "S/2", SD): 32_963_344,
+    "DiT-S/2": 32_957_200,
+    "DiT-B/2": 130_500_112,
+    "DiT-L/2": 458_086_416,
+    "DiT-XL/2": 675_111_184,
+    "DiT-XL/1": 675_148_064,
+    "LightningDiT-S/2": 32_972_944,
+    "LightningDiT-B/2": 130_531_600,
+    "LightningDiT-L/2": 458_120_176,
+    "LightningDiT-XL/2": 675_219_856,
+    "LightningDiT-XL/1": 675_256_736,
+    "TiT-S/2": 32_963_344,
+    "TiT-B/2": 130_512_400,
+    "TiT-L/2": 458_070_000,
+    "TiT-XL/2": 675_154_192,
+    "TiT-XL/1": 675_191_072,
+    "DDT-B/2": 130_262_800,
+    "DDT-L/2": 457_648_144,
+    "DDT-XL/2": 674_646_352,
+    "EDM2-XS": 124_713_381,
+    "EDM2-S": 280_213_093,
+    "EDM2-M": 497_808_165,
+    "EDM2-L": 777_498_597,
+    "EDM2-XL": 1_119_284_389,
+    "EDM2-XXL": 1_523_165_541,
 }
 
 
-@pytest.mark.parametrize(("family", "size", "shape"), COUNTS)
-def test_parameter_counts(family, size, shape):
+def test_every_published_model_is_listed():
+    assert published_models().keys() == COUNTS.keys()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    config, shape = published_models()[name]
     with torch.device("meta"):
-        net = DiTConfig(size=size, family=family).build(shape, 1000)
-    count = sum(p.numel() for p in net.parameters()) + net.pos_embed.numel()
-    assert count == COUNTS[family, size, shape]
+        net = config.build(shape, 1000)
+    assert count_parameters(net) == COUNTS[name]
+
+
+def test_dit_xl_has_the_published_count_to_the_last_weight():
+    """675,129,632 in the released DiT-XL/2: with the learned variance."""
+    with torch.device("meta"):
+        net = DiTConfig(size="XL/2", family="dit", learn_sigma=True).build((4, 32, 32), 1000)
+    assert count_parameters(net) == 675_129_632
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("DiT-S/2", 6.06), ("DiT-B/2", 23.01), ("DiT-XL/2", 118.64), ("EDM2-XS", 46)],
+)
+def test_multiply_adds_are_those_published(name, published):
+    """DiT, table 1 ("Gflops"); EDM2, table 2 (per evaluation, rounded)."""
+    config, shape = published_models()[name]
+    assert cost(config, shape, 1000).gmacs == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches(patch):
+    net = DiTConfig(size=f"N/{patch}").build((3, 8, 8), 0)
+    assert net.x_embedder(torch.randn(1, 3, 8, 8)).shape == (1, (8 // patch) ** 2, 48)
+
+
+def test_manifest_counts(golden):
+    """The stored counts of the published constructors, rotary tables included."""
+    import json
+
+    from tests.nn.conftest import GOLDEN
+
+    for entry in json.loads((GOLDEN / "manifest.json").read_text()):
+        state, _, args = golden(entry["name"])
+        net = from_state_dict(entry["name"].split("_")[0], state, **args)
+        tables = sum(v.numel() for k, v in state.items() if k.startswith("feat_rope."))
+        assert count_parameters(net) + tables == entry["params"]
