@@ -40,9 +40,7 @@ def golden_network(scale=1.0):
 
     def network(x, t, y):
         time, label = (v.to(x).reshape(-1, 1, 1, 1) for v in (t, y))
-        return scale * (
-            torch.tanh(x * (0.7 + 0.1 * label) + torch.sin(3 * time)) - 0.3 * time * x
-        )
+        return scale * (torch.tanh(x * (0.7 + 0.1 * label) + torch.sin(3 * time)) - 0.3 * time * x)
 
     return network
 

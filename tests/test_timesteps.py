@@ -11,6 +11,7 @@ U = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
 
 def beta_cdf(t, a, b, nodes=200_001):
     """Regularised incomplete beta function by quadrature in w, t = sin(w)^2."""
+
     def integral(upper):
         w = torch.linspace(0, 1, nodes, dtype=torch.float64) * upper
         middle = 0.5 * (w[1:] + w[:-1])

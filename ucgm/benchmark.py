@@ -16,6 +16,7 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,47 +48,70 @@ NFE_CONVENTION = (
 )
 
 
+@dataclass(frozen=True)
+class Ruler:
+    """What samples are measured with; None means what fits the data.
+
+    Attributes:
+        metrics: names of :data:`ucgm.evaluate.METRICS`; all that can be computed.
+        extractor: name of the feature extractor.
+        weights: path of its weights.
+        reference: file with statistics of real images; the training data.
+        held_out: file with statistics of real images that training did not see.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    extractor: str | None = None
+    weights: str | None = None
+    reference: str | None = None
+    held_out: str | None = None
+
+
 def benchmark(
     run: Run,
     steps: Sequence[int] = (1, 2, 4, 8, 16),
     num_samples: int = 2000,
-    seed: int = 0,
-    out_dir: str | Path | None = None,
     repeats: int = 1,
+    settings: Settings | None = None,
+    ruler: Ruler | None = None,
+    out_dir: str | Path | None = None,
     batch_size: int = 250,
-    labels: LabelRule = "balanced",
-    guidance_scale: float | None = None,
-    metrics: Sequence[str] | None = None,
-    extractor: str | None = None,
-    extractor_weights: str | None = None,
-    reference: str | None = None,
-    held_out: str | None = None,
-    precision: Precision = "fp32",
-    keep_features: bool = True,
     chunk_size: int = CHUNK,
     world: World | None = None,
 ) -> dict[str, Any]:
     """Measure a trained run at several numbers of steps; see :func:`benchmark_run`.
 
+    Args:
+        run: the trained run.
+        steps: numbers of steps.
+        num_samples: per number of steps and repeat.
+        repeats: disjoint sets of samples.
+        settings: how it is sampled.
+        ruler: what it is measured with.
+        out_dir: folder of the report.
+        batch_size: images per sampler call and process.
+        chunk_size: samples per chunk file.
+        world: the processes; this one alone when None.
+
     Returns:
-        the content of ``benchmark.json``, with its folder under ``folder``; on other processes
-        than the first, the folder alone.
+        the content of ``benchmark.json`` and its ``folder``; on other processes than the first,
+        the folder alone.
     """
-    world = world or World()
+    world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
-    settings = Settings(seed, labels, None, guidance_scale, precision, world.device)
     samples = samples_of_run(run, settings)
-    features = open_extractor(extractor or samples.data.extractor, extractor_weights, world.device)
-    warn_if_few(num_samples, features.dimensions["features"])
-    references = find_references(run.config.data, features, reference, held_out)
-    available = available_metrics(features, *references, samples.data.num_classes)
-    chosen = choose_metrics(metrics, available)
+    extractor = open_extractor(
+        ruler.extractor or samples.data.extractor, ruler.weights, world.device
+    )
+    warn_if_few(num_samples, extractor.dimensions["features"])
+    references = find_references(run.config.data, extractor, ruler.reference, ruler.held_out)
+    available = available_metrics(extractor, *references, samples.data.num_classes)
+    metrics = choose_metrics(ruler.metrics, available)
     protocol = protocol_of(run, settings, samples) | {
         "num_samples": num_samples,
         "repeats": repeats,
-        "batch_size": batch_size,
         "chunk_size": chunk_size,
-        "extractor": {"name": features.name, "sha256": features.digest, "note": features.note},
+        "extractor": {"name": extractor.name, "sha256": extractor.digest, "note": extractor.note},
         "versions": versions(),
     }
     mark = fingerprint(protocol)
@@ -96,13 +120,8 @@ def benchmark(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(samples, features, num_samples, repeats, batch_size, chunk_size, folder, world)
-    rows = []
-    for count in steps:
-        for repeat in range(repeats):
-            measured, row = sweep.measure(count, repeat)
-            if world.first:
-                rows.append(row | {"scores": score(measured, chosen, *references)})
+    sweep = Sweep(samples, extractor, num_samples, repeats, batch_size, chunk_size, folder, world)
+    rows = sweep.rows(steps, lambda measured: score(measured, metrics, *references))
     if not world.first:
         return {"folder": str(folder)}
     result = {
@@ -112,14 +131,12 @@ def benchmark(
         "protocol": protocol,
         "nfe_convention": NFE_CONVENTION,
         "references": [describe_reference(part) for part in references if part is not None],
-        "metrics": list(chosen),
-        "real": real_scores(run, features, chosen, references, reference),
-        "machine": machine(world),
+        "metrics": list(metrics),
+        "real": None if ruler.reference else real_scores(run, extractor, metrics, references[0]),
+        "machine": machine(world, batch_size),
         "rows": rows,
     }
     write_report(folder, result, samples)
-    if not keep_features:
-        shutil.rmtree(folder / "chunks")
     return result | {"folder": str(folder)}
 
 
@@ -146,20 +163,16 @@ def check_sizes(
 
 
 def real_scores(
-    run: Run,
-    extractor: Extractor,
-    metrics: Sequence[str],
-    references: tuple[Reference, Reference | None],
-    path: str | None,
+    run: Run, extractor: Extractor, metrics: Sequence[str], reference: Reference
 ) -> dict[str, Any] | None:
     """Scores of held-out real images: the noise floor of the curve. None without such images."""
     source = run.config.data.held_out()
-    if path is not None or source is None:
+    if source is None:
         return None
     data = source.open()
     outputs, labels = extract_dataset(data, extractor)
     wanted = [name for name in metrics if name != "fid_heldout"]
-    scores = score(measure(outputs, labels), wanted, references[0])
+    scores = score(measure(outputs, labels), wanted, reference)
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 
@@ -184,12 +197,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
-def machine(world: World) -> dict[str, Any]:
-    """Where it ran; no part of the fingerprint."""
+def machine(world: World, batch_size: int) -> dict[str, Any]:
+    """Where it ran: no part of the fingerprint, a restart may be elsewhere."""
     device = world.device
     if device.startswith("cuda"):
         device = f"{device} ({torch.cuda.get_device_name(device)})"
-    return {"device": device, "processes": world.size, "threads": torch.get_num_threads()}
+    return {
+        "device": device,
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+    }
 
 
 def benchmark_run(
@@ -242,22 +260,25 @@ def benchmark_run(
     """
     world = join_world(device)
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    return benchmark(
+    ruler = Ruler(
+        None if metrics is None else tuple(metrics),
+        extractor,
+        extractor_weights,
+        reference,
+        held_out,
+    )
+    result = benchmark(
         run,
-        steps=(1, 2, 4, 8, 16) if steps is None else steps,
-        num_samples=num_samples,
-        seed=seed,
-        out_dir=out_dir,
-        repeats=repeats,
-        batch_size=batch_size,
-        labels=labels,
-        guidance_scale=guidance_scale,
-        metrics=metrics,
-        extractor=extractor,
-        extractor_weights=extractor_weights,
-        reference=reference,
-        held_out=held_out,
-        precision=precision,
-        keep_features=keep_features,
+        (1, 2, 4, 8, 16) if steps is None else steps,
+        num_samples,
+        repeats,
+        Settings(seed, labels, None, guidance_scale, precision, world.device),
+        ruler,
+        out_dir,
+        batch_size,
         world=world,
     )
+    if world.first and not keep_features:
+        shutil.rmtree(Path(result["folder"]) / "chunks")
+    world.leave()
+    return result

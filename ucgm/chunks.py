@@ -6,14 +6,17 @@ a file, written beside its name and renamed: it is there whole or not at all.  A
 number of processes, keeps the chunks whose checksum holds and makes the others.
 
     chunk_00012.safetensors   features, logits, spatial (1000, .) float32, labels (1000,) int64
-        metadata: checksum, sha256 of the images in index order, network rows, seconds per stage
+        metadata: checksum, hash of the images, network rows, seconds per stage
+
+The hash of a set of images is the sum over its images of sha256(index, pixels), modulo 2^256: it
+does not depend on order, chunks, batches or processes.
 """
 
 import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +41,14 @@ class Chunk:
 
     Attributes:
         rows: ``features``, ``labels`` and what else the extractor gives, equal lengths.
-        images_sha256: of the uint8 images (C, H, W) in index order.
+        images_hash: of indices and uint8 pixels, 64 hex digits.
         network_rows: rows the network evaluated.
         seconds: per stage.
         timed: images these seconds are for, per stage.
     """
 
     rows: dict[str, Tensor]
-    images_sha256: str
+    images_hash: str
     network_rows: int
     seconds: dict[str, float]
     timed: dict[str, int]
@@ -94,7 +97,7 @@ class ChunkFolder:
             ValueError: when the disk is full; the chunks written before stay.
         """
         facts = {
-            "images_sha256": chunk.images_sha256,
+            "images_hash": chunk.images_hash,
             "network_rows": chunk.network_rows,
             "seconds": chunk.seconds,
             "timed": chunk.timed,
@@ -123,11 +126,6 @@ class ChunkFolder:
                 parts.append(file.get_tensor(name))
         return torch.cat(parts)
 
-    def clean(self) -> None:
-        """Delete temporary files of killed processes."""
-        for path in self.folder.glob(".chunk_*.tmp"):
-            path.unlink(missing_ok=True)
-
 
 def checksum(rows: dict[str, Tensor]) -> str:
     """sha256 over names, shapes and values."""
@@ -136,6 +134,20 @@ def checksum(rows: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(rows[name].shape)} {rows[name].dtype}".encode())
         digest.update(rows[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def images_hash(indices: Tensor, images: Tensor) -> str:
+    """Hash of images (B, C, H, W) uint8 with their ``indices`` (B,), 64 hex digits."""
+    single = (
+        hashlib.sha256(index.to_bytes(8, "little") + image.numpy().tobytes()).hexdigest()
+        for index, image in zip(indices.tolist(), images, strict=True)
+    )
+    return add_hashes(single)
+
+
+def add_hashes(parts: Iterable[str]) -> str:
+    """Hash of the union of disjoint sets."""
+    return f"{sum(int(part, 16) for part in parts) % 2**256:064x}"
 
 
 class Stopwatch:
@@ -182,17 +194,18 @@ class ChunkMaker:
         assert counter is not None
         self.watch.clear()
         counter.rows = 0
-        digest = hashlib.sha256()
+        hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
         for group in self._groups(indices):
-            digest.update(group.numpy().tobytes())
+            done = sum(len(part["features"]) for part in outputs)
+            hashes.append(images_hash(indices[done : done + len(group)], group))
             with self.watch.time("extractor", len(group)):
                 outputs.append(self.extractor(group))
             tell(len(group))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         rows["labels"] = self.samples.labels_at(indices)
         watch = self.watch
-        return Chunk(rows, digest.hexdigest(), counter.rows, watch.seconds, watch.images)
+        return Chunk(rows, add_hashes(hashes), counter.rows, watch.seconds, watch.images)
 
     def _groups(self, indices: Tensor) -> Iterator[Tensor]:
         """Images of ``indices`` regrouped to the extractor's batch size."""

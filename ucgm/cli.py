@@ -6,9 +6,11 @@ flags.  Every error a user can make ends as one line with the remedy and exit co
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import typing
@@ -22,6 +24,7 @@ COMMANDS = {
     "sample": "draw images from a run",
     "benchmark": "quality against the number of sampling steps, as tables and pictures",
     "presets": "list the training objectives",
+    "demo": "the whole road on the embedded digits, in a few minutes",
 }
 
 # Commands that are one function: module and name.
@@ -29,6 +32,7 @@ _FUNCTIONS = {
     "sample": ("ucgm.generate", "sample_run"),
     "benchmark": ("ucgm.benchmark", "benchmark_run"),
     "presets": ("ucgm.objective.presets", "print_presets"),
+    "demo": ("ucgm.demo", "demo"),
 }
 
 
@@ -99,14 +103,12 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
 
 def _explain(message: str, parser: Any) -> str:
     """A parser's message with the nearest valid key."""
-    known = sorted(
-        {
-            name.lstrip("-")
-            for action in parser._actions
-            for name in (*action.option_strings, action.dest)
-            if not name.endswith((".help", "help", "print_config"))
-        }
-    )
+    known = {
+        name.lstrip("-")
+        for action in parser._actions
+        for name in (*action.option_strings, action.dest)
+        if not name.endswith((".help", "help", "print_config"))
+    } | _choice_fields()
     key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     if key:
         wrong = f"{key[1]}.{key[2]}"
@@ -120,6 +122,18 @@ def _explain(message: str, parser: Any) -> str:
     near = difflib.get_close_matches(wrong, known, 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"unknown setting {wrong}{hint}"
+
+
+def _choice_fields() -> set[str]:
+    """Names of the settings of every class that a ``class_path`` may name."""
+    from ucgm.config import POLYMORPHIC
+
+    found, todo = set(), list(POLYMORPHIC)
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        found |= {f.name for f in dataclasses.fields(cls)}
+    return found
 
 
 def _options(words: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
@@ -150,8 +164,6 @@ def _options(words: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
 
 def _train(words: list[str]) -> None:
     """``ucgm train --config FILE ... --run-dir DIR [--section.key value ...]``."""
-    import dataclasses
-
     from ucgm.config import Config
 
     words = _options(words)
@@ -181,7 +193,7 @@ def _expand_presets(words: Sequence[str]) -> list[str]:
     from ucgm.objective import preset
 
     result: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, _, value = word.partition("=")
         name = None
         if option == "--objective.preset":

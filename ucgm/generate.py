@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ucgm.checkpoint import Run, load_run
-from ucgm.data.files import NpzSink, PngSink
+from ucgm.data.files import NpzSink, PngSink, write_atomic
 from ucgm.data.images import UINT8_RULE
 from ucgm.processes import Progress, join_world
 from ucgm.report.figures import save_grid
@@ -178,6 +178,7 @@ def sample_run(
         where = sink.close()
         picture = save_preview(samples, folder / "grid.png")
         print(f"images:  {where}\npicture: {picture}")
+    world.leave()
     return folder
 
 
@@ -188,13 +189,22 @@ def save_preview(samples: SampleSet, path: Path) -> Path:
 
 
 def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
-    """Make ``folder`` that of ``protocol``; refuse one that holds anything else."""
+    """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
+
+    Raises:
+        ValueError: naming what differs; nothing was written.
+    """
     record = folder / "protocol.json"
     if folder.exists() and any(folder.iterdir()):
-        if not record.is_file() or json.loads(record.read_text()) != protocol:
-            raise ValueError(
-                f"{folder} holds other files: nothing was overwritten. Choose another out_dir."
-            )
+        if not record.is_file():
+            raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
+        there = json.loads(record.read_text())
+        for key in there.keys() | protocol.keys():
+            if there.get(key) != protocol.get(key):
+                raise ValueError(
+                    f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
+                    "nothing was overwritten. Choose another out_dir, or delete it."
+                )
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(protocol, indent=2) + "\n")
+    write_atomic(record, lambda path: path.write_text(json.dumps(protocol, indent=2) + "\n"))
     return folder

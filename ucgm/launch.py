@@ -5,8 +5,10 @@ wrap the passes that must stay in float32.  So it is told "no", and the step ope
 """
 
 import contextlib
+import itertools
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +32,7 @@ def requested_processes() -> int | None:
         return None
     if not any("accelerate" in word for word in words[:3]):
         return None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         name, _, value = word.partition("=")
         if name.replace("-", "_") == "__num_processes":
             return int(value or following)
@@ -45,7 +47,7 @@ def precision() -> str:
     return name
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bf16 when the launcher asked for it."""
     if precision() == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,7 +31,9 @@ class OptimizerConfig:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer, with fused or foreach kernels."""
         parameters = [p for p in parameters if p.requires_grad]
-        common = dict(lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        common: dict[str, Any] = dict(
+            lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
         if self.name == "adamw":
             return torch.optim.AdamW(parameters, fused=True, **common)
         return torch.optim.RAdam(parameters, foreach=True, decoupled_weight_decay=True, **common)

@@ -43,6 +43,12 @@ class World:
         """The part of ``items`` that is this process's; lengths may differ by one."""
         return items[self.rank :: self.size]
 
+    def leave(self) -> None:
+        """End the group when all processes have come here; the last thing a command does."""
+        if self.size > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.size > 1:

@@ -7,15 +7,14 @@
 The count that comes out is checked against the number asked for.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker
+from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, add_hashes
 from ucgm.evaluate import Measured
 from ucgm.extractors import Extractor
 from ucgm.metrics import RunningMoments
@@ -50,6 +49,23 @@ class Sweep:
     def chunk_folder(self, steps: int, repeat: int) -> ChunkFolder:
         """Where the chunks of one set are."""
         return ChunkFolder(self.folder / "chunks" / f"steps_{steps:03d}_repeat_{repeat}")
+
+    def rows(
+        self, steps: Sequence[int], score: Callable[[Measured], dict[str, float]]
+    ) -> list[dict[str, Any]]:
+        """One row per number of steps and repeat; the first process alone scores."""
+        if self.world.first:
+            for path in self.folder.glob("chunks/*/.chunk_*.tmp"):
+                path.unlink()  # left by a killed process
+        self.world.wait()
+        rows = []
+        for count in steps:
+            for repeat in range(self.repeats):
+                measured, row = self.measure(count, repeat)
+                if self.world.first:
+                    row["scores"] = score(measured)
+                rows.append(row)
+        return rows
 
     def measure(self, steps: int, repeat: int) -> tuple[Measured, dict[str, Any]]:
         """Make what is missing of one set and reduce it over all processes.
@@ -93,11 +109,11 @@ class Sweep:
 
     def _facts(self, folder: ChunkFolder, parts: Sequence[torch.Tensor]) -> dict[str, Any]:
         """Counts, image hash and times of a finished set, from its files."""
-        digest = hashlib.sha256()
+        hashes = []
         rows, seconds, timed = 0, dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)
         for number in range(len(parts)):
             facts = folder.facts(number)
-            digest.update(bytes.fromhex(facts["images_sha256"]))
+            hashes.append(facts["images_hash"])
             rows += facts["network_rows"]
             for stage in STAGES:
                 seconds[stage] += facts["seconds"][stage]
@@ -109,7 +125,7 @@ class Sweep:
         return {
             "num_samples": self.num_samples,
             "nfe": rows / self.num_samples,
-            "images_sha256": digest.hexdigest(),
+            "images_hash": add_hashes(hashes),
             "seconds_per_image": cost,
             "images_per_second": making,
         }

@@ -111,8 +111,9 @@ def train(config: Config, run_dir: str | Path) -> Path:
         parts.step += 1
         parts.journal.add(grad_norm=norm.detach())
         parts.journal.count_step()
-        _report(parts, skipped_in_a_row, stopped)
-        if stopped():
+        stop = stopped()
+        _report(parts, skipped_in_a_row, stop)
+        if stop:
             break
     accelerator.end_training()
     return parts.run_dir
@@ -201,7 +202,7 @@ def _initialise(
         if run.config.objective.transport != config.objective.transport:
             raise ValueError(
                 f"{config.train.init} was trained on {run.config.objective.transport} and this "
-                f"objective uses {config.objective.transport}: set objective.transport to the former"
+                f"objective uses {config.objective.transport}: set objective.transport to its path"
             )
         source = checkpoint.newest_checkpoint(Path(config.train.init))
         assert source is not None
@@ -262,10 +263,10 @@ def _listen_for_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def _report(parts: Parts, skipped_in_a_row: int, stopped: Callable[[], bool]) -> None:
+def _report(parts: Parts, skipped_in_a_row: int, stop: bool) -> None:
     """Log, preview and save, each in its period; stop a run that has diverged."""
     train, step, main = parts.config.train, parts.step, parts.accelerator.is_main_process
-    last = step == train.steps or stopped()
+    last = step == train.steps or stop
     if step % train.log_every == 0 or last:
         parts.journal.write(step, parts.optimizer.param_groups[0]["lr"], parts.skipped)
     if skipped_in_a_row >= train.max_skipped:

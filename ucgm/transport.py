@@ -26,8 +26,8 @@ Translation of the letters of UCGM (arXiv 2505.07447, section 3):
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

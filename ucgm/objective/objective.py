@@ -11,7 +11,7 @@ a pure function of them, so every formula can be tested with given numbers:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,6 +158,7 @@ class Objective:
             draw = Draw(draw.x, draw.y, draw.z, draw.t, s, draw.dropped, draw.null_label)
         passes = Passes(network, draw, self.two_time)
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
+        assert draw.s is not None
         prediction = passes.gradient(x_t, draw.t, draw.s)
         with torch.no_grad():
             networks = {"online": network, "target": target or network, "teacher": teacher}
@@ -171,7 +172,7 @@ class Objective:
         return Terms(loss, per_sample, prediction, wanted)
 
     def _field(
-        self, passes: Passes, x_t: Tensor, prediction: Tensor, networks: dict[str, Network | None]
+        self, passes: Passes, x_t: Tensor, prediction: Tensor, networks: dict[str, Any]
     ) -> Tensor:
         """F* at (x_t, t): the affine combination of the rule, each source on its rows only."""
         draw = passes.draw
@@ -209,6 +210,7 @@ class Objective:
         """F_tgt = F - c phi(G) for an anchor m > s, in full precision."""
         draw, transport = passes.draw, self.transport
         t, s = draw.t, draw.s
+        assert s is not None
 
         def evaluate(x: Tensor, time: Tensor) -> Tensor:
             return passes.online(x, time, draw.y, s)

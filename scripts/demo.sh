@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Install into .venv and run the whole road on the embedded digits: about eight minutes on a laptop.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/install.sh data
+.venv/bin/ucgm demo "$@"

@@ -1,0 +1,243 @@
+import csv
+import json
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.digits_oracle import Affine, Memoriser, make_run
+from ucgm.benchmark import Ruler, benchmark, check_sizes
+from ucgm.chunks import ChunkFolder
+from ucgm.data import Digits
+from ucgm.evaluate import reference_of
+from ucgm.extractors import Extractor, open_extractor, register_extractor
+from ucgm.generate import Settings
+from ucgm.metrics import save_reference
+from ucgm.sampler import Guidance
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
+FAST = Ruler(metrics=("fid", "accuracy"))
+
+
+def run_benchmark(folder, network=None, steps=(2,), num_samples=103, ruler=FAST, **kwargs):
+    run_options = {k: kwargs.pop(k) for k in ("digest", "guidance") if k in kwargs}
+    run = make_run(folder, network, **run_options)
+    kwargs.setdefault("out_dir", folder / "out")
+    return benchmark(run, steps, num_samples, ruler=ruler, **kwargs)
+
+
+def statistics_of(result):
+    return [(row["images_hash"], row["scores"]["fid"]) for row in result["rows"]]
+
+
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory):
+    """The perfect memoriser, measured with everything."""
+    folder = tmp_path_factory.mktemp("oracle")
+    return run_benchmark(folder, Memoriser(), (1, 8), 960, Ruler())
+
+
+def test_scores_of_the_memoriser(oracle):
+    one, eight = (row["scores"] for row in oracle["rows"])
+    floor = oracle["real"]["scores"]["fid"]
+    assert 0 < floor < 0.3
+    assert eight["fid"] < 0.5 * floor  # closer to the training data than real data are
+    assert eight["fid_heldout"] > floor  # and no closer to what it has not seen
+    assert one["fid"] > eight["fid"] + 1.0  # the class means
+    assert eight["accuracy"] == 1.0 and eight["precision"] == 1.0
+    assert one["recall"] < 0.05 < 0.7 < eight["recall"]
+    assert oracle["real"]["scores"]["accuracy"] > 0.98
+
+
+def test_permuted_labels_show_in_accuracy_alone(tmp_path, oracle):
+    moved = run_benchmark(tmp_path, Memoriser(shift=1), (8,), 960)["rows"][0]["scores"]
+    assert moved["accuracy"] < 0.01
+    assert moved["fid"] == pytest.approx(oracle["rows"][1]["scores"]["fid"], abs=0.03)
+
+
+def test_report_files(oracle):
+    from pathlib import Path
+
+    folder = Path(oracle["folder"])
+    report = json.loads((folder / "benchmark.json").read_text())
+    assert report["rows"][1]["scores"] == oracle["rows"][1]["scores"]
+    protocol = report["protocol"]
+    for key in ("weights_sha256", "seed", "labels", "guidance", "precision", "sampler", "uint8"):
+        assert key in protocol
+    assert protocol["extractor"]["name"] == "digits" and len(protocol["extractor"]["sha256"]) == 64
+    assert protocol["versions"]["torch"] and len(report["references"]) == 2
+    assert "counts 2" in report["nfe_convention"]
+    assert [row["nfe"] for row in report["rows"]] == [1.0, 8.0]
+    lines = list(csv.DictReader((folder / "benchmark.csv").open()))
+    assert float(lines[1]["fid"]) == oracle["rows"][1]["scores"]["fid"]
+    text = (folder / "benchmark.md").read_text()
+    assert "| FID held-out |" in text and "Not comparable" in text and "sha256" in text
+    for name in ("grid_steps_01.png", "grid_steps_08.png", "strip.png", "fid_vs_steps.png"):
+        assert Image.open(folder / name).width > 100
+    assert Image.open(folder / "strip.png").size == (10 * 49 + 1, 2 * 49 + 1)
+
+
+def test_guided_evaluations_count_two(tmp_path):
+    guidance = Guidance(scale=2.0, interval=(0.0, 0.6))
+    run = make_run(tmp_path, guidance=guidance)
+    result = benchmark(run, (4,), 20, ruler=FAST, out_dir=tmp_path / "out")
+    times = [step.t for step in run.config.sampler.plan()]
+    inside = sum(step.t <= 0.6 for step in type(run.config.sampler)(steps=4).plan())
+    assert len(times) == 2 and result["rows"][0]["nfe"] == 4 + inside
+
+
+def test_repeats_are_disjoint_and_summarised(tmp_path):
+    result = run_benchmark(tmp_path, steps=(1, 2), num_samples=50, repeats=3)
+    assert [row["first_index"] for row in result["rows"]] == [0, 50, 100] * 2
+    assert len({row["images_hash"] for row in result["rows"]}) == 6
+    values = torch.tensor([row["scores"]["fid"] for row in result["rows"][:3]], dtype=torch.float64)
+    report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    summary = report["summary"][0]["scores"]["fid"]
+    assert summary["mean"] == pytest.approx(values.mean().item())
+    assert summary["std"] == pytest.approx(values.std().item())
+    assert summary["min"] == values.min().item()
+    assert "±" in (tmp_path / "out" / "benchmark.md").read_text()
+    # the first repeat is what a benchmark without repeats measures
+    alone = run_benchmark(tmp_path, None, (1, 2), 50, out_dir=tmp_path / "alone")
+    assert statistics_of(alone)[0] == statistics_of(result)[0]
+
+
+def test_batch_size_is_no_part_of_a_result(tmp_path):
+    """n = 1,003, in double precision to the last bit of the images."""
+    seen = []
+    for batch, chunk in ((50, 1000), (7, 70), (32, 100)):
+        result = run_benchmark(
+            tmp_path, num_samples=1003, batch_size=batch, chunk_size=chunk,
+            out_dir=tmp_path / f"{batch}", settings=Settings(precision="fp64"),
+        )  # fmt: skip
+        seen.append(result["rows"][0])
+    for row in seen[1:]:
+        assert row["images_hash"] == seen[0]["images_hash"]
+        assert row["scores"]["fid"] == pytest.approx(seen[0]["scores"]["fid"], rel=1e-9)
+        assert row["scores"]["accuracy"] == seen[0]["scores"]["accuracy"]
+
+
+def test_restart_keeps_finished_chunks_and_remakes_damaged_ones(tmp_path):
+    def run(network):
+        return run_benchmark(tmp_path, network, num_samples=103, chunk_size=25)
+
+    first = run(Affine())
+    chunks = sorted((tmp_path / "out" / "chunks" / "steps_002_repeat_0").iterdir())
+    assert len(chunks) == 5
+    network = Affine()
+    assert statistics_of(run(network)) == statistics_of(first)
+    again = network.calls  # the pictures alone
+    chunks[1].unlink()
+    data = bytearray(chunks[3].read_bytes())
+    data[-5] ^= 1  # one bit of one feature
+    chunks[3].write_bytes(data)
+    chunks[4].write_bytes(chunks[4].read_bytes()[:100])
+    network = Affine()
+    with pytest.warns(UserWarning, match="damaged .* made again") as caught:
+        assert statistics_of(run(network)) == statistics_of(first)
+    assert len([w for w in caught if "damaged" in str(w.message)]) == 2
+    assert network.calls - again == 3 * 2  # three chunks of one batch, two steps
+
+
+def test_another_checkpoint_does_not_resume(tmp_path):
+    run_benchmark(tmp_path)
+    before = (tmp_path / "out" / "benchmark.json").read_bytes()
+    with pytest.raises(ValueError, match="made with weights_sha256 0000.*this is 1111"):
+        run_benchmark(tmp_path, digest="1" * 64)
+    with pytest.raises(ValueError, match="made with seed 0, this is 1"):
+        run_benchmark(tmp_path, settings=Settings(seed=1))
+    assert (tmp_path / "out" / "benchmark.json").read_bytes() == before
+    # without out_dir each has its own folder
+    one = run_benchmark(tmp_path, out_dir=None)
+    two = run_benchmark(tmp_path, digest="1" * 64, out_dir=None)
+    assert one["folder"] != two["folder"] and str(tmp_path) in one["folder"]
+
+
+def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
+    import ucgm.chunks as chunks
+
+    real, written = chunks.save_file, []
+
+    def fill_up(rows, path, metadata):
+        if len(written) == 2:
+            path.write_bytes(b"half a chunk")
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        real(rows, path, metadata)
+
+    monkeypatch.setattr(chunks, "save_file", fill_up)
+    with pytest.raises(ValueError, match="No space left .* Finished chunks are kept"):
+        run_benchmark(tmp_path, chunk_size=25)
+    folder = tmp_path / "out" / "chunks" / "steps_002_repeat_0"
+    assert sorted(p.name[:11] for p in folder.iterdir()) == ["chunk_00000", "chunk_00001"]
+    monkeypatch.setattr(chunks, "save_file", real)
+    resumed = run_benchmark(tmp_path, chunk_size=25)
+    whole = run_benchmark(tmp_path, chunk_size=25, out_dir=tmp_path / "whole")
+    assert statistics_of(resumed) == statistics_of(whole)
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(steps=(0, 1)), "steps is 0: it must be at least 1"),
+        (dict(steps=()), "for example --steps"),
+        (dict(num_samples=3), "num_samples is 3"),
+        (dict(repeats=0), "repeats is 0"),
+        (dict(ruler=Ruler(extractor="resnet")), "unknown extractor 'resnet': choose one of"),
+        (dict(ruler=Ruler(metrics=("fdd",))), "unknown metric 'fdd': choose from fid"),
+        (dict(ruler=Ruler(metrics=("sfid",))), "sfid cannot be computed: digits has no spatial"),
+        (dict(ruler=Ruler(reference="none.npz")), "none.npz does not exist"),
+        (dict(settings=Settings(classes=(12,))), "class 12 is out of range"),
+        (dict(settings=Settings(labels="sorted")), "choose balanced or random"),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        run_benchmark(tmp_path, **kwargs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reference_of_another_extractor_is_refused(tmp_path):
+    digits = open_extractor("digits")
+    reference = reference_of(Digits("test").open(), digits)
+    save_reference(tmp_path / "ours.npz", reference)
+    ruler = Ruler(metrics=("fid",), reference=str(tmp_path / "ours.npz"))
+    result = run_benchmark(tmp_path, ruler=ruler)
+    assert result["references"][0]["name"] == "digits-test" and result["real"] is None
+
+    class Flat(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            return {"features": images.flatten(1).float()[:, :32] * self.w}
+
+    def build(weights):
+        return Extractor("flat", "ef" * 32, Flat(), {"features": 32}, 1)
+
+    register_extractor("flat", build)
+    with pytest.raises(ValueError, match="made with extractor digits .* this is flat"):
+        run_benchmark(tmp_path, ruler=Ruler(extractor="flat", reference=ruler.reference))
+    with pytest.raises(ValueError, match="an extractor named flat exists"):
+        register_extractor("flat", lambda weights: build(weights))
+    # a registered extractor works like ours
+    mine = run_benchmark(tmp_path, ruler=Ruler(extractor="flat"), out_dir=tmp_path / "flat")
+    assert mine["metrics"] == ["fid", "fid_heldout", "kid", "precision", "recall"]
+
+
+def test_too_few_samples_warn(tmp_path):
+    with pytest.warns(UserWarning, match="20 samples for 32 features: the covariance is singular"):
+        run_benchmark(tmp_path, num_samples=20)
+    with pytest.warns(UserWarning, match="Use at least 960"):
+        run_benchmark(tmp_path, num_samples=100, out_dir=tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_benchmark(tmp_path, num_samples=960, out_dir=tmp_path / "c")
+
+
+def test_chunks_that_do_not_fit_are_not_used(tmp_path):
+    folder = ChunkFolder(tmp_path)
+    assert folder.read(0, 5) is None
+    assert check_sizes([4, 1, 4], 10, 1, 1) == (1, 4)

@@ -1,0 +1,98 @@
+"""Worlds of 1, 2, 3 processes and kills: the same statistics and the same images."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.benchmark_worker import CHUNK, COUNT, STEPS, work
+
+TOTAL = len(STEPS) * -(-COUNT // CHUNK)
+
+
+def start(out, size, seconds=0.0):
+    """``size`` processes as torchrun starts them, without its start-up time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        env |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "tests.benchmark_worker", str(out), str(seconds)]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+    return processes
+
+
+def finish(processes):
+    for process in processes:
+        assert process.wait(timeout=120) == 0
+
+
+def chunks(out):
+    return list(out.glob("chunks/*/chunk_*.safetensors"))
+
+
+def kill_after(processes, out, more, pause):
+    """SIGKILL all once ``more`` further chunks are there, and a random moment later."""
+    target, limit = len(chunks(out)) + more, time.monotonic() + 120
+    while len(chunks(out)) < target:
+        assert time.monotonic() < limit and all(p.poll() is None for p in processes)
+        time.sleep(0.005)
+    time.sleep(pause)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def rows(out):
+    return json.loads((out / "benchmark.json").read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    work(out)
+    return rows(out)
+
+
+def check(found, expected):
+    assert [row["num_samples"] for row in found] == [COUNT] * len(STEPS)
+    for one, other in zip(found, expected, strict=True):
+        assert one["images_hash"] == other["images_hash"]
+        assert one["nfe"] == other["nfe"]
+        assert one["scores"]["fid"] == pytest.approx(other["scores"]["fid"], rel=1e-9)
+        assert one["scores"]["accuracy"] == other["scores"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_equal_one(tmp_path, alone):
+    jobs = {size: start(tmp_path / str(size) / "out", size) for size in (2, 3)}
+    for size, processes in jobs.items():
+        finish(processes)
+        check(rows(tmp_path / str(size) / "out"), alone)
+
+
+@pytest.mark.slow
+def test_three_kills_and_as_many_other_worlds(tmp_path, alone):
+    out, moments = tmp_path / "out", random.Random(0)
+    counts = []
+    for size in (2, 3, 1):
+        processes = start(out, size, seconds=0.05)
+        kill_after(processes, out, moments.randint(1, 7), moments.uniform(0.0, 0.1))
+        counts.append(len(chunks(out)))
+        assert not (out / "benchmark.json").exists()
+    assert 0 < counts[0] < counts[1] < counts[2] < TOTAL
+    kept = {path: path.stat().st_mtime_ns for path in chunks(out)}
+    finish(start(out, 2))
+    check(rows(out), alone)
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert not list(out.rglob("*.tmp"))

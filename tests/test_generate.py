@@ -1,0 +1,175 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.digits_oracle import Affine, Memoriser, make_run
+from ucgm.checkpoint import save_checkpoint
+from ucgm.config import write_config
+from ucgm.data import Digits
+from ucgm.generate import Settings, sample_run, samples_of_run, save_preview
+from ucgm.nn import DiTConfig
+from ucgm.report.figures import grid_indices
+from ucgm.sampler import Guidance, Sampler
+from ucgm.samples import SampleSet, labels_of
+
+
+def sha(images):
+    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
+
+
+def by_batches(samples, count, batch):
+    return torch.cat([samples.images(part) for part in torch.arange(count).split(batch)])
+
+
+def perturbed_dit():
+    network = DiTConfig(size="N/2").build((1, 8, 8), 10)
+    generator = torch.Generator().manual_seed(0)
+    for value in network.parameters():  # its output starts at zero
+        value.data += 0.05 * torch.randn(value.shape, generator=generator)
+    return network
+
+
+def test_labels_balanced_prefix_random_and_restricted():
+    indices = torch.arange(1003)
+    assert labels_of(indices, 10).bincount().tolist() == [101] * 3 + [100] * 7
+    random = labels_of(indices, 10, "random", seed=3)
+    assert torch.equal(random[500:510], labels_of(indices[500:510], 10, "random", seed=3))
+    assert not torch.equal(random, labels_of(indices, 10, "random", seed=4))
+    counts = labels_of(torch.arange(20_000), 10, "random").bincount(minlength=10)
+    assert ((counts - 2000).abs() < 5 * 1800**0.5).all() and counts.unique().numel() > 3
+    assert labels_of(indices, 10, classes=(7, 2)).unique().tolist() == [2, 7]
+    assert labels_of(indices, 0).unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(num_classes=10, classes=[3, 12]), "class 12 is out of range: choose from 0 to 9"),
+        (dict(num_classes=10, classes=[-1]), "class -1 is out of range"),
+        (dict(num_classes=10, classes=[]), "empty"),
+        (dict(num_classes=0, classes=[1]), "have none"),
+        (dict(num_classes=10, rule="sorted"), "choose balanced or random"),
+    ],
+)
+def test_bad_labels(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        labels_of(torch.arange(4), **kwargs)
+
+
+@pytest.mark.parametrize("sampler", [dict(steps=1), dict(steps=4, stochasticity=1.0)])
+def test_a_sample_depends_on_its_index_alone(tmp_path, sampler):
+    run = make_run(tmp_path, perturbed_dit(), **sampler)
+    samples = samples_of_run(run, Settings(seed=5, precision="fp64"))
+    everything = by_batches(samples, 103, 50)
+    assert everything.shape == (103, 1, 8, 8) and everything.dtype == torch.uint8
+    for batch in (7, 32, 1):  # in double precision by the last bit
+        assert sha(by_batches(samples, 103, batch)) == sha(everything)
+    shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(samples.images(shuffled), everything[shuffled])
+    other = samples_of_run(run, Settings(seed=6, precision="fp64"))
+    assert not torch.equal(other.images(torch.arange(8)), everything[:8])
+
+
+def test_single_precision_moves_with_the_batch_by_rounding_alone(tmp_path):
+    samples = samples_of_run(make_run(tmp_path, perturbed_dit(), steps=4), Settings())
+    one, two = by_batches(samples, 103, 50), by_batches(samples, 103, 7)
+    assert (one.int() - two.int()).abs().max() <= 1
+    assert (one != two).float().mean() < 1e-3
+
+
+def test_equal_indices_at_every_number_of_steps(tmp_path):
+    samples = samples_of_run(make_run(tmp_path, Memoriser(), steps=8), Settings())
+    indices = torch.arange(20)
+    few, many = samples.with_steps(6).images(indices), samples.images(indices)
+    # the same noise ends on the same training image, or on one that looks alike
+    distance = (few.float() - many.float()).flatten(1).norm(dim=1)
+    mixed = (few.float() - many.roll(10, 0).float()).flatten(1).norm(dim=1)
+    assert distance.median() < 0.5 * mixed.median()
+    with pytest.raises(ValueError, match="steps is 0"):
+        samples.with_steps(0)
+
+
+def test_guidance_reaches_the_network_and_counts_double(tmp_path):
+    run = make_run(tmp_path, steps=4, guidance=Guidance(scale=3.0, interval=(0.0, 0.6)))
+    indices = torch.arange(10)
+    guided = samples_of_run(run, Settings())
+    plain = samples_of_run(run, Settings(guidance_scale=1.0))
+    assert not torch.equal(guided.images(indices), plain.images(indices))
+    assert plain.counter.rows == 40
+    inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
+    assert 0 < inside < 4 and guided.counter.rows == 10 * (4 + inside)
+
+
+def test_divergence_is_an_error():
+    class Diverging(Affine):
+        def forward(self, x_t, t, y, s=None):
+            return torch.full_like(x_t, torch.nan)
+
+    samples = SampleSet(Diverging(), Sampler(steps=1), Digits().open())
+    with pytest.raises(ValueError, match="not finite"):
+        samples.images(torch.arange(4))
+
+
+def test_preview_has_one_class_per_row(tmp_path):
+    samples = SampleSet(Memoriser(), Sampler(steps=2), Digits().open())
+    indices = grid_indices(samples)
+    assert indices.shape == (10, 10)
+    labels = samples.labels_at(indices.flatten()).view(10, 10)
+    assert torch.equal(labels, torch.arange(10)[:, None].expand(10, 10))
+    save_preview(samples, tmp_path / "p.png")
+    assert Image.open(tmp_path / "p.png").size == (10 * 49 + 1, 10 * 49 + 1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = make_run(folder)
+    config = run.config
+    config = type(config)(**{**vars(config), "model": DiTConfig(size="N/2")})
+    write_config(config, folder / "config.yaml")
+    network = perturbed_dit()
+    facts = {"shape": [1, 8, 8], "num_classes": 10}
+    save_checkpoint(folder, 3, {"network": network, "ema": network}, {}, facts, 1)
+    return folder
+
+
+def test_sample_run_writes_pngs_that_equal_the_npz(run_dir, tmp_path):
+    png = sample_run(str(run_dir), 23, out_dir=str(tmp_path / "a"), batch_size=10, device="cpu")
+    npz = sample_run(
+        str(run_dir), 23, out_dir=str(tmp_path / "b"), batch_size=23, format="npz", device="cpu"
+    )
+    with np.load(npz / "samples.npz") as file:
+        images, labels = file["arr_0"], file["arr_1"]
+    assert images.shape == (23, 8, 8, 1) and labels.tolist() == [i % 10 for i in range(23)]
+    for index in range(23):
+        pixels = np.asarray(Image.open(png / f"{index:06d}.png"))
+        assert np.abs(pixels.astype(int) - images[index, :, :, 0]).max() <= 1
+    protocol = json.loads((png / "protocol.json").read_text())
+    assert (
+        protocol["seed"] == 0 and protocol["steps"] == 2 and len(protocol["weights_sha256"]) == 64
+    )
+    assert (png / "grid.png").is_file()
+
+
+def test_sample_run_again_and_elsewhere(run_dir, tmp_path):
+    out = str(tmp_path / "a")
+    sample_run(str(run_dir), 5, out_dir=out, device="cpu")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    sample_run(str(run_dir), 5, out_dir=out, device="cpu")  # the same again: the same files
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
+    with pytest.raises(ValueError, match="made with seed 0, this is 1"):
+        sample_run(str(run_dir), 5, seed=1, out_dir=out, device="cpu")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files"):
+        sample_run(str(run_dir), 5, out_dir=str(tmp_path / "b"), device="cpu")
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="class 11 is out of range"):
+        sample_run(str(run_dir), 5, classes=[11], out_dir=str(tmp_path / "c"), device="cpu")
+    with pytest.raises(ValueError, match="at least 1"):
+        sample_run(str(run_dir), 5, steps=0, out_dir=str(tmp_path / "c"), device="cpu")
+    assert not (tmp_path / "c").exists()
