@@ -108,7 +108,7 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def _choice(expected: type, path: str, where: str) -> type:
+def _choice(expected: type, path: str, where: str) -> type[Any]:
     """The class named by ``class_path``, which must be part of this package."""
     module, _, name = path.rpartition(".")
     if not module.startswith("ucgm."):
@@ -134,9 +134,9 @@ def from_dict(expected: Any, value: Any, where: str = "config") -> Any:
         return None if value is None else from_dict(options[0], value, where)
     if origin is tuple:
         return tuple(value)
-    if not dataclasses.is_dataclass(expected):
+    if not (isinstance(expected, type) and dataclasses.is_dataclass(expected)):
         return value
-    cls = expected
+    cls: type[Any] = expected
     if isinstance(value, dict) and issubclass(cls, POLYMORPHIC):
         cls = _choice(cls, value.get("class_path", ""), where)
         value = value.get("init_args") or {}

@@ -45,7 +45,7 @@ class EMA:
         self.warmup = warmup
         self.updates = 0
         self._source = list(network.parameters())
-        self._average = list(self.network.parameters())
+        self._average = [p.data for p in self.network.parameters()]
         self._buffers = list(zip(self.network.buffers(), network.buffers(), strict=True))
 
     @torch.no_grad()

@@ -56,12 +56,17 @@ class Journal:
         """One optimizer step is done."""
         self.steps += 1
 
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        reduced = self.accelerator.reduce(values, "mean")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
     def write(self, step: int, lr: float, skipped: int) -> None:
         """End the period: one line of means over its steps; all processes must call this."""
         seconds = time.perf_counter() - self.start
         names = sorted(self.sums)
-        means = torch.stack([self.sums[n].float() for n in names]) / max(self.steps, 1)
-        means = self.accelerator.reduce(means, "mean").tolist()
+        sums = torch.stack([self.sums[n].float() for n in names])
+        means: list[float] = (self._mean_over_processes(sums) / max(self.steps, 1)).tolist()
         line = {"step": step} | dict(zip(names, means, strict=True))
         rate = self.steps * self.global_batch / seconds
         line |= {"lr": lr, "images_per_second": rate, "skipped": skipped}

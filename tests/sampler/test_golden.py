@@ -13,7 +13,12 @@ ROWS, ARRAYS = golden("ucgm_s")
 KNOWN = [
     row
     for row in ROWS
-    if hasattr(paths, {"TrigFlow": "Trig", "ReLinear": "Linear"}.get(row["transport_type"], row["transport_type"]))
+    if hasattr(
+        paths,
+        {"TrigFlow": "Trig", "ReLinear": "Linear"}.get(
+            row["transport_type"], row["transport_type"]
+        ),
+    )
     and not (row["transport_type"] == "TrigFlow" and row["sampling_order"] == 2)
 ]
 

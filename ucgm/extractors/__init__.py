@@ -1,12 +1,11 @@
 """Feature extractors by name; importing this package registers those that ship with ucgm."""
 
 from ucgm.extractors.digits import DigitsClassifier
-from ucgm.extractors.source import Extractor, file_digest, open_extractor, register_extractor
+from ucgm.extractors.source import Extractor, open_extractor, register_extractor
 
 __all__ = [
     "DigitsClassifier",
     "Extractor",
-    "file_digest",
     "open_extractor",
     "register_extractor",
 ]

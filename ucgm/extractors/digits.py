@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ucgm.data.images import from_uint8
 from ucgm.data.source import asset_path
-from ucgm.extractors.source import Extractor, file_digest, register_extractor
+from ucgm.extractors.source import Extractor, register_extractor
+from ucgm.metrics.reference import file_digest
 
 FEATURES = 32
 

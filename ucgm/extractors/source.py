@@ -10,11 +10,9 @@ It runs in float32 with autocast and TF32 off, in evaluation mode, and is known 
 the hash of its weights: two numbers compare only when both agree.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +87,6 @@ def _exact_float32(device: torch.device) -> Iterator[None]:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
         torch.backends.cudnn.allow_tf32 = cudnn
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 Build = Callable[[str | None], Extractor]

@@ -17,6 +17,8 @@ import hashlib
 import io
 import json
 import pickle
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,16 @@ import torch
 from torch import Tensor
 
 from ucgm.metrics.moments import Gaussian
+
+_UNREADABLE = (
+    KeyError,
+    OSError,
+    ValueError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +86,15 @@ def digest_of(gaussian: Gaussian) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def save_reference(path: Path, reference: Reference) -> None:
     """Write ours: readable by every tool that wants ``mu`` and ``sigma``.
 
@@ -119,7 +140,7 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files if key not in ("arr_0", "arr_1")}
                 arrays |= {key: None for key in file.files if key in ("arr_0", "arr_1")}
-    except (KeyError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"reference {path} cannot be read: {error}.") from error
     prefix = "ref_" if "ref_mu" in arrays else ""
     if f"{prefix}mu" not in arrays or f"{prefix}sigma" not in arrays:
@@ -137,7 +158,7 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
     return Reference(
         name=protocol.get("name", path.stem),
         gaussian=_gaussian(arrays[f"{prefix}mu"], arrays[f"{prefix}sigma"], count),
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=file_digest(path),
         spatial=spatial,
         features=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
         extractor=(extractor, protocol["extractor_sha256"]) if extractor else None,

@@ -133,9 +133,9 @@ def csv_text(result: dict[str, Any]) -> str:
     head = ["steps", "repeat", "first_index", "num_samples", "nfe", *names]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*head, "images_per_second", "images_sha256"])
+    writer.writerow([*head, "images_per_second", "images_hash"])
     for row in result["rows"]:
         plain = [row[key] for key in ("steps", "repeat", "first_index", "num_samples", "nfe")]
         scores = [repr(row["scores"][name]) for name in names]
-        writer.writerow([*plain, *scores, row["images_per_second"], row["images_sha256"]])
+        writer.writerow([*plain, *scores, row["images_per_second"], row["images_hash"]])
     return file.getvalue()
