@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from ucgm.metrics import (
+    conditional_accuracy,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+
+def rows(n, d, seed, shift=0.0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=g) + shift
+
+
+def test_inception_score_equals_torch_fidelity():
+    logits = 3 * rows(1003, 12, 0)
+    theirs = isc_features_to_metric(logits)
+    mean, std = inception_score(logits)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
+    assert std == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+
+
+def test_inception_score_closed_forms_and_order():
+    certain = 40.0 * torch.eye(10).repeat(100, 1)
+    assert inception_score(certain)[0] == pytest.approx(10.0, rel=0.1)
+    assert inception_score(torch.zeros(100, 10))[0] == pytest.approx(1.0)
+    ordered = certain[certain.argmax(dim=1).argsort()]  # contiguous parts of it would give 1
+    assert inception_score(ordered)[0] == pytest.approx(10.0, rel=0.1)
+    with pytest.raises(ValueError, match="at least 10"):
+        inception_score(certain[:9])
+
+
+def test_kernel_distance_equals_torch_fidelity():
+    a, b = rows(700, 16, 1), rows(650, 16, 2, 0.2)
+    theirs = kid_features_to_metric(
+        a.double(), b.double(), kid_subsets=20, kid_subset_size=500, verbose=False
+    )
+    mean, std = kernel_distance(a, b, subsets=20, subset_size=500)
+    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+
+
+def test_kernel_distance_is_unbiased():
+    # two sets of one law: the mean over many draws is zero within its error, and not above
+    values = [
+        kernel_distance(rows(100, 4, 2 * i), rows(100, 4, 2 * i + 1), subsets=1)[0]
+        for i in range(200)
+    ]
+    values = torch.tensor(values)
+    assert abs(values.mean()) < 3 * values.std() / 200**0.5
+    assert values.min() < 0 < values.max()
+    with pytest.raises(ValueError, match="at least 2"):
+        kernel_distance(rows(1, 4, 0), rows(5, 4, 0))
+
+
+@pytest.mark.parametrize("block", [64, 2048])
+def test_precision_recall_equals_torch_fidelity(block):
+    a, b = rows(700, 8, 1), 0.8 * rows(600, 8, 2, 0.4)
+    theirs = prc_features_to_metric(a, b, verbose=False)
+    precision, recall = precision_recall(a, b, block=block)
+    assert precision == pytest.approx(theirs["precision"], abs=1e-6)
+    assert recall == pytest.approx(theirs["recall"], abs=1e-6)
+    assert precision != recall  # so that a swap shows
+
+
+def test_precision_recall_orientation():
+    reference = rows(500, 4, 0)
+    collapsed = reference[:1] + 1e-3 * rows(200, 4, 1)
+    assert precision_recall(collapsed, reference)[0] == 1.0
+    assert precision_recall(collapsed, reference)[1] < 0.05
+    far = rows(200, 4, 1, 50.0)
+    assert precision_recall(far, reference) == (0.0, 0.0)
+    assert precision_recall(reference, reference) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="more than 3 generated"):
+        precision_recall(reference[:3], reference)
+
+
+def test_precision_recall_far_from_the_origin():
+    # a common offset must not cost the small distances their digits
+    a, b = rows(300, 8, 1), rows(300, 8, 2, 0.4)
+    assert precision_recall(a + 1000, b + 1000) == pytest.approx(precision_recall(a, b), abs=0.02)
+
+
+def test_conditional_accuracy():
+    logits = torch.eye(4)
+    assert conditional_accuracy(logits, torch.arange(4)) == 1.0
+    assert conditional_accuracy(logits, torch.tensor([1, 2, 3, 3])) == 0.25
+    with pytest.raises(ValueError, match="4 rows of logits for 3 labels"):
+        conditional_accuracy(logits, torch.arange(3))
