@@ -51,7 +51,7 @@ class Affine(nn.Module):
         return (x_t - 0.5 * self.means.to(x_t.dtype)[y]) * (1 + t[:, None, None, None])
 
 
-def make_run(folder, network=None, digest="0" * 64, guidance=Guidance(), **sampler):
-    config = Config(data=Digits(), sampler=Sampler(**{"steps": 2, **sampler}), guidance=guidance)
+def make_run(folder, network=None, digest="0" * 64, guidance=None, **sampler):
+    config = Config(data=Digits(), sampler=Sampler(**{"steps": 2, **sampler}), guidance=guidance or Guidance())
     network = (network or Affine()).eval()
     return Run(folder, config, network, 7, "ema", digest, (1, 8, 8), 10)

@@ -1,39 +1,55 @@
 """Worlds of 1, 2, 3 processes and kills: the same statistics and the same images."""
 
 import json
+import multiprocessing
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 from tests.benchmark_worker import CHUNK, COUNT, STEPS, work
+from ucgm.processes import World
 
 TOTAL = len(STEPS) * -(-COUNT // CHUNK)
 
 
-def start(out, size, seconds=0.0):
-    """``size`` processes as torchrun starts them, without its start-up time."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        env |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "tests.benchmark_worker", str(out), str(seconds)]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+        return probe.getsockname()[1]
+
+
+def forked(rank, size, port, out, seconds):
+    """A process of the group, without the seconds that imports take."""
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
+    world = World(rank, size)
+    work(out, seconds, world)
+    world.leave()
+
+
+def start(out, size, seconds=0.0):
+    context, port = multiprocessing.get_context("fork"), free_port()
+    processes = [
+        context.Process(target=forked, args=(rank, size, port, out, seconds))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
     return processes
 
 
 def finish(processes):
     for process in processes:
-        assert process.wait(timeout=120) == 0
+        process.join(timeout=120)
+        assert process.exitcode == 0
 
 
 def chunks(out):
@@ -44,13 +60,13 @@ def kill_after(processes, out, more, pause):
     """SIGKILL all once ``more`` further chunks are there, and a random moment later."""
     target, limit = len(chunks(out)) + more, time.monotonic() + 120
     while len(chunks(out)) < target:
-        assert time.monotonic() < limit and all(p.poll() is None for p in processes)
+        assert time.monotonic() < limit and all(p.is_alive() for p in processes)
         time.sleep(0.005)
     time.sleep(pause)
     for process in processes:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     for process in processes:
-        process.wait()
+        process.join()
 
 
 def rows(out):
@@ -73,15 +89,25 @@ def check(found, expected):
         assert one["scores"]["accuracy"] == other["scores"]["accuracy"]
 
 
-@pytest.mark.slow
-def test_two_and_three_processes_equal_one(tmp_path, alone):
-    jobs = {size: start(tmp_path / str(size) / "out", size) for size in (2, 3)}
-    for size, processes in jobs.items():
-        finish(processes)
-        check(rows(tmp_path / str(size) / "out"), alone)
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_equal_one(tmp_path, alone, size):
+    finish(start(tmp_path / "out", size))
+    check(rows(tmp_path / "out"), alone)
 
 
 @pytest.mark.slow
+def test_started_as_torchrun_starts_them(tmp_path, alone):
+    port, processes = free_port(), []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        env |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "tests.benchmark_worker", str(tmp_path / "out"), "0"]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    check(rows(tmp_path / "out"), alone)
+
+
 def test_three_kills_and_as_many_other_worlds(tmp_path, alone):
     out, moments = tmp_path / "out", random.Random(0)
     counts = []
