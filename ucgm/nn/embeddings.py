@@ -57,7 +57,7 @@ class Frequencies(FixedTable):
 
 
 class Rotary(FixedTable):
-    """Cosines and signed sines of the patch angles, (2, grid * grid, head_dim).
+    """Cosine and sine of the patch angles, (grid * grid, head_dim / 2, 2).
 
     Angles are position * 10000^(-4 i / head_dim). `layout="blocks"`: the first half of a head
     holds the rows, the second the columns, positions 0, 1, 2, ... (LightningDiT, TiT).
@@ -77,7 +77,7 @@ class Rotary(FixedTable):
         super().__init__()
 
     def compute(self) -> Tensor:
-        """Return the stack of cos and of (-sin, sin, -sin, sin, ...)."""
+        """Return [cos, sin] of every channel pair of every patch."""
         options = {"dtype": torch.float64, "device": "cpu"}
         frequency = 10000.0 ** (-torch.arange(0, self.head_dim, 4, **options) / self.head_dim)
         position = torch.arange(self.grid, **options)
@@ -91,9 +91,7 @@ class Rotary(FixedTable):
         else:
             angle = torch.stack([columns, rows], dim=-1).flatten(2)
         angle = angle.flatten(0, 1)
-        cos = angle.cos().repeat_interleave(2, dim=-1)
-        sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(1)
-        return torch.stack([cos, sin])
+        return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
 def sincos_positions(width: int, grid: int) -> Tensor:

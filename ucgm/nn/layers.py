@@ -46,9 +46,15 @@ class TokenLinear(nn.Linear):
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the channel pairs of `x` (..., tokens, head_dim) by `table` (2, tokens, head_dim)."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return torch.addcmul(x * table[0], swapped, table[1]).to(x.dtype)
+    """Turn the channel pairs of `x` (..., N, head_dim) by the angles of `table` (N, ..., 2)."""
+    pairs = x.to(table.dtype).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling() or x.device.type == "mps":
+        (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    else:
+        # One complex product: half the time of the line above, but no compiler fuses it.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
