@@ -3,10 +3,20 @@
 import pytest
 import torch
 
-from ucgm.transport import Linear, Trig, expand
+from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear, XPrediction, expand
 
-TRANSPORTS = [Linear(), Trig()]
-IDS = [type(p).__name__ for p in TRANSPORTS]
+TRANSPORTS = [
+    Linear(),
+    Trig(),
+    TrigLinear(),
+    EDM(),
+    VP("eps"),
+    VP("v"),
+    VP("x"),
+    Random(),
+    XPrediction(Trig()),
+]
+IDS = [str(p) for p in TRANSPORTS]
 each_transport = pytest.mark.parametrize("path", TRANSPORTS, ids=IDS)
 N = 16
 

@@ -21,10 +21,10 @@ from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
 from ucgm.optim import OptimizerConfig
 from ucgm.sampler import Guidance, Sampler
-from ucgm.timesteps import TimeLaw
+from ucgm.timesteps import Destination, TimeLaw
 from ucgm.transport import Transport
 
-POLYMORPHIC = (Transport, TimeLaw, NetworkConfig, DataConfig)
+POLYMORPHIC = (Transport, TimeLaw, Destination, NetworkConfig, DataConfig)
 
 
 @dataclass(frozen=True)

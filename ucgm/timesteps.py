@@ -1,4 +1,4 @@
-"""Floor 0: laws of training times.
+"""Floor 0: laws of training times t, and of destination times s <= t.
 
 A law on [0, 1] is its quantile function: t = Q(u) with u uniform.  That makes every law a pure
 function of the row's random number, lets a test compare it with its closed form, and needs no
@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ucgm.transport import Transport
+from ucgm.transport import HALF_PI, Transport
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,141 @@ class Beta(TimeLaw):
             left = place.floor().clamp(0, len(table) - 2).long()
             t = torch.lerp(table[left], table[left + 1], place - left)
         return (self.scale * t).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LogNormal(TimeLaw):
+    """log(sigma / alpha) ~ N(mean, std^2), the noise level of EDM (arXiv 2206.00364, table 1)."""
+
+    mean: float = -1.2
+    """mean of the logarithm of the noise level."""
+    std: float = 1.2
+    """its standard deviation."""
+
+    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
+        """The time at which the path has the noise level exp(mean + std Phi^-1(u))."""
+        return transport.time_at_log_snr(-2.0 * (self.mean + self.std * torch.special.ndtri(u)))
+
+
+@dataclass(frozen=True)
+class ArcTan(TimeLaw):
+    """t = atan(exp(N(mean, std^2))) / (pi / 2) (FACM, arXiv 2507.03738, published code)."""
+
+    mean: float = -0.8
+    """mean of log tan(pi t / 2)."""
+    std: float = 1.6
+    """its standard deviation."""
+
+    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
+        """t = atan(exp(mean + std Phi^-1(u))) / (pi / 2)."""
+        return torch.atan(torch.exp(self.mean + self.std * torch.special.ndtri(u))) / HALF_PI
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Base of the laws of the destination time s <= t: subclasses give :meth:`pair`."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """(t, s) of the shape of ``t``, which may be replaced.
+
+        Args:
+            t: (B,) times of the law.
+            u: (B, 3) uniform numbers of the row.
+            law: the law of t.
+            transport: the path.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define pair(t, u, law, transport)")
+
+
+@dataclass(frozen=True)
+class Present(Destination):
+    """s = t: diffusion and flow matching."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """(t, t)."""
+        return t, t
+
+
+@dataclass(frozen=True)
+class Data(Destination):
+    """s = 0: consistency models."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """(t, 0)."""
+        return t, torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class Below(Destination):
+    """s ~ U(0, t): flow maps."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """(t, u t)."""
+        return t, u[:, 0] * t
+
+
+@dataclass(frozen=True)
+class SortedPair(Destination):
+    """Two draws of the law, sorted; on a share of the rows s = t (MeanFlow, arXiv 2505.13447)."""
+
+    equal: float = 0.75
+    """share of the rows with s = t."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """(max, min) of two draws, or (max, max)."""
+        other = law.quantile(u[:, 0], transport)
+        late, early = torch.maximum(t, other), torch.minimum(t, other)
+        return late, torch.where(u[:, 1] < self.equal, late, early)
+
+
+@dataclass(frozen=True)
+class Dyadic(Destination):
+    """Jumps of 2^-k on their own grid on a share of the rows (Shortcut, arXiv 2410.12557)."""
+
+    share: float = 0.25
+    """share of the rows that jump; the others have s = t."""
+    levels: int = 7
+    """jumps of 1, 1/2, ..., 2^-(levels - 1)."""
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t)."""
+        size = torch.exp2(-(u[:, 0] * self.levels).floor())
+        start = (u[:, 2] / size).floor() * size
+        jumps = u[:, 1] < self.share
+        return torch.where(jumps, start + size, t), torch.where(jumps, start, t)
+
+
+@dataclass(frozen=True)
+class Quarters(Destination):
+    """The four parts of a TwinFlow batch, each a quarter of the rows (arXiv 2512.05150).
+
+    One step from noise to data (t = 1, s = 0), short jumps (s within 5 % of t), any jump
+    (s ~ U(0, t)), and the network's own samples at negative time (s = t).
+    """
+
+    def pair(
+        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs by the part that ``part`` gives the row."""
+        part = self.part(u)
+        anywhere = (1.0 - u[:, 0]) * t
+        s = torch.stack((torch.zeros_like(t), (1.0 - 0.05 * u[:, 0]) * t, anywhere, t))
+        t = torch.where(part == 0, torch.ones_like(t), t)
+        return t, s.gather(0, part[None])[0]
+
+    @staticmethod
+    def part(u: Tensor) -> Tensor:
+        """(B,) int64: 0 one step, 1 short, 2 any, 3 own samples."""
+        return (u[:, 1] * 4).long()

@@ -27,7 +27,7 @@ Translation of the letters of UCGM (arXiv 2505.07447, section 3):
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,3 +170,104 @@ class Trig(Transport):
     def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
         """t = atan(exp(-log_snr / 2)) / (pi / 2)."""
         return torch.atan(torch.exp(-0.5 * log_snr)) / HALF_PI
+
+
+@dataclass(frozen=True)
+class TrigLinear(Transport):
+    """The trigonometric path with the linear path's prediction target (UCGM, arXiv 2505.07447)."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha = cos, sigma = sin, F = z - x."""
+        one = torch.ones_like(t)
+        return Coefficients(torch.cos(HALF_PI * t), torch.sin(HALF_PI * t), -one, one)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """t = atan(exp(-log_snr / 2)) / (pi / 2)."""
+        return torch.atan(torch.exp(-0.5 * log_snr)) / HALF_PI
+
+
+@dataclass(frozen=True)
+class EDM(Transport):
+    """EDM's preconditioning as a transport (arXiv 2206.00364, table 1), times as in UCGM.
+
+    n = exp(4 (2.68 t - 1.59)) runs from 0.0017 to 78; x_t is the noised sample times c_in, and F is
+    the raw output of EDM's network: split() gives x_hat = c_skip x + c_out F of the unscaled x.
+    """
+
+    sigma_data: float = 0.5
+    """standard deviation of the data."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """With r = sqrt(n^2 + sigma_data^2): 1/r, n/r, n/(sigma_data r), -sigma_data/r."""
+        n = torch.exp(4.0 * (2.68 * t - 1.59))
+        r = torch.sqrt(n**2 + self.sigma_data**2)
+        return Coefficients(1.0 / r, n / r, n / (self.sigma_data * r), -self.sigma_data / r)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """-2 log n."""
+        return -8.0 * (2.68 * t - 1.59)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """t = (1.59 - log_snr / 8) / 2.68, clipped to [0, 1]."""
+        return ((1.59 - log_snr / 8.0) / 2.68).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class VP(Transport):
+    """The variance-preserving path of DDPM in continuous time (arXiv 2011.13456, equation 33).
+
+    alpha = exp(-t^2 19.9 / 4 - 0.1 t / 2); the network predicts the noise (``eps``), v = alpha z -
+    sigma x (arXiv 2202.00512, appendix D), or the data (``x``).
+    """
+
+    prediction: Literal["eps", "v", "x"] = "eps"
+    """what F is."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The path, and the prediction in terms of data and noise."""
+        log_alpha = -(t**2) * (19.9 / 4.0) - t * (0.1 / 2.0)
+        alpha, sigma = torch.exp(log_alpha), torch.sqrt(-torch.expm1(2.0 * log_alpha))
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        predictions = {"eps": (zero, one), "v": (-sigma, alpha), "x": (one, zero)}
+        return Coefficients(alpha, sigma, *predictions[self.prediction])
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log alpha^2 - log(1 - alpha^2)."""
+        twice = -(t**2) * (19.9 / 2.0) - t * 0.1
+        return twice - torch.log(-torch.expm1(twice))
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """Root of 9.95 t^2 + 0.1 t = log(1 + exp(-log_snr)), clipped to [0, 1]."""
+        c = torch.nn.functional.softplus(-log_snr)
+        return ((torch.sqrt(0.1**2 + 4.0 * 9.95 * c) - 0.1) / (2.0 * 9.95)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Random(Transport):
+    """UCGM's ablation: four functions that belong together in no way (arXiv 2505.07447)."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha = 1 - t, sigma = sin(pi t / 2), F = z - (1 + exp(-5 t)) x."""
+        one = torch.ones_like(t)
+        return Coefficients(1.0 - t, torch.sin(HALF_PI * t), -1.0 - torch.exp(-5.0 * t), one)
+
+
+@dataclass(frozen=True)
+class XPrediction(Transport):
+    """Any path with a network that predicts the data: F = x_hat."""
+
+    path: Transport = Linear()
+    """gives alpha and sigma."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The path's alpha and sigma; F = x."""
+        c = self.path.coefficients(t)
+        return Coefficients(c.alpha, c.sigma, torch.ones_like(t), torch.zeros_like(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """That of the path."""
+        return self.path.log_snr(t)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """That of the path."""
+        return self.path.time_at_log_snr(log_snr)

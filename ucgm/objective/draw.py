@@ -1,6 +1,6 @@
 """The randomness of one training step, drawn apart from the arithmetic that uses it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,22 @@ class HostTimes(NamedTuple):
 
     t: Tensor
     s: Tensor
+    m: Tensor
     dropped: Tensor
+    guidance: Tensor | None = None
+
+
+class Twin(NamedTuple):
+    """More random numbers of a TwinFlow batch.
+
+    part: (B,) int64 on the CPU, see :class:`ucgm.timesteps.Quarters`; source: (B, ...) noise of the
+    network's own samples; noise: (B, ...) and time: (B,) of the matching term.
+    """
+
+    part: Tensor
+    source: Tensor
+    noise: Tensor
+    time: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,10 @@ class Draw:
         s: (B,) destination times, s <= t; None: what the objective prescribes.
         dropped: (B,) bool, rows whose label was dropped; None: no row.
         null_label: the label of the unconditional pass.
-        host: CPU copies of (t, s, dropped); made from the tensors when absent.
+        m: (B,) anchors, s <= m <= t, m = t for the limit; None: what the objective prescribes.
+        guidance: (B,) guidance scales of an objective that draws them.
+        twin: more numbers of a TwinFlow batch.
+        host: CPU copies; made from the tensors when absent.
     """
 
     x: Tensor
@@ -37,22 +55,29 @@ class Draw:
     s: Tensor | None = None
     dropped: Tensor | None = None
     null_label: int | None = None
+    m: Tensor | None = None
+    guidance: Tensor | None = None
+    twin: Twin | None = None
     host: HostTimes | None = None
 
-    def host_times(self) -> HostTimes:
-        """CPU copies of (t, s, dropped); s must be known."""
-        if self.host is not None:
-            return self.host
-        assert self.s is not None
+    def completed(self, s: Tensor, m: Tensor) -> "Draw":
+        """The same draw with destinations, anchors and their CPU copies."""
         dropped = self.dropped if self.dropped is not None else torch.zeros_like(self.t).bool()
-        return HostTimes(self.t.cpu(), self.s.cpu(), dropped.cpu())
+        host = self.host or HostTimes(
+            self.t.cpu(),
+            s.cpu(),
+            m.cpu(),
+            dropped.cpu(),
+            None if self.guidance is None else self.guidance.cpu(),
+        )
+        return replace(self, s=s, m=m, dropped=dropped, host=host)
 
 
 class Terms(NamedTuple):
     """What one step computes.
 
-    loss: scalar, the weighted mean; per_sample: (B,) unweighted loss of each row;
-    prediction: (B, ...) F of the network, with gradient; target: (B, ...) F_tgt, without.
+    loss: scalar, the weighted mean and the additive terms; per_sample: (B,) unweighted loss of each
+    row; prediction: (B, ...) F of the network, with gradient; target: (B, ...) F_tgt, without.
     """
 
     loss: Tensor

@@ -1,6 +1,6 @@
 """The field F*: which direction a training target calls the true one.
 
-One affine rule covers data, guidance in training and teachers:
+One affine rule covers data, guidance in training, distillation and teachers:
 
     F* = a_d F_data + a_c F_cond + a_u F_uncond,    a_d + a_c + a_u = 1
 
@@ -8,61 +8,181 @@ with coefficients that depend on the row's region: t inside the enhancement inte
 it, or label dropped.  x_t is invariant under it: every (x*, z*) of F* mixes to the same x_t.  A
 source is evaluated on exactly the rows where its coefficient is not 0.
 
-    rule        network of (cond, uncond)  inside              outside        dropped
-    data                                   (1, 0, 0)           (1, 0, 0)      (1, 0, 0)
-    enhanced    online, target             (1, zeta, -zeta)    (1/2, 1/2, 0)  (1/2, 0, 1/2)
-    teacher     teacher                    (1-zeta, zeta, 0)   (1/2, 1/2, 0)  (1, 0, 0)
-    teacher_cfg teacher, teacher           (1, zeta, -zeta)    (1/2, 1/2, 0)  (1, 0, 0)
+    rule          cond, uncond      inside                    outside        dropped
+    data                            (1, 0, 0)                 (1, 0, 0)      (1, 0, 0)
+    enhanced      online, target    (1, w, -w)                (1/2, 1/2, 0)  (1/2, 0, 1/2)
+    guided        target, target    (1, w, -w)                (1, 0, 0)      (1, 0, 0)
+    teacher       teacher           (1 - w, w, 0)             (1/2, 1/2, 0)  (1, 0, 0)
+    teacher_cfg   teacher, teacher  (1, w, -w)                (1/2, 1/2, 0)  (1, 0, 0)
+    distillation  teacher, teacher  (0, w, 1 - w)             (0, 1, 0)      (0, 1, 0)
+    mixed         online, online    (w, k, 1 - w - k)         (1, 0, 0)      (1, 0, 0)
+    scaled        online, online    (1, 1 - 1/w, -(1 - 1/w))  (1, 0, 0)      (1, 0, 0)
+    jump          target at (t, m)  the network's own jump, where s < t      data
 
-``enhanced`` and ``teacher`` are UCGM's multi-step and few-step rules (arXiv 2505.07447, section
-3.2); ``enhanced`` has the fixed point of guidance scale 1 / (1 - zeta).  ``teacher_cfg`` is for a
-teacher that was not trained with enhancement: guidance scale 1 + zeta in the limit of a perfect
-fit.  zeta = 0 is plain data under every rule.
+w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow) and k ``guidance_mix`` (kappa).
+
+    rule          method                                      guidance scale of the fixed point
+    enhanced      UCGM multi-step (arXiv 2505.07447, sec 3.2) 1 / (1 - w)
+    guided        RCGM, TwinFlow                              1 / (1 - w) for its own EMA
+    teacher       UCGM few-step, a teacher that is guided     1 + w k0, k0 that of the teacher
+    teacher_cfg   few-step tuning of an unguided model        1 + w
+    distillation  consistency distillation, any teacher       w
+    mixed         MeanFlow (arXiv 2505.13447, equation 21)    w / (1 - k)
+    scaled        improved MeanFlow, w an input of the network  w
+
+Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ucgm.objective.draw import HostTimes
+from ucgm.objective.draw import Draw, HostTimes
+from ucgm.objective.passes import Passes
+from ucgm.transport import expand
 
-FieldName = Literal["data", "enhanced", "teacher", "teacher_cfg"]
+if TYPE_CHECKING:
+    from ucgm.objective.objective import Objective
+
+FieldName = Literal[
+    "data",
+    "enhanced",
+    "guided",
+    "teacher",
+    "teacher_cfg",
+    "distillation",
+    "mixed",
+    "scaled",
+    "jump",
+]
 Source = Literal["online", "target", "teacher"]
 Affine = tuple[float, float, float]
+DATA: Affine = (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class FieldRule:
     """Coefficients (a_d, a_c, a_u) by region, and the networks that give the two predictions."""
 
-    inside: Callable[[float], Affine]
-    outside: Affine
-    dropped: Affine
     conditional: Source
     unconditional: Source
+    inside: Callable[[Tensor, float], tuple[Any, Any, Any]]
+    outside: Affine = DATA
+    dropped: Affine = DATA
 
 
 FIELD_RULES: dict[str, FieldRule] = {
     "enhanced": FieldRule(
-        lambda zeta: (1.0, zeta, -zeta), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5), "online", "target"
+        "online", "target", lambda w, k: (1.0, w, -w), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5)
     ),
-    "teacher": FieldRule(
-        lambda zeta: (1.0 - zeta, zeta, 0.0), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), "teacher", "teacher"
+    "guided": FieldRule("target", "target", lambda w, k: (1.0, w, -w)),
+    "teacher": FieldRule("teacher", "teacher", lambda w, k: (1.0 - w, w, 0.0), (0.5, 0.5, 0.0)),
+    "teacher_cfg": FieldRule("teacher", "teacher", lambda w, k: (1.0, w, -w), (0.5, 0.5, 0.0)),
+    "distillation": FieldRule(
+        "teacher", "teacher", lambda w, k: (0.0, w, 1.0 - w), (0.0, 1.0, 0.0), (0.0, 1.0, 0.0)
     ),
-    "teacher_cfg": FieldRule(
-        lambda zeta: (1.0, zeta, -zeta), (0.5, 0.5, 0.0), (1.0, 0.0, 0.0), "teacher", "teacher"
-    ),
+    "mixed": FieldRule("online", "online", lambda w, k: (w, k, 1.0 - w - k)),
+    "scaled": FieldRule("online", "online", lambda w, k: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w))),
 }
+# Under these rules a ratio of 0 switches enhancement off altogether.
+OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
 
 
-def field_coefficients(
-    rule: FieldRule, zeta: float, interval: tuple[float, float], host: HostTimes
-) -> Tensor:
+def sources_of(objective: "Objective") -> set[str]:
+    """Networks besides the trained one that the field of ``objective`` evaluates."""
+    name, w = objective.field, objective.enhancement_ratio
+    if name == "data" or (w == 0.0 and name in OFF_AT_ZERO):
+        return set()
+    if name == "jump":
+        return {"target"}
+    rule = FIELD_RULES[name]
+    return {rule.conditional, rule.unconditional} - {"online"}
+
+
+def coefficients(objective: "Objective", host: HostTimes) -> Tensor:
     """(3, B) coefficients of (data, conditional, unconditional) on the CPU."""
-    inside = (host.t > interval[0]) & (host.t < interval[1])
-    table = torch.tensor([rule.inside(zeta), rule.outside, rule.dropped], dtype=host.t.dtype)
-    region = torch.where(host.dropped, 2, torch.where(inside, 0, 1))
-    return table[region].T
+    rule = FIELD_RULES[objective.field]
+    w = torch.full_like(host.t, objective.enhancement_ratio)
+    if host.guidance is not None:
+        w = host.guidance
+    inside = torch.stack(
+        [torch.as_tensor(a).expand_as(host.t) for a in rule.inside(w, objective.guidance_mix)]
+    )
+    outside, dropped = (
+        torch.tensor(region, dtype=host.t.dtype)[:, None] for region in (rule.outside, rule.dropped)
+    )
+    low, high = objective.enhancement_interval
+    table = torch.where((host.t > low) & (host.t < high), inside, outside)
+    return torch.where(host.dropped, dropped, table)
+
+
+def evaluate(
+    passes: Passes, networks: Any, rows: Tensor, x: Tensor, y: Tensor | None, s: Tensor
+) -> Tensor:
+    """The prediction of a network, or the mean of several, on ``rows``."""
+    several = networks if isinstance(networks, Sequence) else [networks]
+    t = passes.draw.t
+    results = [passes.on_rows(network, rows, x, t, y, s) for network in several]
+    return results[0] if len(results) == 1 else torch.stack(results).mean(0)
+
+
+def field_at(
+    objective: "Objective",
+    passes: Passes,
+    x_t: Tensor,
+    data: Tensor,
+    prediction: Tensor,
+    networks: dict[str, Any],
+) -> Tensor:
+    """F* (B, ...) at (x_t, t).
+
+    Args:
+        objective: names the rule and its ratio.
+        passes: makes the passes, each on the rows that need it.
+        x_t: (B, ...) states.
+        data: (B, ...) target of the data.
+        prediction: (B, ...) F of the gradient pass, detached; it serves where it is the source.
+        networks: ``online``, ``target`` and ``teacher`` (one or a list).
+    """
+    draw = passes.draw
+    host = draw.host
+    assert host is not None and draw.s is not None and draw.m is not None
+    if objective.field == "jump":
+        rows = host.s < host.t
+        jump = evaluate(passes, networks["target"], rows, x_t, draw.y, draw.m)
+        return torch.where(expand(rows.to(x_t.device), x_t), jump, data)
+    if objective.field == "data" or (
+        objective.enhancement_ratio == 0.0 and objective.field in OFF_AT_ZERO
+    ):
+        return data
+    rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
+    on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
+    a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
+    field = a_data * data
+    if bool(table[1].any()):
+        rows, known = table[1] != 0, torch.zeros_like(data)
+        if rule.conditional == "online":
+            # A one-time network, and a two-time one at s = t, has said it already.
+            fresh = rows & (host.s < host.t) & objective.two_time
+            known = torch.where(expand((rows & ~fresh).to(x_t.device), x_t), prediction, known)
+            rows = fresh
+        field = field + a_cond * (
+            known + evaluate(passes, networks[rule.conditional], rows, x_t, draw.y, draw.t)
+        )
+    if bool(table[2].any()):
+        null = _null(draw)
+        rows = table[2] != 0
+        field = field + a_uncond * evaluate(
+            passes, networks[rule.unconditional], rows, x_t, null, draw.t
+        )
+    return field
+
+
+def _null(draw: Draw) -> Tensor | None:
+    """Labels of the unconditional pass."""
+    if draw.y is None or draw.null_label is None:
+        return draw.y
+    return torch.full_like(draw.y, draw.null_label)

@@ -1,27 +1,29 @@
 """Losses of a prediction F against its target, and weights over time.
 
-With q the mean over a sample of the squared error:
+With q the mean (or sum) over a sample of the squared error:
 
-    l2            q
-    pseudo-Huber  sqrt(q + c^2) - c        (arXiv 2310.14189, equation 7)
+    power         q stopgrad[(q + eps)^-p]   p = 0: squared error; 1: MeanFlow's adaptive weight
+    pseudo-Huber  sqrt(q + c^2) - c          (arXiv 2310.14189, equation 7)
 
-The pseudo-Huber loss has a minimiser that is not the conditional mean when the noise of the
-target is skewed, so plain flow matching uses l2.  At c = 0 it is the root of the mean squared
-error, whose gradient is not defined at a residual of 0.
+p = 1/2 with eps = c^2 has twice the gradient of pseudo-Huber.  p > 0 has a minimiser that is not
+the conditional mean when the noise of the target is skewed, so plain flow matching uses p = 0.  At
+c = 0 pseudo-Huber is the root of the mean squared error, without a gradient at a residual of 0.
 
-The cosine term adds 1 - cos(F, F_tgt) over channels, averaged over positions (LightningDiT,
-arXiv 2501.01423, section 4).
+Two more terms are optional: 1 - cos(F, F_tgt) over channels, averaged over positions (LightningDiT,
+arXiv 2501.01423, section 4), and a learned log-variance u(t), loss exp(-u) + u (EDM2, arXiv
+2312.02696, equation 21).
 """
 
+import math
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ucgm.transport import HALF_PI
+from ucgm.transport import HALF_PI, Transport
 
-TimeWeight = Literal["cosine"]
+Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
 
 
 def mean_flat(x: Tensor) -> Tensor:
@@ -29,18 +31,66 @@ def mean_flat(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
-def per_sample_loss(
-    prediction: Tensor, target: Tensor, pseudo_huber_c: float | None, cosine_loss: bool
+def power_loss(error: Tensor, power: float, epsilon: float, total: bool) -> Tensor:
+    """(B,) q stopgrad[(q + epsilon)^-power]; q is the sum over a sample with ``total``."""
+    q = error.flatten(1).square().sum(1) if total else mean_flat(error.square())
+    return q if power == 0.0 else q * (q.detach() + epsilon).pow(-power)
+
+
+def pseudo_huber_loss(error: Tensor, c: float) -> Tensor:
+    """(B,) sqrt(mean(error^2) + c^2) - c."""
+    return torch.sqrt(mean_flat(error.square()) + c**2) - c
+
+
+def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B,) one minus the cosine over channels, averaged over positions."""
+    return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1))
+
+
+def time_weight(
+    name: Weight | None, transport: Transport, t: Tensor, s: Tensor, m: Tensor
 ) -> Tensor:
-    """(B,) unweighted losses of (B, C, ...) predictions."""
-    loss = mean_flat((prediction - target) ** 2)
-    if pseudo_huber_c is not None:
-        loss = torch.sqrt(loss + pseudo_huber_c**2) - pseudo_huber_c
-    if cosine_loss:
-        loss = loss + mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1))
-    return loss
+    """(B,) weights of the rows.
+
+    cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), the
+    squared error of X over the gap of noise levels (ECT); share: (t - m) / (t - s) (AlphaFlow);
+    twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t.
+    """
+    if name is None:
+        return torch.ones_like(t)
+    if name == "cosine":
+        return torch.cos(HALF_PI * t)
+    if name == "sine":
+        return torch.sin(HALF_PI * t)
+    if name == "twinflow":
+        rising = torch.tan((1.0 - (t - s)) * (math.pi / 2.5)) + 1.0
+        return torch.where(t > s, rising, torch.ones_like(t))
+    if name == "share":
+        return torch.where(t > s, (t - m) / (t - s).clamp(min=1e-12), torch.ones_like(t))
+    level_t, level_m = (torch.exp(-0.5 * transport.log_snr(v)) for v in (t, m))
+    return transport.map(t, s)[1] ** 2 / (level_t - torch.where(m > 0, level_m, 0.0))
 
 
-def time_weight(name: TimeWeight | None, t: Tensor) -> Tensor:
-    """(B,) weights of the rows; ``cosine``: cos(pi t / 2)."""
-    return torch.ones_like(t) if name is None else torch.cos(HALF_PI * t)
+class LogVariance(nn.Module):
+    """u(t): a linear map of random Fourier features of t, zero at the start (EDM2, appendix B.1).
+
+    Args:
+        features: number of Fourier features.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, features: int = 128) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        frequencies = 2.0 * torch.pi * torch.randn(features, generator=generator)
+        self.register_buffer("frequencies", frequencies)
+        self.register_buffer("phases", 2.0 * torch.pi * torch.rand(features, generator=generator))
+        self.linear = nn.Linear(features, 1, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) log-variances at the times (B,)."""
+        waves = torch.cos(t[:, None].to(self.frequencies) * self.frequencies + self.phases)
+        return self.linear(waves * math.sqrt(2.0 / waves.shape[1]))[:, 0]

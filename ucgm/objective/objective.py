@@ -5,32 +5,35 @@ a pure function of them, so every formula can be tested with given numbers:
 
     x_t   = alpha x + sigma z              transport
     F     = network(x_t, t, y[, s])        the pass with gradient
-    F*    = field at (x_t, t)              fields: data, enhancement, teacher
-    F_tgt = F* or F - c phi(G)             residual: anchor m, tangent
-    loss  = mean w(t) rho(F - F_tgt)       losses
+    F*    = field at (x_t, t)              fields: data, guidance in training, teachers
+    F_tgt = F* or F - c phi(k G)           residual: anchor m, tangent, step rule
+    loss  = mean w rho(F - F_tgt)          losses, and the additive terms
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.objective.draw import Draw, HostTimes, Terms
-from ucgm.objective.fields import FIELD_RULES, FieldName, field_coefficients
-from ucgm.objective.losses import TimeWeight, per_sample_loss, time_weight
-from ucgm.objective.passes import Network, Passes
-from ucgm.objective.residual import (
-    StepRule,
-    TangentMethod,
-    central_tangent,
-    finite_tangent,
-    jvp_tangent,
-    stepped_target,
+from ucgm.objective.additions import Alignment, flow_anchor, matching_term, own_samples, transported
+from ucgm.objective.anchors import AnchorSchedule, anchor
+from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
+from ucgm.objective.fields import FIELD_RULES, FieldName, field_at, sources_of
+from ucgm.objective.losses import (
+    LogVariance,
+    Weight,
+    cosine_loss,
+    power_loss,
+    pseudo_huber_loss,
+    time_weight,
 )
+from ucgm.objective.passes import Network, Passes
+from ucgm.objective.residual import StepRule, TangentMethod
+from ucgm.objective.target import consistency_target
 from ucgm.randomness import RowRandom, as_random
-from ucgm.timesteps import TimeLaw, Uniform
-from ucgm.transport import Linear, Transport, expand
+from ucgm.timesteps import Data, Destination, Present, Quarters, TimeLaw, Uniform
+from ucgm.transport import Linear, Transport
 
 
 @dataclass(frozen=True)
@@ -43,34 +46,70 @@ class Objective:
     """path and prediction target."""
     time_law: TimeLaw = Uniform()
     """law of the training time t."""
+    destination: Destination | None = None
+    """law of the destination s; null: t for lambda = 0 and the data otherwise."""
+    two_time: bool = False
+    """the network takes s as well as t."""
+    coupling: str = "independent"
+    """how noise meets data: ``independent``, or ``optimal_transport`` within the micro-batch."""
     consistency_ratio: float = 0.0
     """lambda of the anchor m = s + lambda (t - s): 0 multi-step, 1 consistency (the limit)."""
+    anchor_schedule: AnchorSchedule = "constant"
+    """how the anchor moves with the progress of the run."""
     tangent: TangentMethod = "central"
-    """how the limit's derivative is taken: central difference or forward mode (jvp)."""
+    """how the limit is taken: central or forward difference, or forward mode (jvp)."""
     tangent_step: float = 0.005
-    """half-width of the central difference in t."""
-    step_rule: StepRule = "ucgm"
-    """the factor c of F_tgt = F - c phi(G)."""
-    clamp: float | None = 1.0
-    """phi clamps elementwise to [-clamp, clamp]; None: identity."""
+    """width of the differences in t."""
+    tangent_warmup: float = 0.0
+    """share of the run over which the part of G beyond F - F* is ramped up."""
+    compose_steps: int = 1
+    """network steps that the second term of G takes from m to s."""
+    own_velocity: bool = False
+    """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
+    residual_network: str = "online"
+    """network of the second term of G: ``online`` or ``target`` (the EMA)."""
+    step_rule: StepRule = "one"
+    """the factors k and c of F_tgt = F - c phi(k G)."""
+    clamp: float | None = None
+    """phi clamps elementwise to [-clamp, clamp]; null: identity."""
+    normalize: float | None = None
+    """phi divides by the root mean square of the sample plus this number."""
     field: FieldName = "data"
     """rule of the field F*."""
     enhancement_ratio: float = 0.0
-    """zeta, the strength of guidance in training; 0 is off."""
+    """zeta or omega, the strength of guidance in training."""
+    guidance_mix: float = 0.0
+    """kappa of the ``mixed`` field."""
+    guidance_range: tuple[float, float] | None = None
+    """draw the guidance scale of each row log-uniformly and give it to the network."""
     enhancement_interval: tuple[float, float] = (0.0, 1.0)
     """open interval of t in which the field is enhanced."""
     label_dropout: float = 0.1
     """probability with which a label is replaced by the null label."""
+    loss_power: float = 0.0
+    """p of q stopgrad[(q + eps)^-p]: 0 squared error, 1 MeanFlow's adaptive weight."""
+    loss_epsilon: float = 1e-3
+    """eps of the same."""
+    loss_sum: bool = False
+    """q is the sum of squares over a sample instead of the mean."""
     pseudo_huber_c: float | None = None
-    """c of the pseudo-Huber loss; None: mean squared error."""
+    """c of the pseudo-Huber loss, in place of the power family."""
     cosine_loss: bool = False
     """add one minus the cosine over channels."""
-    time_weight: TimeWeight | None = None
-    """weight of the loss over t."""
+    time_weight: Weight | None = None
+    """weight of the loss over the times."""
+    log_variance: bool = False
+    """divide the loss by a learned variance of t."""
+    flow_anchor: float = 0.0
+    """weight of a flow-matching term at s = t on the same rows (FACM)."""
+    alignment: float = 0.0
+    """weight of the representation alignment term (REPA)."""
+    matching: float = 0.0
+    """weight of the distribution matching term (TwinFlow)."""
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        for name in ("consistency_ratio", "label_dropout"):
+        for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"objective.{name} must be in [0, 1], got {getattr(self, name)}")
         low, high = self.enhancement_interval
@@ -81,27 +120,47 @@ class Objective:
             )
         if not 0.0 < self.tangent_step < 0.5:
             raise ValueError(f"objective.tangent_step must be in (0, 0.5), got {self.tangent_step}")
-        if self.field != "data" and self.field not in FIELD_RULES:
-            raise ValueError(f"objective.field {self.field!r} is not one of {list(FIELD_RULES)}")
+        choices = {
+            "field": ("data", "jump", *FIELD_RULES),
+            "coupling": ("independent", "optimal_transport"),
+            "residual_network": ("online", "target"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"objective.{name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if (
+            self.guidance_range is not None
+            and not 1.0 <= self.guidance_range[0] <= (self.guidance_range[1])
+        ):
+            raise ValueError(f"objective.guidance_range must rise from 1: {self.guidance_range}")
 
     @property
-    def two_time(self) -> bool:
-        """Whether the network needs the second time s."""
-        return False
+    def diffusion(self) -> bool:
+        """Whether F_tgt is the field itself on every row."""
+        return self.anchor_schedule == "constant" and self.consistency_ratio == 0.0
 
     @property
     def needs_teacher(self) -> bool:
         """Whether :meth:`terms` needs a frozen teacher."""
-        return self.enhancement_ratio != 0 and "teacher" in self._sources()
+        return "teacher" in sources_of(self)
 
     @property
     def needs_target(self) -> bool:
         """Whether :meth:`terms` needs an EMA (target) network."""
-        return self.enhancement_ratio != 0 and "target" in self._sources()
+        second = self.residual_network == "target" and not self.diffusion
+        return second or "target" in sources_of(self)
 
-    def _sources(self) -> tuple[str, ...]:
-        rule = FIELD_RULES.get(self.field)
-        return () if rule is None else (rule.conditional, rule.unconditional)
+    def _destination(self) -> Destination:
+        return self.destination or (Present() if self.diffusion else Data())
+
+    def _anchor(self, t: Tensor, s: Tensor, progress: float) -> Tensor:
+        m = anchor(self.anchor_schedule, self.consistency_ratio, self.transport, t, s, progress)
+        if self.tangent == "forward":  # the limit by a step of its own
+            m = torch.where(m == t, torch.maximum(t - self.tangent_step, s), m)
+        return m
 
     def draw(
         self,
@@ -109,6 +168,7 @@ class Objective:
         y: Tensor | None,
         null_label: int | None = None,
         generator: RowRandom | torch.Generator | None = None,
+        progress: float = 1.0,
     ) -> Draw:
         """All randomness of a step.
 
@@ -118,20 +178,45 @@ class Objective:
             null_label: the label that stands for "no class"; None: no label is dropped.
             generator: row keys (the same noise however the batch is cut), a torch generator, or
                 None for the global one.
+            progress: share of the run that is done, for the anchors that move.
         """
-        host = as_random(generator, len(x), torch.device("cpu"))
-        numbers = RowRandom(host.keys.cpu(), stream=1)
+        keys = as_random(generator, len(x), torch.device("cpu")).keys
+        numbers, noise = RowRandom(keys.cpu(), stream=1), RowRandom(keys.to(x.device))
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-        t = self.time_law.quantile(numbers.uniform(dtype=torch.float64), self.transport).to(dtype)
-        s = t if self.consistency_ratio == 0.0 else torch.zeros_like(t)
+        t = self.time_law.quantile(numbers.uniform(dtype=torch.float64), self.transport)
         dropped = torch.zeros(len(x), dtype=torch.bool)
         if y is not None and null_label is not None:
             dropped = numbers.uniform() < self.label_dropout
             y = torch.where(dropped.to(y.device, non_blocking=True), null_label, y)
-        z = RowRandom(host.keys.to(x.device)).normal(*x.shape[1:], dtype=dtype)
-        times = HostTimes(t, s, dropped)
-        t, s, dropped = (v.to(x.device, non_blocking=True) for v in times)
-        return Draw(x, y, z, t, s, dropped, null_label, times)
+        u = numbers.uniform(3, dtype=torch.float64)
+        t, s = self._destination().pair(t, u, self.time_law, self.transport)
+        t, s = t.to(dtype), s.to(dtype)
+        guidance = None
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            guidance = (low * (high / low) ** numbers.uniform(dtype=torch.float64)).to(dtype)
+        # TwinFlow's own samples are never enhanced: to the field they are rows without a label.
+        own = isinstance(self.destination, Quarters) and Quarters.part(u) == 3
+        host = HostTimes(t, s, self._anchor(t, s, progress), dropped | own, guidance)
+        z = noise.normal(*x.shape[1:], dtype=dtype)
+        if self.coupling == "optimal_transport":
+            z = transported(x, z)
+        twin = None
+        if isinstance(self.destination, Quarters):
+            source, again = (noise.normal(*x.shape[1:], dtype=dtype) for _ in range(2))
+            twin = Twin(Quarters.part(u), source, again, noise.uniform(dtype=dtype))
+        t, s, m, dropped = (v.to(x.device, non_blocking=True) for v in host[:4])
+        if guidance is not None:
+            guidance = guidance.to(x.device, non_blocking=True)
+        return Draw(x, y, z, t, s, dropped, null_label, m, guidance, twin, host)
+
+    def complete(self, draw: Draw) -> Draw:
+        """A draw made by hand, with the destinations and anchors that the settings prescribe."""
+        s = draw.s
+        if s is None:
+            s = draw.t if isinstance(self._destination(), Present) else torch.zeros_like(draw.t)
+        m = draw.m if draw.m is not None else self._anchor(draw.t, s, 1.0)
+        return draw.completed(s, m)
 
     def terms(
         self,
@@ -139,90 +224,73 @@ class Objective:
         draw: Draw,
         *,
         target: Network | None = None,
-        teacher: Network | None = None,
+        teacher: Network | list[Network] | None = None,
+        log_variance: LogVariance | None = None,
+        alignment: Alignment | None = None,
+        progress: float = 1.0,
     ) -> Terms:
         """The loss of a draw.
 
         Args:
             network: the network being trained; may be wrapped for data-parallel training.
             draw: the random numbers; no tensor of it is modified.
-            target: the EMA network, for the ``enhanced`` field (None: the network itself).
-            teacher: the frozen teacher, for the ``teacher`` fields.
+            target: the EMA network, where one is used (None: the network itself).
+            teacher: the frozen teacher or teachers of the ``teacher`` fields.
+            log_variance: the module of a learned variance.
+            alignment: the module of representation alignment.
+            progress: share of the run that is done, for the tangent warm-up.
         """
-        if self.needs_teacher and teacher is None:
+        if self.needs_teacher and not teacher:
             raise ValueError(
                 f"objective.field = {self.field!r} needs a teacher: start from a trained run"
             )
-        if draw.s is None:
-            s = draw.t if self.consistency_ratio == 0.0 else torch.zeros_like(draw.t)
-            draw = Draw(draw.x, draw.y, draw.z, draw.t, s, draw.dropped, draw.null_label)
-        passes = Passes(network, draw, self.two_time)
+        networks = {"online": network, "target": target or network, "teacher": teacher}
+        passes = Passes(network, self.complete(draw), self.two_time)
+        if passes.draw.twin is not None:
+            passes.draw = own_samples(self, passes)
+        draw = passes.draw
+        assert draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        assert draw.s is not None
-        prediction = passes.gradient(x_t, draw.t, draw.s)
+        data = self.transport.target(draw.x, draw.z, draw.t)
+        prediction, at_t = flow_anchor(self, passes, x_t)
         with torch.no_grad():
-            networks = {"online": network, "target": target or network, "teacher": teacher}
-            field = self._field(passes, x_t, prediction.detach(), networks)
-            if self.consistency_ratio == 0.0:
-                wanted = field
-            else:
-                wanted = self._consistency_target(passes, x_t, prediction.detach(), field)
-        per_sample = per_sample_loss(prediction, wanted, self.pseudo_huber_c, self.cosine_loss)
-        loss = (time_weight(self.time_weight, draw.t) * per_sample).mean()
+            field = field_at(self, passes, x_t, data, prediction.detach(), networks)
+            wanted = field
+            if not self.diffusion:
+                second = networks[self.residual_network]
+                wanted = consistency_target(
+                    self, passes, second, x_t, prediction.detach(), field, progress
+                )
+        per_sample = self._loss(prediction, wanted)
+        weight = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m)
+        rows = weight * per_sample
+        if self.log_variance:
+            if log_variance is None:
+                raise ValueError("objective.log_variance needs a LogVariance module")
+            u = log_variance(draw.t)
+            rows = rows * torch.exp(-u) + u
+        loss = rows.mean()
+        if at_t is not None:
+            plain = power_loss(at_t - field, 0.0, 0.0, False) + cosine_loss(at_t, field)
+            loss = loss + self.flow_anchor * plain.mean()
+        if self.matching:
+            loss = loss + self.matching * matching_term(self, passes, x_t, prediction)
+        if self.alignment and alignment is not None:
+            loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, wanted)
 
-    def _field(
-        self, passes: Passes, x_t: Tensor, prediction: Tensor, networks: dict[str, Any]
-    ) -> Tensor:
-        """F* at (x_t, t): the affine combination of the rule, each source on its rows only."""
-        draw = passes.draw
-        data = self.transport.target(draw.x, draw.z, draw.t)
-        if self.field == "data" or self.enhancement_ratio == 0.0:
-            return data
-        rule = FIELD_RULES[self.field]
-        host = field_coefficients(
-            rule, self.enhancement_ratio, self.enhancement_interval, draw.host_times()
-        )
-        a_data, a_cond, a_uncond = (
-            expand(a, x_t) for a in host.to(x_t.device, x_t.dtype, non_blocking=True)
-        )
-        field = a_data * data
-        if bool(host[1].any()):
-            if rule.conditional == "online" and not self.two_time:
-                conditional = prediction
-            else:
-                source = networks[rule.conditional]
-                conditional = passes.on_rows(source, host[1] != 0, x_t, draw.t, draw.y, draw.t)
-            field = field + a_cond * conditional
-        if bool(host[2].any()):
-            null = draw.y
-            if null is not None and draw.null_label is not None:
-                null = torch.full_like(null, draw.null_label)
-            source = networks[rule.unconditional]
-            field = field + a_uncond * passes.on_rows(
-                source, host[2] != 0, x_t, draw.t, null, draw.t
-            )
-        return field
+    def _loss(self, prediction: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) unweighted losses."""
+        error = prediction - wanted
+        if self.pseudo_huber_c is not None:
+            loss = pseudo_huber_loss(error, self.pseudo_huber_c)
+        else:
+            loss = power_loss(error, self.loss_power, self.loss_epsilon, self.loss_sum)
+        return loss + cosine_loss(prediction, wanted) if self.cosine_loss else loss
 
-    def _consistency_target(
-        self, passes: Passes, x_t: Tensor, prediction: Tensor, field: Tensor
-    ) -> Tensor:
-        """F_tgt = F - c phi(G) for an anchor m > s, in full precision."""
-        draw, transport = passes.draw, self.transport
-        t, s = draw.t, draw.s
-        assert s is not None
-
-        def evaluate(x: Tensor, time: Tensor) -> Tensor:
-            return passes.online(x, time, draw.y, s)
-
-        with torch.autocast(x_t.device.type, enabled=False):
-            if self.consistency_ratio < 1.0:
-                m = s + self.consistency_ratio * (t - s)
-                tangent = finite_tangent(transport, prediction, evaluate, x_t, (t, s, m), field)
-            elif self.tangent == "jvp":
-                m = None
-                tangent = jvp_tangent(transport, evaluate, x_t, t, s, field)
-            else:
-                m = None
-                tangent = central_tangent(transport, evaluate, x_t, t, s, field, self.tangent_step)
-            return stepped_target(transport, prediction, tangent, t, m, self.step_rule, self.clamp)
+    def with_settings(self, **settings: Any) -> "Objective":
+        """A copy with some settings replaced; an unknown name is a ValueError."""
+        try:
+            return replace(self, **settings)
+        except TypeError as error:
+            raise ValueError(f"preset {self.preset!r}: {error}") from error

@@ -1,16 +1,24 @@
-"""The one residual of UCGM-T and the target it implies.
+"""The one residual of UCGM-T, and the regression target it implies.
 
 With s <= m <= t, a field F* at (x_t, t) and the anchor point x_m = A(t, m) x_t + B(t, m) F*, the
-flow map X = A x + B F of the network is asked to be consistent along the field:
+flow map X = A x + B F of the network is asked to agree with itself along the field:
 
-    T = [X(x_t; t->s) - X^-(x_m; m->s)] / (t - m)       X^- without gradient
-    G = T (t - m) / B(t, m),    in the limit m -> t:    G = T / b(t)
+    G = [X(x_t; t->s) - X^-(x_m; m->s)] / B(t, m)         X^- without gradient
 
-    m = s              G = F - F*: diffusion and flow matching, no second pass
-    m = s + lambda (t - s)     UCGM's consistency ratio (arXiv 2505.07447, section 3.1)
-    m -> t             T = dX/dt along the field: continuous-time consistency, MeanFlow
+    m = s     G = F - F* exactly: diffusion and flow matching, no second pass
+    m < t     consistency models, Shortcut, UCGM at 0 < lambda < 1 (arXiv 2505.07447, section 3.1)
+    m -> t    G = T / b(t),  T = dX/dt along the field: continuous-time consistency, MeanFlow
 
-The regression target is F_tgt = F - c phi(G), without gradient.
+The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
+
+    one       k = 1      c = 1
+    exact     k = 1      c = B(t, m) / B(t, s): F_tgt is the F whose jump lands on X^-
+    cosine    k = cos    c = 1                                    (sCM, arXiv 2410.11081, section 4)
+    ucgm      k = b      c = (sigma / D) 4 / sin(pi t / 2)        (arXiv 2505.07447, equation 8)
+    relaxed   k = 1      c = 1 - sqrt(1 - t)                      (FACM, arXiv 2507.03738)
+
+with b = B(t, m) / (t - m) where m < t, and phi an elementwise clamp, a division by the sample's
+root mean square plus a constant, or the identity.  Everything here is in full precision.
 """
 
 from collections.abc import Callable
@@ -23,8 +31,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ucgm.transport import HALF_PI, Transport, expand
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
-TangentMethod = Literal["central", "jvp"]
-StepRule = Literal["one", "ucgm"]
+TangentMethod = Literal["central", "forward", "jvp"]
+StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
 
 
 def finite_tangent(
@@ -35,7 +43,16 @@ def finite_tangent(
     times: tuple[Tensor, Tensor, Tensor],
     field: Tensor,
 ) -> Tensor:
-    """T for an anchor m < t; ``times`` = (t, s, m), ``evaluate(x, t)`` = F^- of the network."""
+    """T = (X - X^-) / (t - m) for an anchor m < t.
+
+    Args:
+        transport: path and prediction.
+        prediction: (B, ...) F at (x_t, t).
+        evaluate: ``evaluate(x, time)`` is F^- at the destination s.
+        x_t: (B, ...) state.
+        times: (t, s, m), each (B,).
+        field: (B, ...) F*.
+    """
     t, s, m = times
     x_m = transport.jump(x_t, field, t, m)
     late = transport.jump(x_t, prediction, t, s)
@@ -43,7 +60,7 @@ def finite_tangent(
     return (late - early) / expand(t - m, x_t)
 
 
-def central_tangent(
+def difference_tangent(
     transport: Transport,
     evaluate: Evaluate,
     x_t: Tensor,
@@ -51,12 +68,14 @@ def central_tangent(
     s: Tensor,
     field: Tensor,
     step: float,
+    central: bool,
 ) -> Tensor:
-    """dX/dt along the field by a central difference of half-width ``step``.
+    """T = dX/dt along the field by finite differences of width ``step`` on each side used.
 
-    The two points stay in [s, 1], so the difference is one-sided at the borders.
+    The points stay in [s, 1]: a central difference is one-sided at the borders.
     """
-    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
+    late = (t + step).clamp(max=1.0) if central else t
+    early = torch.maximum(t - step, s)
     ends = []
     for time in (late, early):
         x = transport.jump(x_t, field, t, time)
@@ -67,7 +86,7 @@ def central_tangent(
 def jvp_tangent(
     transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
 ) -> Tensor:
-    """dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s)."""
+    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s)."""
 
     def flow_map(x: Tensor, time: Tensor) -> Tensor:
         return transport.jump(x, evaluate(x, time), time, s)
@@ -78,30 +97,35 @@ def jvp_tangent(
         return torch.func.jvp(flow_map, (x_t, t), direction)[1]
 
 
-def stepped_target(
-    transport: Transport,
-    prediction: Tensor,
-    tangent: Tensor,
-    t: Tensor,
-    m: Tensor | None,
-    rule: StepRule,
-    clamp: float | None,
-) -> Tensor:
-    """F_tgt = F - c phi(G) for a tangent T; ``m`` is None in the limit m -> t.
+def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
+    """b: B(t, m) / (t - m), and its limit where m = t."""
+    limit = m == t
+    gap = torch.where(limit, torch.ones_like(t), t - m)
+    return torch.where(limit, transport.rate(t), transport.map(t, m)[1] / gap)
 
-    ``one``: c = 1 on G.  ``ucgm``: (sigma / D) (4 / sin(pi t / 2)) on b G = T (arXiv 2505.07447,
-    equation 8 and the published code).  phi is an elementwise clamp to [-clamp, clamp], or the
-    identity.
-    """
+
+def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
+    """Elementwise clamp to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
+    if normalize is not None:
+        rms = x.flatten(1).square().mean(1).sqrt()
+        return x / (expand(rms, x) + normalize)
+    return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+def step_factors(
+    transport: Transport, rule: StepRule, t: Tensor, s: Tensor, m: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(k, c) of the step rule, each (B,)."""
+    one = torch.ones_like(t)
     if rule == "ucgm":
-        c = transport.coefficients(t)
+        at = transport.coefficients(t)
         # At t = 0 sigma is 0 as well, and the target is F itself.
-        scale = 4.0 * c.sigma / c.determinant / torch.sin(HALF_PI * t).clamp(min=1e-6)
-        residual = tangent
-    else:
-        rate = transport.rate(t) if m is None else transport.map(t, m)[1] / (t - m)
-        scale = torch.ones_like(t)
-        residual = tangent / expand(rate, tangent)
-    if clamp is not None:
-        residual = residual.clamp(-clamp, clamp)
-    return prediction - expand(scale, prediction) * residual
+        c = 4.0 * at.sigma / at.determinant / torch.sin(HALF_PI * t).clamp(min=1e-6)
+        return speed(transport, t, m), c
+    if rule == "cosine":
+        return torch.cos(HALF_PI * t), one
+    if rule == "relaxed":
+        return one, 1.0 - torch.sqrt((1.0 - t).clamp(min=0.0))
+    if rule == "exact":
+        return one, transport.map(t, m)[1] / transport.map(t, s)[1]
+    return one, one

@@ -1,0 +1,59 @@
+"""Anchors: the time m between s and t at which the flow map must agree with itself.
+
+    m = s + lambda (t - s)
+
+lambda = 0 is diffusion (m = s), lambda = 1 the limit m -> t.  Two methods move it with the
+progress p of the run, from 0 to 1:
+
+    ect     the noise level nu = sigma / alpha of m is nu_t (1 - q^-(k+1) (1 + 8 sigmoid(-nu_t))),
+            with q = 2 and k = floor(8 p) doublings (arXiv 2406.14548, section 4)
+    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p (arXiv 2510.20771): a = 1 is
+            flow matching, a = 0 MeanFlow
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ucgm.transport import Transport
+
+AnchorSchedule = Literal["constant", "ect", "alpha"]
+
+
+def alpha_of_progress(progress: float) -> float:
+    """AlphaFlow's a: a sigmoid of steepness 25 over the run, set to 1 and 0 within 0.005."""
+    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (progress - 0.5)))))
+    return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
+
+
+def anchor(
+    schedule: AnchorSchedule,
+    ratio: float,
+    transport: Transport,
+    t: Tensor,
+    s: Tensor,
+    progress: float,
+) -> Tensor:
+    """m (B,) in [s, t]; m = t stands for the limit m -> t.
+
+    Args:
+        schedule: how lambda is chosen.
+        ratio: lambda of the constant schedule.
+        transport: gives the noise level to ``ect``.
+        t: (B,) times.
+        s: (B,) destinations.
+        progress: share of the run that is done.
+    """
+    if schedule == "ect":
+        level = torch.exp(-0.5 * transport.log_snr(t))
+        shrink = 1.0 - 2.0 ** -(int(8 * min(progress, 0.999)) + 1) * (
+            1.0 + 8.0 * torch.sigmoid(-level)
+        )
+        earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
+        return torch.where(shrink > 0, torch.maximum(earlier, s), s)
+    if schedule == "alpha":
+        ratio = 1.0 - alpha_of_progress(progress)
+    if ratio == 1.0:
+        return t
+    return s + ratio * (t - s)

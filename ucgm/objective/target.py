@@ -1,0 +1,126 @@
+"""F_tgt = F - c phi(k G) for the rows whose anchor lies after the destination."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ucgm.objective.passes import Network, Passes, bare, put, take
+from ucgm.objective.residual import (
+    difference_tangent,
+    finite_tangent,
+    jvp_tangent,
+    phi,
+    speed,
+    step_factors,
+)
+from ucgm.transport import Transport, expand
+
+if TYPE_CHECKING:
+    from ucgm.objective.objective import Objective
+
+
+def consistency_target(
+    objective: "Objective",
+    passes: Passes,
+    second: Network,
+    x_t: Tensor,
+    prediction: Tensor,
+    field: Tensor,
+    progress: float,
+) -> Tensor:
+    """F_tgt (B, ...): the field itself where m = s, the stepped target elsewhere.
+
+    Args:
+        objective: the settings.
+        passes: makes the passes.
+        second: network of X^-.
+        x_t: (B, ...) states.
+        prediction: (B, ...) F of the gradient pass, detached.
+        field: (B, ...) F*.
+        progress: share of the run that is done, for the tangent warm-up.
+    """
+    draw, host = passes.draw, passes.draw.host
+    assert host is not None and draw.s is not None and draw.m is not None
+    moving = host.m > host.s
+    if not bool(moving.any()):
+        return field
+    index = passes.index(moving)
+    x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
+    wish, said = take(field, index), take(prediction, index)
+    limit = bool((host.m == host.t)[moving].all())
+    tangents = Tangents(objective, passes, second, index, y, s)
+    # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
+    with torch.autocast(x_t.device.type, enabled=False):
+        along = tangents.own_velocity(x, t) if objective.own_velocity else wish
+        tangent = tangents(x, t, m, said, along, limit)
+        residual = tangent / expand(speed(objective.transport, t, m), x) + (along - wish)
+        if progress < objective.tangent_warmup:
+            plain = said - wish
+            residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
+        inner, outer = step_factors(objective.transport, objective.step_rule, t, s, m)
+        change = phi(expand(inner, x) * residual, objective.clamp, objective.normalize)
+        stepped = said - expand(outer, x) * change
+    if index is None and not bool(moving.all()):
+        return torch.where(expand(moving.to(x_t.device), x_t), stepped, field)
+    return put(field, index, stepped)
+
+
+class Tangents:
+    """T of a set of rows by the method of the objective, with passes of the bare network."""
+
+    def __init__(
+        self,
+        objective: "Objective",
+        passes: Passes,
+        second: Network,
+        index: Tensor | None,
+        y: Tensor | None,
+        s: Tensor,
+    ) -> None:
+        self.objective = objective
+        self.passes = passes
+        self.second = bare(second)
+        self.index = index
+        self.y = y
+        self.s = s
+
+    @property
+    def transport(self) -> Transport:
+        """The path."""
+        return self.objective.transport
+
+    def own_velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """F of the network at s = t, the field it would follow itself."""
+        return self.passes.call(bare(self.passes.network), x, t, self.y, t, self.index)
+
+    def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
+        """F^- whose jump ends at s, of one network step or of several composed."""
+        n = self.objective.compose_steps
+        start, state = x, x
+        for i in range(n):
+            now = time + (self.s - time) * (i / n)
+            later = self.s if i == n - 1 else time + (self.s - time) * ((i + 1) / n)
+            said = self.passes.call(self.second, state, now, self.y, later, self.index)
+            if n == 1:
+                return said
+            state = self.transport.jump(state, said, now, later)
+        a, b = (expand(c, x) for c in self.transport.map(time, self.s))
+        return (state - a * start) / b
+
+    def __call__(
+        self, x: Tensor, t: Tensor, m: Tensor, said: Tensor, along: Tensor, limit: bool
+    ) -> Tensor:
+        """T (R, ...) at rows already selected."""
+        objective, transport = self.objective, self.transport
+        if not limit:
+            if objective.tangent == "forward" and objective.consistency_ratio == 1.0:
+                # Under autocast the gradient pass is too coarse for a difference over a small gap.
+                autocast = torch.is_autocast_enabled(x.device.type)
+                said = self.evaluate(x, t) if autocast else said
+            return finite_tangent(transport, said, self.evaluate, x, (t, self.s, m), along)
+        if objective.tangent == "jvp":
+            return jvp_tangent(transport, self.evaluate, x, t, self.s, along)
+        return difference_tangent(
+            transport, self.evaluate, x, t, self.s, along, objective.tangent_step, True
+        )
