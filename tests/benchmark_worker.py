@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from tests.digits_oracle import Affine, make_run
-from ucgm.benchmark import Ruler, benchmark
+from ucgm.benchmark import benchmark
 from ucgm.generate import Settings
 from ucgm.processes import join_world
+from ucgm.scoring import Ruler
 
 STEPS, COUNT, BATCH, CHUNK = (1, 2), 1003, 32, 70
 

@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.benchmark import Ruler, benchmark, check_sizes
+from ucgm.benchmark import benchmark, check_sizes
 from ucgm.chunks import ChunkFolder
 from ucgm.data import Digits
-from ucgm.evaluate import reference_of
 from ucgm.extractors import Extractor, open_extractor, register_extractor
 from ucgm.generate import Settings
 from ucgm.metrics import save_reference
+from ucgm.references import reference_of
 from ucgm.sampler import Guidance
+from ucgm.scoring import Ruler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 FAST = Ruler(metrics=("fid", "accuracy"))
@@ -167,7 +168,7 @@ def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
         real(rows, path, metadata)
 
     monkeypatch.setattr(chunks, "save_file", fill_up)
-    with pytest.raises(ValueError, match="No space left .* Finished chunks are kept"):
+    with pytest.raises(ValueError, match="No space left .* Finished parts are kept"):
         run_benchmark(tmp_path, chunk_size=25)
     folder = tmp_path / "out" / "chunks" / "steps_002_repeat_0"
     assert sorted(p.name[:11] for p in folder.iterdir()) == ["chunk_00000", "chunk_00001"]

@@ -146,7 +146,7 @@ def test_sample_run_writes_pngs_that_equal_the_npz(run_dir, tmp_path):
         images, labels = file["arr_0"], file["arr_1"]
     assert images.shape == (23, 8, 8, 1) and labels.tolist() == [i % 10 for i in range(23)]
     for index in range(23):
-        pixels = np.asarray(Image.open(png / f"{index:06d}.png"))
+        pixels = np.asarray(Image.open(png / "images" / f"{index:06d}.png"))
         assert np.abs(pixels.astype(int) - images[index, :, :, 0]).max() <= 1
     protocol = json.loads((png / "protocol.json").read_text())
     assert (
@@ -158,9 +158,14 @@ def test_sample_run_writes_pngs_that_equal_the_npz(run_dir, tmp_path):
 def test_sample_run_again_and_elsewhere(run_dir, tmp_path):
     out = str(tmp_path / "a")
     sample_run(str(run_dir), 5, out_dir=out, device="cpu")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+
+    def content():
+        files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+        return {p.name: p.read_bytes() for p in files}
+
+    before = content()
     sample_run(str(run_dir), 5, out_dir=out, device="cpu")  # the same again: the same files
-    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == before
+    assert content() == before and len(before) == 5 + 3
     with pytest.raises(ValueError, match="made with seed 0, this is 1"):
         sample_run(str(run_dir), 5, seed=1, out_dir=out, device="cpu")
     (tmp_path / "b").mkdir()

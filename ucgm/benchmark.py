@@ -12,11 +12,12 @@ mean, standard deviation and minimum are reported, never one of them under the n
 """
 
 import hashlib
+import itertools
 import json
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,47 +25,19 @@ from typing import Any
 import torch
 
 from ucgm.checkpoint import Run, load_run
-from ucgm.chunks import CHUNK
-from ucgm.evaluate import (
-    available_metrics,
-    choose_metrics,
-    extract_dataset,
-    find_references,
-    measure,
-    score,
-    warn_if_few,
-)
-from ucgm.extractors import Extractor, open_extractor
+from ucgm.chunks import CHUNK, GeneratedImages
 from ucgm.generate import Settings, claim_folder, protocol_of, samples_of_run
-from ucgm.metrics import Reference
 from ucgm.processes import World, join_world
+from ucgm.references import extract_dataset, measure, open_judge
 from ucgm.report import write_report
 from ucgm.samples import LabelRule, Precision
-from ucgm.sweep import Sweep
+from ucgm.scoring import Judge, Ruler, warn_if_few
+from ucgm.sweep import Sweep, consecutive
 
 NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
     "classifier-free guidance counts 2, one outside the guidance interval 1."
 )
-
-
-@dataclass(frozen=True)
-class Ruler:
-    """What samples are measured with; None means what fits the data.
-
-    Attributes:
-        metrics: names of :data:`ucgm.evaluate.METRICS`; all that can be computed.
-        extractor: name of the feature extractor.
-        weights: path of its weights.
-        reference: file with statistics of real images; the training data.
-        held_out: file with statistics of real images that training did not see.
-    """
-
-    metrics: tuple[str, ...] | None = None
-    extractor: str | None = None
-    weights: str | None = None
-    reference: str | None = None
-    held_out: str | None = None
 
 
 def benchmark(
@@ -100,18 +73,13 @@ def benchmark(
     world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings)
-    extractor = open_extractor(
-        ruler.extractor or samples.data.extractor, ruler.weights, world.device
-    )
-    warn_if_few(num_samples, extractor.dimensions["features"])
-    references = find_references(run.config.data, extractor, ruler.reference, ruler.held_out)
-    available = available_metrics(extractor, *references, samples.data.num_classes)
-    metrics = choose_metrics(ruler.metrics, available)
+    judge = open_judge(ruler, run.config.data, samples.data, world.device)
+    warn_if_few(num_samples, judge.extractor.dimensions["features"])
     protocol = protocol_of(run, settings, samples) | {
         "num_samples": num_samples,
         "repeats": repeats,
         "chunk_size": chunk_size,
-        "extractor": {"name": extractor.name, "sha256": extractor.digest, "note": extractor.note},
+        "extractor": judge.extractor.identity(),
         "versions": versions(),
     }
     mark = fingerprint(protocol)
@@ -120,8 +88,17 @@ def benchmark(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(samples, extractor, num_samples, repeats, batch_size, chunk_size, folder, world)
-    rows = sweep.rows(steps, lambda measured: score(measured, metrics, *references))
+    sweep = Sweep(judge.extractor, folder, chunk_size, world)
+    sweep.clean()
+    rows = []
+    for count, repeat in itertools.product(steps, range(repeats)):
+        source = GeneratedImages(samples.with_steps(count), batch_size)
+        first = repeat * num_samples
+        name = f"steps_{count:03d}_repeat_{repeat}"
+        measured, facts = sweep.measure(name, source, consecutive(first, num_samples))
+        if world.first:
+            row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
+            rows.append(row | {"scores": judge.score(measured)})
     if not world.first:
         return {"folder": str(folder)}
     result = {
@@ -130,9 +107,9 @@ def benchmark(
         "fingerprint": mark,
         "protocol": protocol,
         "nfe_convention": NFE_CONVENTION,
-        "references": [describe_reference(part) for part in references if part is not None],
-        "metrics": list(metrics),
-        "real": None if ruler.reference else real_scores(run, extractor, metrics, references[0]),
+        "references": judge.references(),
+        "metrics": list(judge.metrics),
+        "real": None if ruler.reference else real_scores(run, judge),
         "machine": machine(world, batch_size),
         "rows": rows,
     }
@@ -162,28 +139,16 @@ def check_sizes(
     return tuple(sorted(set(steps)))
 
 
-def real_scores(
-    run: Run, extractor: Extractor, metrics: Sequence[str], reference: Reference
-) -> dict[str, Any] | None:
+def real_scores(run: Run, judge: Judge) -> dict[str, Any] | None:
     """Scores of held-out real images: the noise floor of the curve. None without such images."""
     source = run.config.data.held_out()
     if source is None:
         return None
     data = source.open()
-    outputs, labels = extract_dataset(data, extractor)
-    wanted = [name for name in metrics if name != "fid_heldout"]
-    scores = score(measure(outputs, labels), wanted, reference)
+    outputs, labels = extract_dataset(data, judge.extractor)
+    wanted = tuple(name for name in judge.metrics if name != "fid_heldout")
+    scores = replace(judge, metrics=wanted).score(measure(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
-
-
-def describe_reference(reference: Reference) -> dict[str, Any]:
-    """Identity of a reference for the report."""
-    return {
-        "name": reference.name,
-        "sha256": reference.digest,
-        "num_samples": reference.gaussian.count,
-        "protocol": reference.protocol,
-    }
 
 
 def fingerprint(protocol: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -75,48 +75,26 @@ class ChunkFolder:
 
     def read(self, number: int, count: int) -> Chunk | None:
         """The chunk; None when it is missing, not of ``count``, or damaged (with a warning)."""
-        path = self.path(number)
-        if not path.is_file():
+        found = load_rows(self.path(number))
+        if found is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["chunk"])
-                rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if facts.pop("checksum") != checksum(rows):
-                raise ValueError("its checksum does not hold")
-            chunk = Chunk(rows, **facts)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=2)
-            return None
+        chunk = Chunk(found[0], **found[1])
         return chunk if len(chunk) == count else None
 
     def write(self, number: int, chunk: Chunk) -> None:
-        """Save the chunk, whole or not at all.
-
-        Raises:
-            ValueError: when the disk is full; the chunks written before stay.
-        """
+        """Save the chunk, whole or not at all; see :func:`save_rows`."""
         facts = {
             "images_hash": chunk.images_hash,
             "network_rows": chunk.network_rows,
             "seconds": chunk.seconds,
             "timed": chunk.timed,
-            "checksum": checksum(chunk.rows),
         }
-        rows = {name: value.contiguous() for name, value in chunk.rows.items()}
-        metadata = {"chunk": json.dumps(facts)}
-        try:
-            write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"chunk {number} could not be written to {self.folder}: {error}. Finished chunks "
-                "are kept: free some space and run the same command again."
-            ) from error
+        save_rows(self.path(number), chunk.rows, facts)
 
     def facts(self, number: int) -> dict[str, Any]:
         """Counts, image hash and times of a finished chunk."""
         with safe_open(self.path(number), framework="pt") as file:
-            return json.loads(file.metadata()["chunk"])
+            return json.loads(file.metadata()["facts"])
 
     def all_rows(self, numbers: range, name: str) -> Tensor:
         """The rows ``name`` of the chunks ``numbers``, joined in index order."""
@@ -125,6 +103,39 @@ class ChunkFolder:
             with safe_open(self.path(number), framework="pt") as file:
                 parts.append(file.get_tensor(name))
         return torch.cat(parts)
+
+
+def save_rows(path: Path, rows: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Save tensors with their checksum and some JSON facts, whole or not at all.
+
+    Raises:
+        ValueError: when the disk is full; the files written before stay.
+    """
+    rows = {name: value.contiguous() for name, value in rows.items()}
+    metadata = {"facts": json.dumps(facts), "checksum": checksum(rows)}
+    try:
+        write_atomic(path, lambda temporary: save_file(rows, temporary, metadata))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} could not be written: {error}. Finished parts are kept: free some space and "
+            "run the same command again."
+        ) from error
+
+
+def load_rows(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors and facts; None when there is no file, or it is damaged (a warning says so)."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["checksum"] != checksum(rows):
+            raise ValueError("its checksum does not hold")
+        return rows, json.loads(metadata["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=3)
+        return None
 
 
 def checksum(rows: dict[str, Tensor]) -> str:
@@ -175,25 +186,67 @@ class Stopwatch:
         self._warm.add(stage)
 
 
-class ChunkMaker:
-    """Samples, decodes and extracts chunks, and keeps the time of each stage.
+class ImageSource(Protocol):
+    """Images by index: samples of a run, a folder, a file."""
+
+    network_rows: int
+
+    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
+        """Images (B, C, H, W) uint8 of ``indices`` (n,), in order, in batches of any size."""
+        ...
+
+    def labels_at(self, indices: Tensor) -> Tensor:
+        """Labels (n,) int64; -1 where there are none."""
+        ...
+
+
+class GeneratedImages:
+    """The images of a sample set.
 
     Args:
-        samples: where images come from; with a row counter.
-        extractor: where features come from.
+        samples: with a row counter.
         batch_size: images per sampler call; batches never cross a chunk.
     """
 
-    def __init__(self, samples: SampleSet, extractor: Extractor, batch_size: int) -> None:
-        self.samples, self.extractor, self.batch_size = samples, extractor, batch_size
+    def __init__(self, samples: SampleSet, batch_size: int) -> None:
+        assert samples.counter is not None
+        self.samples, self.batch_size, self.counter = samples, batch_size, samples.counter
+
+    @property
+    def network_rows(self) -> int:
+        """Rows the network has evaluated so far."""
+        return self.counter.rows
+
+    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
+        """Sampled and decoded, both timed."""
+        for batch in indices.split(self.batch_size):
+            with watch.time("sampler", len(batch)):
+                latents = self.samples.latents(batch)
+            with watch.time("decoder", len(batch)):
+                images = self.samples.data.decode(latents).cpu()
+            yield images
+
+    def labels_at(self, indices: Tensor) -> Tensor:
+        """The labels that were asked for."""
+        return self.samples.labels_at(indices)
+
+
+class ChunkMaker:
+    """Extracts chunks and keeps the time of each stage.
+
+    Args:
+        source: where images come from.
+        extractor: where features come from.
+    """
+
+    def __init__(self, source: ImageSource, extractor: Extractor) -> None:
+        self.source, self.extractor = source, extractor
         self.watch = Stopwatch()
 
     def make(self, indices: Tensor, tell: Callable[[int], object] = int) -> Chunk:
         """The chunk of the sample ``indices`` (n,); ``tell`` hears of every few images done."""
-        counter = self.samples.counter
-        assert counter is not None
         self.watch.clear()
-        counter.rows = 0
+        before = self.source.network_rows
         hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
         for group in self._groups(indices):
@@ -203,19 +256,15 @@ class ChunkMaker:
                 outputs.append(self.extractor(group))
             tell(len(group))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
-        rows["labels"] = self.samples.labels_at(indices)
-        watch = self.watch
-        return Chunk(rows, add_hashes(hashes), counter.rows, watch.seconds, watch.images)
+        rows["labels"] = self.source.labels_at(indices)
+        evaluated = self.source.network_rows - before
+        return Chunk(rows, add_hashes(hashes), evaluated, self.watch.seconds, self.watch.images)
 
     def _groups(self, indices: Tensor) -> Iterator[Tensor]:
         """Images of ``indices`` regrouped to the extractor's batch size."""
         size = self.extractor.batch_size
         waiting = torch.empty(0, dtype=torch.uint8)
-        for batch in indices.split(self.batch_size):
-            with self.watch.time("sampler", len(batch)):
-                latents = self.samples.latents(batch)
-            with self.watch.time("decoder", len(batch)):
-                images = self.samples.data.decode(latents).cpu()
+        for images in self.source.batches(indices, self.watch):
             waiting = torch.cat((waiting, images)) if len(waiting) else images
             whole = len(waiting) // size * size
             if whole:

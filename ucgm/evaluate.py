@@ -1,208 +1,284 @@
-"""Images to features to scores: what the benchmark and ``ucgm evaluate`` have in common.
+"""``ucgm evaluate``: scores of images from anywhere; ``ucgm reference``: statistics of real ones.
 
-Scores, and what each needs besides the generated images:
-
-    fid              moments of the reference features          (1706.08500)
-    fid_heldout      moments of real data that training never saw: a memorising generator has a
-                     small fid and a fid_heldout no better than the noise floor
-    sfid             moments of the reference's spatial features (2103.03841)
-    kid, precision, recall   feature rows of the reference      (1801.01401, 1904.06991)
-    inception_score  logits                                     (1606.03498)
-    accuracy         logits of a classifier of the data's own classes, and the labels asked for
+Evaluating runs on the same chunks as the benchmark: any number of processes, restarted where it
+was stopped.  A reference is made of shards, each the moments of 50,000 consecutive images and the
+feature rows that are kept: shard k belongs to process k mod size, is written when it is finished
+and never made again, and the first process merges all in order, so the file does not depend on the
+number of processes.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.data.source import DataConfig, Dataset
-from ucgm.extractors import Extractor
-from ucgm.metrics import (
-    Gaussian,
-    Reference,
-    conditional_accuracy,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    load_reference,
-    moments_of,
-    precision_recall,
-)
-from ucgm.metrics.reference import digest_of
+from ucgm.chunks import CHUNK, Stopwatch, load_rows, save_rows
+from ucgm.data.files import write_atomic
+from ucgm.data.imagesets import ImageSet, open_images
+from ucgm.extractors import Extractor, open_extractor
+from ucgm.generate import claim_folder
+from ucgm.metrics import Reference, RunningMoments, save_reference
+from ucgm.processes import Progress, World, join_world
+from ucgm.references import open_judge
+from ucgm.report.tables import COLUMNS, aligned
+from ucgm.scoring import Ruler, warn_if_few
+from ucgm.sweep import Sweep, consecutive
 
-METRICS = (
-    "fid",
-    "fid_heldout",
-    "sfid",
-    "kid",
-    "precision",
-    "recall",
-    "inception_score",
-    "accuracy",
-)
+SHARD = 50_000
+MOMENTS = ("features", "spatial")
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What is known of a set of images in feature space.
+class StoredImages:
+    """An image set as a source of chunks.
 
-    Attributes:
-        gaussian: moments of the features.
-        spatial: moments of the spatial features, None where the extractor has none.
-        rows: gives ``features`` (N, d), ``logits`` (N, K) or ``labels`` (N,), read when asked for.
+    Args:
+        images: the set.
+        batch_size: images read at a time.
     """
 
-    gaussian: Gaussian
-    spatial: Gaussian | None
-    rows: Callable[[str], Tensor]
+    network_rows = 0
+
+    def __init__(self, images: ImageSet, batch_size: int = 250) -> None:
+        self.set, self.batch_size = images, batch_size
+
+    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
+        """Images in order, reading timed as decoding."""
+        for batch in indices.split(self.batch_size):
+            with watch.time("decoder", len(batch)):
+                images = self.set.images(batch)
+            yield images
+
+    def labels_at(self, indices: Tensor) -> Tensor:
+        """Labels of the set; -1 where there are none."""
+        labels = self.set.labels
+        return torch.full_like(indices, -1) if labels is None else labels[indices]
 
 
-def available_metrics(
-    extractor: Extractor, reference: Reference, held_out: Reference | None, num_classes: int
-) -> dict[str, str]:
-    """For each metric the empty string, or why it cannot be computed here."""
-    rows, held, spatial, logits, accuracy = "", "", "", "", ""
-    if reference.features is None:
-        rows = f"reference {reference.name} holds no feature rows: make it with `ucgm reference`"
-    if held_out is None:
-        held = "there is no held-out reference: give one"
-    if "spatial" not in extractor.dimensions:
-        spatial = f"{extractor.name} has no spatial features: use the inception extractor"
-    elif reference.spatial is None:
-        spatial = f"reference {reference.name} has no mu_s and sigma_s"
-    if "logits" not in extractor.dimensions:
-        logits = f"{extractor.name} has no logits"
-    if extractor.num_classes == 0 or extractor.num_classes != num_classes:
-        accuracy = f"the logits of {extractor.name} are not the {num_classes} classes of the data"
-    reasons = ("", held, spatial, rows, rows, rows, logits, accuracy)
-    return dict(zip(METRICS, reasons, strict=True))
+def evaluate(
+    images: ImageSet, ruler: Ruler, folder: Path, world: World | None = None, chunk: int = CHUNK
+) -> dict[str, Any]:
+    """Scores of an image set; the result is also ``evaluation.json`` in ``folder``.
 
-
-def choose_metrics(asked: Sequence[str] | None, available: dict[str, str]) -> tuple[str, ...]:
-    """The metrics to compute, in table order: all that can be when none are named.
-
-    Raises:
-        ValueError: for an unknown name, or one that cannot be computed here.
+    Returns:
+        the result; on other processes than the first, nothing but the folder.
     """
-    for name in asked or ():
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}.")
-        if available[name]:
-            raise ValueError(f"{name} cannot be computed: {available[name]}.")
-    wanted = METRICS if asked is None else asked
-    return tuple(name for name in METRICS if name in wanted and not available[name])
+    world = world or World()
+    judge = open_judge(ruler, None, None, world.device)
+    if images.labels is None and "accuracy" in judge.metrics:
+        judge = judge.without("accuracy", asked=ruler.metrics, reason="the images have no labels")
+    warn_if_few(len(images), judge.extractor.dimensions["features"])
+    protocol = {
+        "samples": images.identity,
+        "num_samples": len(images),
+        "extractor": judge.extractor.identity(),
+        "chunk_size": chunk,
+    }
+    if world.first:
+        claim_folder(folder, protocol)
+    world.wait()
+    sweep = Sweep(judge.extractor, folder, chunk, world)
+    sweep.clean()
+    source = StoredImages(images)
+    measured, facts = sweep.measure("images", source, consecutive(0, len(images)))
+    if not world.first:
+        return {"folder": str(folder)}
+    result = {
+        "protocol": protocol,
+        "references": judge.references(),
+        "images_hash": facts["images_hash"],
+        "scores": judge.score(measured),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomic(folder / "evaluation.json", lambda path: path.write_text(text))
+    names = judge.metrics
+    cells = [f"{result['scores'][name]:.{COLUMNS[name][1]}f}" for name in names]
+    print("", aligned([COLUMNS[name][0] for name in names], [cells]), "", sep="\n")
+    print(f"{len(images):,} images against {judge.reference.name}, extractor", end=" ")
+    print(f"{judge.extractor.name} ({judge.extractor.note})\nreport:  {folder}/evaluation.json")
+    return result | {"folder": str(folder)}
 
 
-def score(
-    measured: Measured,
-    metrics: Sequence[str],
-    reference: Reference,
-    held_out: Reference | None = None,
-) -> dict[str, float]:
-    """The chosen metrics of a set of images; a spread comes as ``kid_std`` and the like."""
-    scores: dict[str, float] = {}
-    if "fid" in metrics:
-        scores["fid"] = frechet_distance(measured.gaussian, reference.gaussian)
-    if "fid_heldout" in metrics and held_out is not None:
-        scores["fid_heldout"] = frechet_distance(measured.gaussian, held_out.gaussian)
-    if "sfid" in metrics and measured.spatial is not None and reference.spatial is not None:
-        scores["sfid"] = frechet_distance(measured.spatial, reference.spatial)
-    if reference.features is not None and {"kid", "precision", "recall"} & set(metrics):
-        rows = measured.rows("features")
-        if "kid" in metrics:
-            scores["kid"], scores["kid_std"] = kernel_distance(rows, reference.features)
-        if {"precision", "recall"} & set(metrics):
-            precision, recall = precision_recall(rows, reference.features)
-            both = {"precision": precision, "recall": recall}
-            scores |= {name: both[name] for name in both if name in metrics}
-    if "inception_score" in metrics:
-        mean, spread = inception_score(measured.rows("logits"))
-        scores |= {"inception_score": mean, "inception_score_std": spread}
-    if "accuracy" in metrics:
-        scores["accuracy"] = conditional_accuracy(measured.rows("logits"), measured.rows("labels"))
-    return scores
+def make_reference(
+    images: ImageSet,
+    extractor: Extractor,
+    out: Path,
+    name: str,
+    num_rows: int = 10_000,
+    world: World | None = None,
+    shard: int = SHARD,
+) -> Path:
+    """Write the statistics of an image set, see the head of this file.
 
-
-def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> Measured:
-    """Measured of extractor outputs that are in memory."""
-    rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
-    spatial = moments_of(outputs["spatial"]) if "spatial" in outputs else None
-    return Measured(moments_of(outputs["features"]), spatial, rows.__getitem__)
-
-
-def extract_dataset(
-    data: Dataset, extractor: Extractor, batch_size: int = 1000
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Extractor outputs and labels of all images of a data set.
-
-    Raises:
-        ValueError: when the data set does not hold real images (lossy latents).
+    Args:
+        images: the set.
+        extractor: of the features.
+        out: the npz to write.
+        name: what reports call it.
+        num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
+        world: the processes.
+        shard: images per shard.
     """
-    if not data.exact:
-        raise ValueError(
-            f"{data.name} holds latents, their decoded images are no reference: give a reference "
-            "file made by `ucgm reference` from the images."
-        )
-    parts, labels = [], []
-    for indices in torch.arange(len(data)).split(batch_size):
-        x, y = data.__getitems__(indices)
-        parts.append(extractor(data.decode(x)))
-        labels.append(y)
-    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return outputs, torch.cat(labels)
+    world = world or World()
+    count = len(images)
+    protocol = {
+        "images": images.identity,
+        "num_samples": count,
+        "extractor_sha256": extractor.digest,
+        "num_rows": min(num_rows, count),
+        "shard_size": shard,
+    }
+    folder = out.with_name(out.name + ".parts")
+    if world.first:
+        claim_folder(folder, protocol)
+    world.wait()
+    kept = torch.arange(protocol["num_rows"]) * count // max(1, protocol["num_rows"])
+    parts = consecutive(0, count).split(shard)
+    mine = world.share(range(len(parts)))
+    progress = Progress(sum(len(parts[k]) for k in mine), "reference", silent=not world.first)
+    for number in mine:
+        path = folder / f"shard_{number:05d}.safetensors"
+        if load_rows(path) is None:
+            rows = _shard(images, extractor, parts[number], kept, progress)
+            save_rows(path, rows, {})
+        else:
+            progress.skip(len(parts[number]))
+    world.wait()
+    if world.first:
+        reference = _merge(folder, len(parts), extractor, name, protocol)
+        write_atomic(out, lambda path: save_reference(path, reference))
+        shutil.rmtree(folder)
+        print(f"reference: {out} ({count:,} images, extractor {extractor.name})")
+    return out
 
 
-def reference_of(data: Dataset, extractor: Extractor) -> Reference:
-    """Statistics and feature rows of all images of a data set."""
-    outputs, _ = extract_dataset(data, extractor)
-    measured = measure(outputs)
+def _shard(
+    images: ImageSet, extractor: Extractor, indices: Tensor, kept: Tensor, progress: Progress
+) -> dict[str, Tensor]:
+    """Moments of ``indices``, and the rows among them that are ``kept``."""
+    names = [name for name in MOMENTS if name in extractor.dimensions]
+    moments = {name: RunningMoments(extractor.dimensions[name]) for name in names}
+    rows = []
+    for batch in indices.split(extractor.batch_size):
+        outputs = extractor(images.images(batch))
+        for name, running in moments.items():
+            running.update(outputs[name])
+        rows.append(outputs["features"][torch.isin(batch, kept)])
+        progress.add(len(batch))
+    state = {
+        f"{name}.{key}": value
+        for name, running in moments.items()
+        for key, value in running.state().items()
+    }
+    return {**state, "rows": torch.cat(rows)}
+
+
+def _merge(
+    folder: Path, count: int, extractor: Extractor, name: str, protocol: dict[str, Any]
+) -> Reference:
+    """The reference of all shards, in order."""
+    names = [key for key in MOMENTS if key in extractor.dimensions]
+    total = {key: RunningMoments(extractor.dimensions[key]) for key in names}
+    rows = []
+    for number in range(count):
+        path = folder / f"shard_{number:05d}.safetensors"
+        found = load_rows(path)
+        if found is None:
+            raise ValueError(f"{path} is missing or damaged: run the same command again.")
+        for key, running in total.items():
+            keys = ("count", "sum", "lower")
+            state = {part: found[0][f"{key}.{part}"] for part in keys}
+            running.merge(RunningMoments.from_state(state))
+        rows.append(found[0]["rows"])
+    features = torch.cat(rows)
     return Reference(
-        name=data.name,
-        gaussian=measured.gaussian,
-        digest=digest_of(measured.gaussian),
-        spatial=measured.spatial,
-        features=outputs["features"],
+        name=name,
+        gaussian=total["features"].gaussian(),
+        digest="",
+        spatial=total["spatial"].gaussian() if "spatial" in total else None,
+        features=features if len(features) else None,
         extractor=(extractor.name, extractor.digest),
-        protocol={"data": data.describe()},
+        protocol=protocol | {"made": datetime.now(UTC).isoformat(timespec="seconds")},
     )
 
 
-def find_references(
-    config: DataConfig, extractor: Extractor, path: str | None, held_out_path: str | None
-) -> tuple[Reference, Reference | None]:
-    """Reference and held-out reference: the files given, else the run's own data.
+def evaluate_run(
+    samples: str,
+    reference: str,
+    held_out: str | None = None,
+    extractor: str | None = None,
+    extractor_weights: str | None = None,
+    metrics: list[str] | None = None,
+    size: int | None = None,
+    out_dir: str | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """FID and its companions of images from anywhere.
 
-    Raises:
-        ValueError: when a file does not belong to the extractor, or the data are no images.
+    Args:
+        samples: folder, zip or npz (arr_0) of images.
+        reference: statistics made by ``ucgm reference``, or those of ADM, EDM or MeanFlow.
+        held_out: statistics of real images that training did not see.
+        extractor: inception, dinov2, digits or a registered name; inception when left out.
+        extractor_weights: path of its weights.
+        metrics: names from fid fid_heldout sfid kid precision recall inception_score accuracy;
+            all that can be computed when left out.
+        size: crop all images to this size; when left out they must have one size already.
+        out_dir: where the result goes; a folder beside the samples when left out.
+        device: cpu, cuda, ...; the fastest there is when left out.
+
+    Returns:
+        the content of ``evaluation.json``.
     """
-    found: list[Reference | None] = []
-    for file, source in ((path, config), (held_out_path, config.held_out())):
-        reference = None
-        if file is not None:
-            reference = load_reference(file)
-        elif source is not None and (path is None or file is not None):
-            reference = reference_of(source.open(), extractor)
-        if reference is not None:
-            reference.check(extractor.name, extractor.digest, extractor.dimensions["features"])
-        found.append(reference)
-    assert found[0] is not None
-    return found[0], found[1]
+    world = join_world(device)
+    only = None if metrics is None else tuple(metrics)
+    ruler = Ruler(only, extractor, extractor_weights, reference, held_out)
+    beside = Path(samples.rstrip("/") + ".evaluation")
+    folder = Path(out_dir) if out_dir else beside
+    result = evaluate(open_images(samples, size), ruler, folder, world)
+    world.leave()
+    return result
 
 
-def warn_if_few(count: int, dimension: int) -> None:
-    """Warn where the bias of FID, about c / n, is not small."""
-    if count <= dimension:
-        warnings.warn(
-            f"{count} samples for {dimension} features: the covariance is singular and FID is "
-            "dominated by its bias. Use at least 30 samples per feature.",
-            stacklevel=2,
-        )
-    elif count < 30 * dimension:
-        warnings.warn(
-            f"{count} samples for {dimension} features: FID is biased upwards by several percent. "
-            f"Use at least {30 * dimension}, and compare equal numbers only.",
-            stacklevel=2,
-        )
+def reference_run(
+    data: str,
+    out: str,
+    extractor: str | None = None,
+    extractor_weights: str | None = None,
+    size: int | None = None,
+    num_rows: int = 10_000,
+    name: str | None = None,
+    device: str | None = None,
+) -> Path:
+    """Reference statistics of real images, in one npz that other tools read too.
+
+    Args:
+        data: folder, zip or npz of images, hub:OWNER/NAME, or digits, digits-test.
+        out: the npz to write.
+        extractor: inception, dinov2, digits or a registered name; inception when left out, digits
+            for the digits.
+        extractor_weights: path of its weights.
+        size: scale and crop to this size, as the training data were.
+        num_rows: feature rows to keep, for KID, precision and recall.
+        name: what reports call it; the file's name when left out.
+        device: cpu, cuda, ...; the fastest there is when left out.
+
+    Returns:
+        the path of the file.
+    """
+    path = Path(out)
+    if path.suffix != ".npz":
+        raise ValueError(f"a reference is an .npz, got {out}.")
+    if path.exists():
+        raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
+    world = join_world(device)
+    chosen = extractor or ("digits" if data.startswith("digits") else "inception")
+    features = open_extractor(chosen, extractor_weights, world.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_reference(open_images(data, size), features, path, name or path.stem, num_rows, world)
+    world.leave()
+    return path

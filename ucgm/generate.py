@@ -167,7 +167,7 @@ def sample_run(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sink = {"png": PngSink, "npz": NpzSink}[format](folder)
+    sink = PngSink(folder / "images") if format == "png" else NpzSink(folder)
     share = world.share(torch.arange(num_images).split(batch_size))
     progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)
     for indices in share:

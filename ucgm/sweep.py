@@ -1,4 +1,4 @@
-"""One set of samples, from indices to scores' ingredients, on any number of processes.
+"""One set of images, from indices to the ingredients of scores, on any number of processes.
 
     chunks of 1,000 indices, chunk c on process c mod size, no collective in the loop
     -> running moments of the chunks of this process
@@ -7,86 +7,69 @@
 The count that comes out is checked against the number asked for.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, add_hashes
-from ucgm.evaluate import Measured
+from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
 from ucgm.extractors import Extractor
 from ucgm.metrics import RunningMoments
 from ucgm.processes import Progress, World
-from ucgm.samples import SampleSet
+from ucgm.scoring import Measured
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What is sampled and measured, and on which processes.
+    """Makes and reduces sets of chunks.
 
     Attributes:
-        samples: of the run, at its own number of steps.
         extractor: of the features.
-        num_samples: per number of steps and repeat.
-        repeats: number of disjoint index ranges.
-        batch_size: images per sampler call and process; batches do not cross chunks.
-        chunk_size: samples per file.
-        folder: of this benchmark; on a disk that all processes share.
+        folder: holds ``chunks/``; on a disk that all processes share.
+        chunk_size: images per file.
         world: the processes.
     """
 
-    samples: SampleSet
     extractor: Extractor
-    num_samples: int
-    repeats: int
-    batch_size: int
-    chunk_size: int
     folder: Path
+    chunk_size: int
     world: World
 
-    def chunk_folder(self, steps: int, repeat: int) -> ChunkFolder:
-        """Where the chunks of one set are."""
-        return ChunkFolder(self.folder / "chunks" / f"steps_{steps:03d}_repeat_{repeat}")
-
-    def rows(
-        self, steps: Sequence[int], score: Callable[[Measured], dict[str, float]]
-    ) -> list[dict[str, Any]]:
-        """One row per number of steps and repeat; the first process alone scores."""
+    def clean(self) -> None:
+        """Remove what killed processes left half written; all processes call it first."""
         if self.world.first:
             for path in self.folder.glob("chunks/*/.chunk_*.tmp"):
-                path.unlink()  # left by a killed process
+                path.unlink()
         self.world.wait()
-        rows = []
-        for count in steps:
-            for repeat in range(self.repeats):
-                measured, row = self.measure(count, repeat)
-                if self.world.first:
-                    row["scores"] = score(measured)
-                rows.append(row)
-        return rows
 
-    def measure(self, steps: int, repeat: int) -> tuple[Measured, dict[str, Any]]:
+    def measure(
+        self, name: str, source: ImageSource, indices: Tensor
+    ) -> tuple[Measured, dict[str, Any]]:
         """Make what is missing of one set and reduce it over all processes.
 
+        Args:
+            name: of the set; its chunks are in ``chunks/name``.
+            source: of the images.
+            indices: (n,) consecutive.
+
         Returns:
-            the moments and rows, and the facts of a report row (complete on the first process).
+            the moments and rows; count, image hash and times (empty on other processes than the
+            first).
         """
-        world, folder = self.world, self.chunk_folder(steps, repeat)
-        first = repeat * self.num_samples
-        parts = torch.arange(first, first + self.num_samples).split(self.chunk_size)
-        samples = self.samples.with_steps(steps)
-        maker = ChunkMaker(samples, self.extractor, self.batch_size)
+        folder = ChunkFolder(self.folder / "chunks" / name)
+        parts = indices.split(self.chunk_size)
+        maker = ChunkMaker(source, self.extractor)
         dimensions = self.extractor.dimensions
         moments = {
-            name: RunningMoments(dimensions[name])
-            for name in ("features", "spatial")
-            if name in dimensions
+            output: RunningMoments(dimensions[output])
+            for output in ("features", "spatial")
+            if output in dimensions
         }
-        mine = world.share(range(len(parts)))
+        mine = self.world.share(range(len(parts)))
         total = sum(len(parts[number]) for number in mine)
-        progress = Progress(total, f"{steps:3d} steps", silent=not world.first)
+        progress = Progress(total, name.replace("_", " "), silent=not self.world.first)
         for number in mine:
             chunk = folder.read(number, len(parts[number]))
             if chunk is None:
@@ -94,38 +77,44 @@ class Sweep:
                 folder.write(number, chunk)
             else:
                 progress.skip(len(chunk))
-            for name, running in moments.items():
-                running.update(chunk.rows[name])
+            for output, running in moments.items():
+                running.update(chunk.rows[output])
         for running in moments.values():
             running.reduce()
-            assert running.count == self.num_samples, "a chunk was counted twice or not at all"
+            assert running.count == len(indices), "a chunk was counted twice or not at all"
         measured = Measured(
             moments["features"].gaussian(),
             moments["spatial"].gaussian() if "spatial" in moments else None,
-            lambda name: folder.all_rows(range(len(parts)), name),
+            lambda output: folder.all_rows(range(len(parts)), output),
         )
-        facts = self._facts(folder, parts) if world.first else {}
-        return measured, {"steps": steps, "repeat": repeat, "first_index": first, **facts}
+        return measured, facts_of(folder, parts) if self.world.first else {}
 
-    def _facts(self, folder: ChunkFolder, parts: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Counts, image hash and times of a finished set, from its files."""
-        hashes = []
-        rows, seconds, timed = 0, dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)
-        for number in range(len(parts)):
-            facts = folder.facts(number)
-            hashes.append(facts["images_hash"])
-            rows += facts["network_rows"]
-            for stage in STAGES:
-                seconds[stage] += facts["seconds"][stage]
-                timed[stage] += facts["timed"][stage]
-        cost = {stage: seconds[stage] / timed[stage] if timed[stage] else None for stage in STAGES}
-        making = None
-        if cost["sampler"] and cost["decoder"] is not None:
-            making = 1.0 / (cost["sampler"] + cost["decoder"])
-        return {
-            "num_samples": self.num_samples,
-            "nfe": rows / self.num_samples,
-            "images_hash": add_hashes(hashes),
-            "seconds_per_image": cost,
-            "images_per_second": making,
-        }
+
+def facts_of(folder: ChunkFolder, parts: tuple[Tensor, ...]) -> dict[str, Any]:
+    """Counts, image hash and times of a finished set, from its files."""
+    count = sum(map(len, parts))
+    hashes = []
+    rows, seconds, timed = 0, dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)
+    for number in range(len(parts)):
+        facts = folder.facts(number)
+        hashes.append(facts["images_hash"])
+        rows += facts["network_rows"]
+        for stage in STAGES:
+            seconds[stage] += facts["seconds"][stage]
+            timed[stage] += facts["timed"][stage]
+    cost = {stage: seconds[stage] / timed[stage] if timed[stage] else None for stage in STAGES}
+    making = None
+    if cost["sampler"] and cost["decoder"] is not None:
+        making = 1.0 / (cost["sampler"] + cost["decoder"])
+    return {
+        "num_samples": count,
+        "nfe": rows / count,
+        "images_hash": add_hashes(hashes),
+        "seconds_per_image": cost,
+        "images_per_second": making,
+    }
+
+
+def consecutive(first: int, count: int) -> Tensor:
+    """Indices first .. first + count - 1."""
+    return torch.arange(first, first + count)

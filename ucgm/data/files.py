@@ -21,11 +21,12 @@ class PngSink:
     """One PNG per image, named by its index: ``000123.png``, and ``labels.csv``.
 
     Args:
-        folder: an existing folder.
+        folder: is made when missing; should hold nothing else, so that other tools can read it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Save images (B, 1 or 3, H, W) uint8 under their ``indices`` (B,)."""
@@ -89,10 +90,12 @@ class NpzSink:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path`` and rename it: all or nothing."""
+    """Let ``write`` fill a temporary file beside ``path``, sync and rename it: all or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

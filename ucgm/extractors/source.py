@@ -43,8 +43,12 @@ class Extractor:
     note: str = ""
     batch_size: int = field(default=64, compare=False)
 
+    def identity(self) -> dict[str, str]:
+        """Name, weights hash and note, for the report."""
+        return {"name": self.name, "sha256": self.digest, "note": self.note}
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Outputs for (N, channels, H, W) uint8, on the CPU.
+        """Outputs for (N, channels, H, W) uint8, on the CPU; grey becomes colour by repetition.
 
         The batches are cut here, always from the first image, so that the rounding of a feature
         does not depend on how the images were generated.
@@ -52,6 +56,8 @@ class Extractor:
         Raises:
             ValueError: for other dtypes or channel counts, or when a feature is not finite.
         """
+        if images.ndim == 4 and images.shape[1] == 1 and self.channels == 3:
+            images = images.expand(-1, 3, -1, -1)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(
                 f"extractor {self.name} takes (N, {self.channels}, H, W) uint8 images, got "
@@ -61,8 +67,9 @@ class Extractor:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.dimensions}
         with torch.no_grad(), _exact_float32(device):
             for batch in images.split(self.batch_size):
-                for name, rows in self.module(batch.to(device)).items():
-                    parts[name].append(rows.float().cpu())
+                found = self.module(batch.to(device))
+                for name in parts:
+                    parts[name].append(found[name].float().cpu())
         outputs = {
             name: torch.cat(rows) if rows else torch.empty(0, self.dimensions[name])
             for name, rows in parts.items()

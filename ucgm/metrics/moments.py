@@ -117,6 +117,18 @@ class RunningMoments:
         self.sum += other.sum.to(self.sum.device)
         self._lower += other._lower.to(self.sum.device)
 
+    def state(self) -> dict[str, Tensor]:
+        """All there is, as tensors: ``count`` (), ``sum`` (d,), ``lower`` (d, d)."""
+        return {"count": torch.tensor(self.count), "sum": self.sum, "lower": self._lower}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "RunningMoments":
+        """The inverse of :meth:`state`."""
+        running = cls(state["sum"].numel())
+        running.count = int(state["count"])
+        running.sum, running._lower = state["sum"].clone(), state["lower"].clone()
+        return running
+
     def reduce(self) -> None:
         """Sum over all processes, in one collective; nothing to do when there is one process.
 

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.digits_oracle import Memoriser, make_run
+from tests.test_extractors import random_inception  # noqa: F401
+from ucgm.benchmark import benchmark
+from ucgm.data import Digits
+from ucgm.data.files import NpzSink, PngSink
+from ucgm.data.imagesets import open_images
+from ucgm.evaluate import evaluate, evaluate_run, make_reference, reference_run
+from ucgm.extractors import open_extractor
+from ucgm.generate import Settings, samples_of_run
+from ucgm.metrics import load_reference, moments_of
+from ucgm.references import reference_of
+from ucgm.scoring import Ruler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples for")
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "digits.npz"
+    return str(reference_run("digits", str(path), device="cpu"))
+
+
+def write_samples(samples, sink, count, batch=100):
+    for indices in torch.arange(count).split(batch):
+        sink.write(indices, samples.images(indices), samples.labels_at(indices))
+    return str(sink.close())
+
+
+def test_reference_file_equals_the_data(train_file):
+    got, extractor = load_reference(train_file), open_extractor("digits")
+    expected = reference_of(Digits().open(), extractor)
+    assert torch.allclose(got.gaussian.covariance, expected.gaussian.covariance, rtol=1e-12)
+    assert torch.equal(got.features, expected.features)
+    assert got.extractor == ("digits", extractor.digest) and got.gaussian.count == 1343
+    assert got.protocol["images"]["images"].startswith("digits-train: 1,343 samples")
+
+
+def test_shards_and_kept_rows(tmp_path, monkeypatch):
+    import ucgm.evaluate as module
+
+    extractor, images = open_extractor("digits"), open_images("digits-test")
+    whole = make_reference(images, extractor, tmp_path / "a.npz", "a", num_rows=100)
+    made, real = [], module._shard
+
+    def count(*args):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(args[2])
+        return real(*args)
+
+    monkeypatch.setattr(module, "_shard", count)
+    with pytest.raises(KeyboardInterrupt):
+        make_reference(images, extractor, tmp_path / "b.npz", "b", num_rows=100, shard=70)
+    assert not (tmp_path / "b.npz").exists()
+    made.clear()
+    monkeypatch.setattr(module, "_shard", lambda *a: made.append(a[2]) or real(*a))
+    parts = make_reference(images, extractor, tmp_path / "b.npz", "b", num_rows=100, shard=70)
+    assert len(made) == 7 - 3  # the finished ones are kept
+    one, two = load_reference(whole), load_reference(parts)
+    assert torch.allclose(one.gaussian.covariance, two.gaussian.covariance, rtol=1e-9, atol=1e-12)
+    assert torch.equal(one.features, two.features) and len(one.features) == 100
+    rows = extractor(images.images(torch.arange(100) * 454 // 100))["features"]
+    assert torch.allclose(one.features, rows, atol=1e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+
+
+def test_evaluate_equals_the_benchmark(tmp_path, train_file):
+    run = make_run(tmp_path, Memoriser(), steps=4)
+    result = benchmark(run, (4,), 120, out_dir=tmp_path / "bench")
+    expected = result["rows"][0]
+    samples = samples_of_run(run, Settings())
+    (tmp_path / "npz").mkdir()
+    npz = write_samples(samples, NpzSink(tmp_path / "npz"), 120)
+    png = write_samples(samples, PngSink(tmp_path / "png"), 120)
+    for where in (npz, png):
+        found = evaluate_run(where, train_file, device="cpu")
+        assert found["images_hash"] == expected["images_hash"]
+        for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
+            assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=1e-6), name
+        report = json.loads((tmp_path / f"{where}.evaluation" / "evaluation.json").read_text())
+        assert report["scores"] == found["scores"]
+        assert report["protocol"]["extractor"]["name"] == "digits"  # that of the reference
+
+
+def test_no_labels_no_accuracy(tmp_path, train_file):
+    data = Digits("test").open()
+    pixels = data.decode(data.x[:60]).permute(0, 2, 3, 1).numpy()
+    np.savez_compressed(tmp_path / "x.npz", arr_0=pixels)  # compressed: read whole
+    found = evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+    assert "accuracy" not in found["scores"] and "fid" in found["scores"]
+    with pytest.raises(ValueError, match="the images have no labels"):
+        evaluate_run(str(tmp_path / "x.npz"), train_file, metrics=["accuracy"], device="cpu")
+
+
+def test_changed_samples_are_not_mixed(tmp_path, train_file):
+    data = Digits("test").open()
+    for count in (60, 50):
+        np.savez(tmp_path / "x.npz", arr_0=data.decode(data.x[:count]).permute(0, 2, 3, 1).numpy())
+        if count == 60:
+            evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+    with pytest.raises(ValueError, match="nothing was overwritten"):
+        evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+
+
+def test_bad_image_sets(tmp_path, train_file):
+    with pytest.raises(ValueError, match="does not exist"):
+        open_images(str(tmp_path / "none.npz"))
+    np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 8, 8, 1)))
+    with pytest.raises(ValueError, match=r"need \(N, H, W, C\) uint8"):
+        open_images(str(tmp_path / "float.npz"))
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(2))
+    with pytest.raises(ValueError, match="no images under arr_0"):
+        open_images(str(tmp_path / "mu.npz"))
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    Image.new("RGB", (9, 8)).save(folder / "b.png")
+    with pytest.raises(ValueError, match="b.png .* is 9x8, the first image 8x8: give --size"):
+        open_images(str(folder)).images(torch.arange(2))
+    assert open_images(str(folder), size=8).images(torch.arange(2)).shape == (2, 3, 8, 8)
+    (folder / "labels.csv").write_text("file,label\na.png,3\n")
+    with pytest.raises(ValueError, match="disagree, first about b.png"):
+        open_images(str(folder))
+    with pytest.raises(ValueError, match="exists and was not overwritten"):
+        reference_run("digits", train_file, device="cpu")
+    with pytest.raises(ValueError, match="is an .npz"):
+        reference_run("digits", str(tmp_path / "out.pkl"), device="cpu")
+
+
+@pytest.mark.slow
+def test_sixty_four_images_through_inception(tmp_path, random_inception):  # noqa: F811
+    """From the generator to the report, with an ADM-like reference that holds its images."""
+    weights = str(random_inception)
+    extractor = open_extractor("inception", weights)
+    data = Digits("test").open()
+    real = data.decode(data.x[:24])
+    outputs = extractor(real)
+    arrays = {}
+    for name, suffix in (("features", ""), ("spatial", "_s")):
+        moments = moments_of(outputs[name])
+        arrays |= {
+            f"mu{suffix}": moments.mean.numpy(),
+            f"sigma{suffix}": moments.covariance.numpy(),
+        }
+    np.savez(tmp_path / "adm.npz", arr_0=real.permute(0, 2, 3, 1).numpy(), **arrays)
+    run = make_run(tmp_path, Memoriser(), steps=2)
+    ruler = Ruler(None, "inception", weights, str(tmp_path / "adm.npz"))
+    with pytest.warns(
+        UserWarning, match="64 samples for 2048 features: the covariance is singular"
+    ):
+        result = benchmark(run, (2,), 64, ruler=ruler, out_dir=tmp_path / "out")
+    names = ["fid", "sfid", "kid", "precision", "recall", "inception_score"]
+    assert result["metrics"] == names
+    assert all(np.isfinite(result["rows"][0]["scores"][name]) for name in names)
+    text = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "sFID" in text and "not comparable with any FID" in text
+
+
+def test_evaluation_of_a_reference_with_itself_is_zero(tmp_path, train_file):
+    ruler = Ruler(metrics=("fid",), reference=train_file)
+    found = evaluate(open_images("digits"), ruler, tmp_path / "self")
+    assert abs(found["scores"]["fid"]) < 1e-8

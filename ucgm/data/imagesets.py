@@ -1,0 +1,209 @@
+"""uint8 images by number, from anywhere: what ``ucgm evaluate`` and ``ucgm reference`` read.
+
+    digits, digits-test, digits-all   the embedded data
+    FILE.npz                          arr_0 (N, H, W, C) uint8, arr_1 labels: ADM's samples and ours
+    DIR with labels.csv               a folder written by ``ucgm sample``
+    DIR, FILE.zip, hub:OWNER/NAME     as :mod:`ucgm.data.sources`
+
+Sizes: with ``size`` every image is scaled and cropped by the rule of :mod:`ucgm.data.images`, which
+belongs to real data; without, all images must have one size, and nothing is resampled.
+"""
+
+import csv
+import io
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ucgm.data.digits import DigitsDataset
+from ucgm.data.source import Dataset
+
+
+class ImageSet(ABC):
+    """A numbered set of uint8 images.
+
+    Attributes:
+        identity: what it is, as JSON: for reports, and to notice that it has changed.
+        labels: (N,) int64, None where there are none.
+    """
+
+    identity: dict[str, Any]
+    labels: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def images(self, indices: Tensor) -> Tensor:
+        """Images (B, C, H, W) uint8 at ``indices`` (B,)."""
+
+
+class DatasetImages(ImageSet):
+    """The images of a data set that holds pixels."""
+
+    def __init__(self, data: Dataset) -> None:
+        if not data.exact:
+            raise ValueError(f"{data.name} holds latents: name the images they were made from.")
+        self.data = data
+        self.identity = {"images": data.describe()}
+        self.labels = data.__getitems__(torch.arange(len(data)))[1] if data.num_classes else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.data)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Decoded samples."""
+        return self.data.decode(self.data.__getitems__(indices)[0])
+
+
+class NpzImages(ImageSet):
+    """``arr_0`` of an npz; stored files (numpy's default) are mapped, not read.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.pixels = _member(path, "arr_0.npy")
+        except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} holds no images under arr_0 ({error}).") from error
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
+            raise ValueError(
+                f"arr_0 of {path} is {self.pixels.shape} {self.pixels.dtype}, need (N, H, W, C) "
+                "uint8."
+            )
+        try:
+            self.labels = torch.from_numpy(np.array(_member(path, "arr_1.npy"), dtype=np.int64))
+        except KeyError:
+            self.labels = None
+        state = path.stat()
+        self.identity = {"images": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pixels)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Images of the file."""
+        pixels = np.ascontiguousarray(self.pixels[indices.numpy()].transpose(0, 3, 1, 2))
+        return torch.from_numpy(pixels)
+
+
+class FileImages(ImageSet):
+    """Image files of a folder, a zip or the Hub.
+
+    Args:
+        where: see :func:`ucgm.data.sources.open_source`.
+        size: side after scaling and cropping; None: as they are, all of one size.
+    """
+
+    def __init__(self, where: str, size: int | None) -> None:
+        from ucgm.data.sources import open_source
+
+        self.where, self.size = where, size
+        self.source = open_source(where)
+        if self.source.content != "images":
+            raise ValueError(f"{where} holds {self.source.content}: name a folder of images.")
+        self.labels = None
+        if not self.source.unlabelled:
+            self.labels = torch.from_numpy(np.asarray(self.source.labels))
+        names = [self.source.entry(i).lower() for i in range(len(self.source))]
+        self.identity = {
+            "images": Path(where).name,
+            "list_sha256": self.source.names_digest(),
+            "size": size,
+            "jpeg_files": sum(name.endswith((".jpg", ".jpeg")) for name in names),
+        }
+        with Image.open(io.BytesIO(self.source.content_of(0))) as first:
+            self.shape = (size, size) if size else first.size[::-1]
+            self.channels = 1 if first.mode in ("1", "L") else 3
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.source)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """Decoded files, cropped when there is a size."""
+        return torch.from_numpy(np.stack([self._read(index) for index in indices.tolist()]))
+
+    def _read(self, index: int) -> np.ndarray:
+        content = self.source.content_of(index)
+        if self.size is not None:
+            from ucgm.data.images import read_image
+
+            return read_image(content, self.size, self.channels)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
+        except OSError as error:
+            raise ValueError(f"{self.source.entry(index)} in {self.where}: {error}") from error
+        if pixels.shape[:2] != self.shape:
+            raise ValueError(
+                f"{self.source.entry(index)} in {self.where} is {pixels.shape[1]}x"
+                f"{pixels.shape[0]}, the first image {self.shape[1]}x{self.shape[0]}: give --size "
+                "to crop all to one."
+            )
+        return pixels.reshape(*self.shape, self.channels).transpose(2, 0, 1)
+
+
+class ListedImages(FileImages):
+    """A folder of ``ucgm sample``: the files of ``labels.csv``, in its order."""
+
+    def __init__(self, folder: Path, size: int | None) -> None:
+        super().__init__(str(folder), size)
+        with open(folder / "labels.csv", newline="") as file:
+            rows = {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
+        names = [self.source.entry(i) for i in range(len(self.source))]
+        if set(names) != rows.keys():
+            odd = sorted(set(names) ^ rows.keys())[0]
+            raise ValueError(f"{folder}/labels.csv and its images disagree, first about {odd}.")
+        self.labels = torch.tensor([rows[name] for name in names])
+
+
+def open_images(where: str, size: int | None = None) -> ImageSet:
+    """The images that ``where`` names, see the head of this file.
+
+    Raises:
+        ValueError: nothing there, or no images, with the remedy.
+    """
+    if where == "digits" or where.startswith("digits-"):
+        return DatasetImages(DigitsDataset(where.partition("-")[2] or "train"))
+    path = Path(where)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise ValueError(f"{where} does not exist: check the path.")
+        return NpzImages(path)
+    if (path / "labels.csv").is_file():
+        return ListedImages(path, size)
+    return FileImages(where, size)
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    """An array of an npz: mapped where it is stored as it is, else read."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(name)
+        with archive.open(info) as file:
+            major, _ = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            shape, fortran, dtype = (read if major == 1 else np.lib.format.read_array_header_2_0)(
+                file
+            )
+            header = file.tell()
+    if info.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name.removesuffix(".npy")]
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)
+        start = info.header_offset + 30 + int.from_bytes(local[26:28], "little")
+        start += int.from_bytes(local[28:30], "little") + header
+    return np.memmap(path, dtype, "r", start, shape)
