@@ -4,6 +4,14 @@ A *config* (small, frozen, readable in YAML) opens a *data set* (tensors or file
 hands out whole batches: ``dataset[indices]`` of a list is one gather, without per-sample Python.
 Values are in the space the network works in (pixels in [-1, 1], or normalised latents);
 ``decode`` is the only way from there to uint8 images.
+
+Reading is two steps, so that the second can run on the device: ``read`` gathers what is stored
+(loader processes do this), ``prepare`` turns it into x:
+
+    dataset[indices] = (prepare(stored), y)   with   (stored, y) = read(indices)
+
+A *mirrored* set of n samples also answers for n..2n-1: index n + i is sample i flipped left to
+right.  Who draws the indices decides about the flips; the set itself has no randomness.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +22,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ucgm.data.codec import Codec
+from ucgm.randomness import RowRandom
 
 
 class Dataset(torch.utils.data.Dataset, ABC):
@@ -27,6 +38,8 @@ class Dataset(torch.utils.data.Dataset, ABC):
         exact: whether ``decode`` gives back the real image (pixels do, lossy latents do not), so
             that the set itself can serve as the reference of a benchmark.
         extractor: name of the feature extractor for such images.
+        mirrored: whether index ``len(self) + i`` is sample i flipped left to right.
+        codec: between pixels and latents; None where the network works on pixels in memory.
     """
 
     name: str
@@ -35,6 +48,8 @@ class Dataset(torch.utils.data.Dataset, ABC):
     class_names: tuple[str, ...]
     exact: bool = False
     extractor: str = "inception"
+    mirrored: bool = False
+    codec: Codec | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -43,6 +58,19 @@ class Dataset(torch.utils.data.Dataset, ABC):
     @abstractmethod
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """One gather: x (B, C, H, W) float32 and y (B,) int64."""
+
+    def read(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """One gather of what is stored, (B, ...) of any dtype, and y (B,) int64."""
+        return self.__getitems__(indices)
+
+    def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
+        """What :meth:`read` gave, on any device, to x (B, C, H, W) float32 on that device.
+
+        Args:
+            stored: as read.
+            random: numbers per row, where a sample is drawn from stored moments; None: the mean.
+        """
+        return stored
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One sample: x (C, H, W) float32 and y () int64."""

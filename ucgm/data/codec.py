@@ -1,0 +1,276 @@
+"""The codec: pixels <-> raw latents <-> normalised latents, one object for both directions.
+
+    raw        = autoencoder(pixels)                          what the VAE speaks
+    normalised = (raw - mean_c) / std_c * scale               what the network sees, per channel c
+    raw        = normalised / scale * std_c + mean_c
+
+    normalise: scale     mean = the VAE's shift, std = 1, scale = its factor (DiT, SiT: 0.18215)
+               channel   mean and std over the data, scale = 1 (LightningDiT, 2501.01423)
+               edm2      the constants and final std 0.5 of 2312.02696, for the SD-VAEs
+               none      raw latents as they are (RAE, whose statistics are inside)
+               FILE      mean and std from a file: {mean, std}, or {latents_scale, latents_bias}
+
+A codec is saved beside the shards it made (``codec.json``) and in the folder of every run that is
+trained on them.  Two that differ are refused with both named: latents of one scaling decoded with
+another look almost right, and cost weeks.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ucgm.data.autoencoder import KNOWN, Autoencoder, Store, open_autoencoder
+from ucgm.data.files import write_atomic
+from ucgm.data.images import from_uint8, to_uint8
+
+CODEC_FILE = "codec.json"
+EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
+EDM2_STD = (4.17, 4.62, 3.71, 3.28)
+_FORMAT = 1
+_DECODE_BATCH = 16  # bounds the activations of a decoder at 512 pixels to a few GB
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """Which latents a run works on; checked against the codec beside the shards."""
+
+    vae: str = "sd-vae-ft-ema"
+    """name, folder, file or Hub id of the autoencoder."""
+    size: int = 256
+    """side of the images in pixels."""
+    store: Store | None = None
+    """posterior sample, mean or moments; null: as published for this autoencoder."""
+    normalise: str | None = None
+    """scale, channel, edm2, none or a statistics file; null: as published for this autoencoder."""
+
+    def resolved(self, deterministic: bool) -> "CodecSettings":
+        """These settings with every null replaced.
+
+        Raises:
+            ValueError: for samples or moments of a model that has no posterior.
+        """
+        known = KNOWN.get(self.vae)
+        store = self.store or (known.store if known else "mean" if deterministic else "sample")
+        if deterministic and store != "mean":
+            raise ValueError(f"{self.vae} gives one latent per image: store must be mean.")
+        usual = known.normalise if known else "none" if self.vae == "identity" else "channel"
+        return replace(self, store=store, normalise=self.normalise or usual)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Both directions between uint8 images and what the network sees.
+
+    Attributes:
+        vae: name, folder, file or Hub id of the autoencoder.
+        kind: ``kl``, ``dc``, ``rae`` or ``identity``.
+        digest: SHA-256 of its weights.
+        size: side of the images in pixels.
+        shape: (C, h, w) of a latent.
+        store: what the shards hold: a posterior ``sample``, its ``mean``, or ``moments``
+            (mean and std, 2C channels, sampled anew every time).
+        normalise: where mean, std and scale come from.
+        mean: (C,) of the raw latents.
+        std: (C,) of the raw latents.
+        scale: standard deviation of the normalised latents.
+        place: where the autoencoder is on this machine, when not at ``vae``; not saved.
+    """
+
+    vae: str
+    kind: str
+    digest: str
+    size: int
+    shape: tuple[int, int, int]
+    store: Store
+    normalise: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = 1.0
+    place: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse statistics that do not fit the latents or cannot be divided by."""
+        channels = self.shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(
+                f"{self.vae} has {channels} latent channels, its statistics {len(self.mean)} means "
+                f"and {len(self.std)} deviations: they belong to another autoencoder."
+            )
+        if not all(0 < s < float("inf") for s in (*self.std, self.scale)):
+            raise ValueError(f"the statistics of {self.vae} have a deviation that is not positive.")
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Shape of one row of a shard."""
+        channels, height, width = self.shape
+        return (2 * channels if self.store == "moments" else channels, height, width)
+
+    def to_network(self, raw: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) to normalised ones, float32."""
+        mean, std = self._columns(raw)
+        return (raw.float() - mean) / std * self.scale
+
+    def to_raw(self, x: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to raw ones, float32."""
+        mean, std = self._columns(x)
+        return x.float() / self.scale * std + mean
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 to normalised latents, the mean of the posterior."""
+        return self.to_network(self.autoencoder().posterior(from_uint8(images))[0])
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W) uint8, a few at a time."""
+        autoencoder = self.autoencoder()
+        parts = self.to_raw(x).split(_DECODE_BATCH)
+        return torch.cat([to_uint8(autoencoder.decode(part)) for part in parts])
+
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, loaded when first asked for.
+
+        Raises:
+            ValueError: it is not where the codec says, or has other weights.
+        """
+        found = open_autoencoder(self.place or self.vae)
+        if found.digest != self.digest:
+            raise ValueError(
+                f"the autoencoder at {self.place or self.vae} has weights {found.digest[:12]} and "
+                f"these latents were made by {self.vae} with weights {self.digest[:12]}: give the "
+                "place of the latter as data.vae_path."
+            )
+        return found
+
+    def describe(self) -> str:
+        """One line: autoencoder, size, what is stored, scaling."""
+        shape = "x".join(map(str, self.shape))
+        digest = f" {self.digest[:12]}" if self.digest else ""
+        return (
+            f"{self.vae} ({self.kind}{digest}, {self.size} px -> {shape}, {self.store}, "
+            f"normalise {self.normalise})"
+        )
+
+    def check(self, other: "Codec", mine: str, others: str) -> None:
+        """Refuse ``other`` unless it is this codec; ``mine`` and ``others`` say whose they are.
+
+        Raises:
+            ValueError: naming both sides and what differs.
+        """
+        fields = [f.name for f in dataclasses.fields(self) if f.compare]
+        differing = [name for name in fields if getattr(self, name) != getattr(other, name)]
+        if differing:
+            raise ValueError(
+                f"{mine} has the codec {self.describe()} and {others} has {other.describe()}: they "
+                f"differ in {', '.join(differing)}. Latents of one mean nothing to the other; use "
+                "the data set this was made for."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        values = dataclasses.asdict(self)
+        values.pop("place")
+        return {"format": _FORMAT, **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str, place: str | None = None) -> "Codec":
+        """The inverse of :meth:`to_dict`; ``where`` is named in errors."""
+        values = dict(values)
+        if values.pop("format", None) != _FORMAT:
+            raise ValueError(f"{where} is not a codec of format {_FORMAT}: encode the data again.")
+        try:
+            for name in ("shape", "mean", "std"):
+                values[name] = tuple(values[name])
+            return cls(**values, place=place)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where} is damaged: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``codec.json``."""
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        write_atomic(folder / CODEC_FILE, lambda path: path.write_text(text))
+
+    @classmethod
+    def load(cls, folder: Path, place: str | None = None) -> "Codec":
+        """Read ``codec.json``; a ValueError says what is wrong."""
+        path = folder / CODEC_FILE
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(
+                f"{folder} has no {CODEC_FILE}: what its latents mean is not recorded. Make a data "
+                f"set of it with `ucgm encode {folder} --vae NAME --out DIR`."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return cls.from_dict(values, str(path), place)
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, self.shape[0], 1, 1)
+        if like.ndim != 4 or like.shape[1] != self.shape[0]:
+            raise ValueError(
+                f"{self.vae} has {self.shape[0]} latent channels, got {tuple(like.shape)}."
+            )
+        values = torch.tensor([self.mean, self.std], dtype=torch.float32, device=like.device)
+        return values[0].reshape(shape), values[1].reshape(shape)
+
+
+def normalisation(
+    rule: str, autoencoder: Autoencoder, data: tuple[Tensor, Tensor] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Mean (C,), std (C,) and scale by ``rule``, see the head of this file.
+
+    Args:
+        rule: scale, channel, edm2, none or a path.
+        autoencoder: for its own factor.
+        data: mean (C,) and std (C,) of the data, for ``channel``.
+        channels: of the latents.
+    """
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    if rule == "none":
+        return zeros, ones, 1.0
+    if rule == "scale":
+        factor, shift = autoencoder.scale
+        return (shift,) * channels, ones, factor
+    if rule == "edm2":
+        return EDM2_MEAN, EDM2_STD, 0.5
+    if rule == "channel":
+        assert data is not None
+        mean, std = data
+    else:
+        mean, std = read_statistics(Path(rule))
+    return tuple(mean.tolist()), tuple(std.tolist()), 1.0
+
+
+def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and std (C,) of raw latents from a file of LightningDiT, UCGM or REPA-E.
+
+    Raises:
+        ValueError: not there, or without {mean, std} and {latents_scale, latents_bias}.
+    """
+    try:
+        if path.suffix == ".json":
+            content = {k: torch.tensor(v) for k, v in json.loads(path.read_text()).items()}
+        elif path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"there is no statistics file {path}; normalise is a file, or one of scale, channel, "
+            "edm2, none."
+        ) from None
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as statistics: {error}") from error
+    if {"mean", "std"} <= content.keys():
+        mean, std = content["mean"], content["std"]
+    elif {"latents_scale", "latents_bias"} <= content.keys():
+        mean, std = content["latents_bias"], 1.0 / content["latents_scale"].double()
+    else:
+        raise ValueError(f"{path} has {sorted(content)}: it needs mean and std of each channel.")
+    return mean.double().flatten(), std.double().flatten()

@@ -1,0 +1,108 @@
+"""Images read while training: class folders or a zip, for sets that are small or change.
+
+Nothing is prepared: every visit decodes and crops a file (a core does a few hundred a second), so
+a large set is faster as shards: ``ucgm encode SOURCE --vae identity --size 64 --out DIR`` for
+pixels, with an autoencoder for latents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ucgm.data.images import UnreadableImage, from_uint8, read_image, to_uint8
+from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.sources import Source, open_source
+from ucgm.randomness import RowRandom
+
+
+class ImageDataset(Dataset):
+    """Files as pixels in [-1, 1].
+
+    Args:
+        source: the files.
+        size: side of the crop.
+        channels: 3, or 1 for grey.
+        mirrored: also answer for flipped images.
+    """
+
+    exact = True
+
+    def __init__(self, source: Source, size: int, channels: int, mirrored: bool) -> None:
+        if source.content != "images":
+            raise ValueError(
+                f"{source.where} holds {source.content}: make a data set with `ucgm encode`."
+            )
+        self.source, self.mirrored = source, mirrored
+        self.name = Path(source.where).name
+        self.shape = (channels, size, size)
+        self.class_names = source.classes
+        self.num_classes = 0 if source.unlabelled else int(source.labels.max()) + 1
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.source)
+
+    def read(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Decoded crops (B, C, H, W) uint8 and labels (B,).
+
+        Raises:
+            ValueError: naming a file that cannot be read.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        items, channels, size = wanted % len(self), self.shape[0], self.shape[1]
+        images = np.empty((len(items), channels, size, size), dtype=np.uint8)
+        for slot, item in enumerate(items.tolist()):
+            try:
+                images[slot] = read_image(self.source.content_of(item), size, channels)
+            except (UnreadableImage, OSError) as error:
+                raise ValueError(
+                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error}): "
+                    "delete it; `ucgm data` lists all such files."
+                ) from error
+        stored, flipped = torch.from_numpy(images), torch.from_numpy(wanted >= len(self))
+        stored[flipped] = stored[flipped].flip(-1)
+        return stored, torch.from_numpy(self.source.labels[items])
+
+    def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
+        """uint8 to [-1, 1] float32."""
+        return from_uint8(stored)
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) float32 in [-1, 1] and y (B,)."""
+        stored, y = self.read(indices)
+        return self.prepare(stored), y
+
+    def decode(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] to uint8."""
+        return to_uint8(x)
+
+
+@dataclass(frozen=True)
+class Images(DataConfig):
+    """A folder of class folders, or a zip: pixels in [-1, 1], read while training."""
+
+    path: str
+    """class folders, a flat folder (no classes), or a zip."""
+    size: int = 64
+    """side of the square in pixels; the crop is that of ADM."""
+    channels: Literal[1, 3] = 3
+    """3 for RGB, 1 for grey."""
+    flips: bool = True
+    """show half of the samples mirrored."""
+    held_out_path: str | None = None
+    """real images of the same classes that training does not see."""
+
+    def open(self) -> ImageDataset:
+        """List the files; they are read when asked for."""
+        return ImageDataset(open_source(self.path), self.size, self.channels, self.flips)
+
+    def held_out(self) -> "Images | None":
+        """The held-out images, in the same size."""
+        if self.held_out_path is None:
+            return None
+        return Images(self.held_out_path, self.size, self.channels, False)

@@ -1,0 +1,168 @@
+"""What an encoding is: a source, a recipe, and whether the two fit, before the first image is read.
+
+Shard k holds the rows of items [k S, (k + 1) S) of the source, in order, less those that could not
+be read; batches do not cross shards.  So every byte of a shard follows from the job and k.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ucgm.data.autoencoder import Autoencoder, open_autoencoder
+from ucgm.data.codec import CodecSettings
+from ucgm.data.encoder import Encoder
+from ucgm.data.sources import ShardSource, Source
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows are made and cut; all of it decides bytes.
+
+    Attributes:
+        codec: autoencoder, size, what is stored, normalisation.
+        flips: whether mirrored latents are stored.
+        dtype: of the latents.
+        num_classes: None: as the source says.
+        shard_size: items per shard.
+        batch_size: images per forward pass; the last bits of a latent may depend on it.
+        seed: of posterior samples.
+    """
+
+    codec: CodecSettings
+    flips: bool = True
+    dtype: str = "float16"
+    num_classes: int | None = None
+    shard_size: int = 4096
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A recipe without nulls, and what it is applied to.
+
+    Attributes:
+        source: the items.
+        recipe: resolved.
+        autoencoder: loaded.
+        shape: (C, h, w) of a latent.
+    """
+
+    source: Source
+    recipe: Recipe
+    autoencoder: Autoencoder
+    shape: tuple[int, int, int]
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.source) // self.recipe.shard_size)
+
+    @property
+    def moment_channels(self) -> int:
+        """Channels of a mean and a deviation per latent channel."""
+        return 2 * self.shape[0]
+
+    def items(self, number: int) -> range:
+        """Items of shard ``number``."""
+        first = number * self.recipe.shard_size
+        return range(first, min(first + self.recipe.shard_size, len(self.source)))
+
+    def batches(self, number: int) -> list[range]:
+        """Items of shard ``number`` in the batches that are encoded together."""
+        items, size = self.items(number), self.recipe.batch_size
+        return [items[i : i + size] for i in range(0, len(items), size)]
+
+    def encoder(self, device: str) -> Encoder:
+        """What turns batches into rows."""
+        recipe = self.recipe
+        assert recipe.codec.store is not None
+        dtype = DTYPES[recipe.dtype]
+        return Encoder(
+            self.autoencoder, recipe.codec.store, dtype, recipe.flips, recipe.seed, device
+        )
+
+    def num_bytes(self) -> int:
+        """About the size of the finished set."""
+        numbers = torch.Size(self.shape).numel() * (1 + self.recipe.flips)
+        numbers *= 2 if self.recipe.codec.store == "moments" else 1
+        return (numbers * DTYPES[self.recipe.dtype].itemsize + 8) * len(self.source)
+
+    def claim(self) -> dict[str, Any]:
+        """What is being made, as JSON."""
+        source = self.source
+        return {
+            "content": source.content,
+            "items": len(source),
+            "items_sha256": source.names_digest(),
+            "vae_sha256": self.autoencoder.digest,
+            "shape": list(self.shape),
+            **asdict(self.recipe),
+        }
+
+
+def make_job(source: Source, recipe: Recipe, device: str) -> Job:
+    """Open the autoencoder and check all that can be checked before the first image.
+
+    Raises:
+        ValueError: what does not fit, and both sides of it.
+    """
+    autoencoder = open_autoencoder(recipe.codec.vae)
+    if source.content == "moments" and recipe.codec.store is None:
+        recipe = replace(recipe, codec=replace(recipe.codec, store="moments"))
+    codec = recipe.codec.resolved(autoencoder.deterministic)
+    shape = autoencoder.latent_shape(codec.size, device)
+    flips, dtype = recipe.flips, recipe.dtype
+    if isinstance(source, ShardSource):
+        codec = _fit_shards(source, recipe.codec, codec, shape)
+    if autoencoder.kind == "identity":
+        if source.content != "images":
+            raise ValueError(
+                f"{source.where} holds {source.content}: identity encodes images only."
+            )
+        flips, dtype = False, "uint8"  # a pixel row is mirrored when it is read
+    elif isinstance(source, ShardSource) and not source.rows.flips or source.content == "moments":
+        flips = False
+    count = _count_classes(source, recipe.num_classes)
+    recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
+    return Job(source, recipe, autoencoder, shape)
+
+
+def _fit_shards(
+    source: ShardSource, asked: CodecSettings, codec: CodecSettings, shape: tuple[int, int, int]
+) -> CodecSettings:
+    """Recognise moments by their channels; refuse latents of another autoencoder."""
+    row, moments = tuple(source.rows.row_shape), (2 * shape[0], *shape[1:])
+    if row not in (shape, moments):
+        raise ValueError(
+            f"{source.where} holds rows of {row}; {codec.vae} at {codec.size} pixels has latents "
+            f"of {shape}, or moments of {moments}: another autoencoder or size made these."
+        )
+    found = "moments" if row == moments else codec.store
+    if asked.store not in (None, found) or (row == shape and found == "moments"):
+        raise ValueError(
+            f"{source.where} holds rows of {row}: they cannot be stored as {asked.store}."
+        )
+    return replace(codec, store=found)
+
+
+def _count_classes(source: Source, asked: int | None) -> int:
+    """Number of classes; every label must lie below.
+
+    Raises:
+        ValueError: naming an item whose label is out of range.
+    """
+    if source.unlabelled:
+        return 0
+    labels = torch.from_numpy(source.labels)
+    count = asked or len(source.classes) or int(labels.max()) + 1
+    bad = torch.nonzero((labels < 0) | (labels >= count)).flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{source.entry(bad[0])} of {source.where} has label {int(labels[bad[0]])}, out of "
+            f"range: the {count} classes are 0 to {count - 1} ({len(bad)} such items)."
+        )
+    return count

@@ -1,0 +1,158 @@
+"""One shard: rows of latents and labels in a safetensors file.
+
+    latents       (n, C, h, w)  F16, F32, BF16 or U8     row i of the file
+    latents_flip  (n, C, h, w)  the same for the image flipped left to right; may be absent
+    labels        (n,)          I64
+
+This is the layout of LightningDiT (hustvl/LightningDiT) and UCGM (LINs-lab/UCGM).  A safetensors
+file is an 8-byte little-endian length, a JSON header, and the arrays, so row i of an array lies at
+a known offset.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
+_ALIGN = 4096
+
+
+class Array(NamedTuple):
+    """Where an array lies in its file."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    row_bytes: int
+
+
+class Shard(NamedTuple):
+    """The header of one file."""
+
+    path: Path
+    rows: int
+    arrays: dict[str, Array]
+
+
+def read_header(path: Path) -> Shard:
+    """Parse a shard's header and check it against the size of the file.
+
+    Raises:
+        ValueError: no safetensors, truncated, or without latents and labels of equal length.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > size - 8:
+                raise ValueError(f"it has {size:,} bytes, fewer than its header")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        arrays = {}
+        for name, facts in header.items():
+            start, end = facts["data_offsets"]
+            shape = tuple(facts["shape"])
+            rows = shape[0] if shape else 1
+            arrays[name] = Array(
+                8 + length + start, facts["dtype"], shape, (end - start) // max(rows, 1)
+            )
+            if 8 + length + end > size:
+                raise ValueError(f"it has {size:,} bytes and needs {8 + length + end:,}: truncated")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"shard {path} cannot be read: {error}") from error
+    _check_arrays(path, arrays)
+    return Shard(path, arrays["labels"].shape[0], arrays)
+
+
+def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    for name in ("latents", "labels"):
+        if name not in arrays:
+            raise ValueError(f"shard {path} has {sorted(arrays)}, and no {name}.")
+    latents, labels = arrays["latents"], arrays["labels"]
+    if latents.dtype not in DTYPES or len(latents.shape) != 4:
+        raise ValueError(
+            f"shard {path}: latents are {latents.dtype} {latents.shape}; needed are four axes of "
+            f"{', '.join(DTYPES)}."
+        )
+    if labels.dtype != "I64" or labels.shape != latents.shape[:1]:
+        raise ValueError(
+            f"shard {path}: labels are {labels.dtype} {labels.shape} beside latents "
+            f"{latents.shape}; needed is one I64 per row."
+        )
+    flips = arrays.get("latents_flip", latents)
+    if (flips.dtype, flips.shape) != (latents.dtype, latents.shape):
+        raise ValueError(
+            f"shard {path}: latents_flip {flips.shape} is not like latents {latents.shape}."
+        )
+
+
+def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
+    """Write arrays of equal length as safetensors: synced, verified, and renamed into place.
+
+    Returns:
+        ``file``, ``rows``, ``bytes`` and ``sha256`` for the manifest.
+
+    Raises:
+        ValueError: the disk is full or not writable; the name then holds what it held before.
+    """
+    header, offset = {}, 0
+    for name, value in arrays.items():
+        size = value.numel() * value.element_size()
+        kind = "I64" if name == "labels" else next(k for k, v in DTYPES.items() if v == value.dtype)
+        header[name] = {
+            "dtype": kind,
+            "shape": list(value.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGN)  # the format allows spaces; rows start on a page
+    pieces = [struct.pack("<Q", len(text)), text]
+    pieces += [v.contiguous().reshape(-1).view(torch.uint8).numpy() for v in arrays.values()]
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        digest = hashlib.sha256()
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if sha256_of(temporary) != digest.hexdigest():
+            raise OSError("what was read back differs from what was written")
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path} could not be written: {error}. Finished shards are kept: make room, or choose "
+            "a folder that can be written, and run the same command again."
+        ) from error
+    return {
+        "file": path.name,
+        "rows": len(arrays["labels"]),
+        "bytes": path.stat().st_size,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

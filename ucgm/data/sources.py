@@ -1,0 +1,268 @@
+"""Where images and latents come from: everything ``ucgm encode`` accepts, as one numbered list.
+
+    DIR/CLASS/**.jpg      class folders; labels by sorted name, as torchvision and DiT number them
+    DIR/**/dataset.json   {"labels": [[name, class], ...] or null}, the EDM2 and StyleGAN layout;
+                          entries are images, or .npy moments (mean and std, 2C channels) as EDM2
+                          (2312.02696) and REPA (2410.06940) write them
+    FILE.zip              either of the above inside; a single top folder is looked through
+    DIR/*.safetensors     latent shards of LightningDiT and UCGM (:mod:`ucgm.data.shards`)
+    hub:OWNER/NAME        a data set of the Hub, or what else datasets.load_dataset takes
+
+The order is fixed by the names, so item i is the same item in every process and after a restart.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ucgm.data.archives import FolderFiles, ZipFiles
+from ucgm.data.shards import ShardSet
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+Content = Literal["images", "moments", "latents"]
+
+
+class Source:
+    """A numbered list of labelled items.
+
+    Attributes:
+        where: as the user gave it.
+        content: ``images``, ``moments`` (.npy of mean and std) or ``latents`` (shards).
+        labels: (N,) int64.
+        classes: one name per class; empty when the source has none.
+        unlabelled: whether there are no classes at all; all labels are then 0.
+    """
+
+    where: str
+    content: Content = "images"
+    labels: np.ndarray
+    classes: tuple[str, ...] = ()
+    unlabelled: bool = False
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.labels)
+
+    def entry(self, index: int) -> str:
+        """Name of an item for people."""
+        raise NotImplementedError
+
+    def content_of(self, index: int) -> bytes:
+        """The item's file.
+
+        Raises:
+            OSError: when it cannot be read at all; damaged content is found later.
+        """
+        raise NotImplementedError
+
+    def names_digest(self) -> str:
+        """SHA-256 over names, order and labels: changes when the list changes."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for index in range(len(self)):
+            digest.update(self.entry(index).encode() + b"\0")
+        return digest.hexdigest()
+
+
+class FileSource(Source):
+    """Items that are files, in a folder or a zip.
+
+    Args:
+        where: as the user gave it.
+        files: where to read.
+    """
+
+    def __init__(self, where: str, files: FolderFiles | ZipFiles) -> None:
+        self.where, self.files = where, files
+        found = sorted(files.names())
+        listing = [n for n in found if n.rsplit("/", 1)[-1] == "dataset.json"]
+        if listing:
+            top = min(name.count("/") for name in listing)
+            first = [name for name in listing if name.count("/") == top]
+            if len(first) > 1:
+                raise ValueError(f"{where} holds {' and '.join(first)}: give one of their folders.")
+            names, labels = self._listed(first[0])
+        else:
+            names, labels = self._by_folder(found)
+        if not names:
+            raise ValueError(f"{where} holds no images ({', '.join(IMAGES)}), .npy or shards.")
+        arrays = sum(name.endswith(".npy") for name in names)
+        if arrays not in (0, len(names)):
+            raise ValueError(f"{where} mixes {arrays} .npy and {len(names) - arrays} images.")
+        self.content = "moments" if arrays else "images"
+        # One array instead of a million strings: small, and loader processes share it.
+        self._names = np.array([name.encode() for name in names])
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def entry(self, index: int) -> str:
+        """Relative name of the file."""
+        return self._names[index].decode()
+
+    def content_of(self, index: int) -> bytes:
+        """Bytes of the file."""
+        return self.files.read(self.entry(index))
+
+    def _listed(self, listing: str) -> tuple[list[str], list[int]]:
+        """Names and labels of a dataset.json, relative to it."""
+        folder = listing[: -len("dataset.json")]
+        try:
+            labels = json.loads(self.files.read(listing))["labels"]
+            pairs = None if labels is None else {folder + name: int(k) for name, k in labels}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{listing} in {self.where} is not {{"labels": [[name, class], ...]}}: {error}'
+            ) from error
+        kinds = (*IMAGES, ".npy")
+        there = {
+            n for n in self.files.names() if n.startswith(folder) and n.lower().endswith(kinds)
+        }
+        if pairs is None:
+            self.unlabelled = True
+            pairs = dict.fromkeys(there, 0)
+        for found, missing, what in (
+            (pairs.keys(), there, f"{listing} lists {{}}, which {self.where} does not hold"),
+            (there, pairs.keys(), f"{self.where} holds {{}}, which {listing} does not list"),
+        ):
+            if lost := sorted(found - missing):
+                raise ValueError(what.format(lost[0]) + f" ({len(lost)} such files).")
+        names = sorted(pairs)
+        return names, [pairs[name] for name in names]
+
+    def _by_folder(self, found: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Names and labels of class folders; a flat folder has no classes."""
+        names = [n for n in found if n.lower().endswith(IMAGES)]
+        skip = 0
+        if names and isinstance(self.files, ZipFiles):
+            tops = {n.split("/")[0] for n in names if "/" in n}
+            skip = int(len(tops) == 1 and all(n.count("/") >= 2 for n in names))
+        depths = {n.count("/") - skip for n in names}
+        if depths == {0}:
+            self.unlabelled = True
+            return names, [0] * len(names)
+        if 0 in depths:
+            lost = next(n for n in names if n.count("/") == skip)
+            raise ValueError(f"{lost} in {self.where} lies in no class folder: move or delete it.")
+        classes = sorted({n.split("/")[skip] for n in found if n.count("/") > skip})
+        if depths and min(depths) >= 2 and len(classes) <= 3:
+            raise ValueError(
+                f"{self.where} holds {', '.join(classes)} with folders inside: give the folder "
+                f"whose subfolders are the classes, such as {self.where}/{classes[0]}."
+            )
+        number = {name: k for k, name in enumerate(classes)}
+        labels = [number[n.split("/")[skip]] for n in names]
+        empty = sorted(set(range(len(classes))) - set(labels))
+        if empty:
+            raise ValueError(
+                f"class folder {classes[empty[0]]} of {self.where} holds no images ({len(empty)} "
+                "such classes): its number would be trained on nothing. Fill or delete it."
+            )
+        self.classes = tuple(classes)
+        return names, labels
+
+
+class HubSource(Source):
+    """Rows of a ``datasets.Dataset`` with an image and a label column.
+
+    Args:
+        where: as the user gave it.
+        rows: the data set, random access.
+        image_column: name of the column of images.
+        label_column: name of the column of classes; None: no classes.
+    """
+
+    def __init__(self, where: str, rows: Any, image_column: str, label_column: str | None) -> None:
+        import datasets
+
+        for column in (image_column, label_column):
+            if column is not None and column not in rows.column_names:
+                raise ValueError(
+                    f"{where} has no column {column!r}: choose from {rows.column_names} with "
+                    "--image-column and --label-column."
+                )
+        self.where, self.column = where, image_column
+        self.rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        if label_column is None:
+            self.unlabelled = True
+            self.labels = np.zeros(len(rows), dtype=np.int64)
+            return
+        self.labels = np.asarray(rows[label_column], dtype=np.int64)
+        self.classes = tuple(getattr(rows.features[label_column], "names", None) or ())
+
+    def entry(self, index: int) -> str:
+        """Row number."""
+        return f"row {index}"
+
+    def content_of(self, index: int) -> bytes:
+        """Bytes of the image file in the row."""
+        cell = self.rows[int(index)][self.column]
+        if cell["bytes"] is not None:
+            return cell["bytes"]
+        return Path(cell["path"]).read_bytes()
+
+
+class ShardSource(Source):
+    """Rows of latent shards that have no codec yet."""
+
+    content: Content = "latents"
+
+    def __init__(self, where: str, paths: Sequence[Path]) -> None:
+        self.where = where
+        self.rows = ShardSet(paths)
+        shards = range(len(self.rows.shards))
+        self.labels = np.concatenate([self.rows.labels(n) for n in shards]).astype(np.int64)
+
+    def entry(self, index: int) -> str:
+        """Row number."""
+        return f"row {index}"
+
+    def names_digest(self) -> str:
+        """SHA-256 over file names, row counts and labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for shard in self.rows.shards:
+            digest.update(f"{shard.path.name} {shard.rows}\0".encode())
+        return digest.hexdigest()
+
+
+def open_source(
+    where: str,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str | None = "label",
+) -> Source:
+    """Find out what ``where`` is, and list it.
+
+    Args:
+        where: see the head of this file.
+        split: of a Hub data set.
+        image_column: of a Hub data set.
+        label_column: of a Hub data set; None: no classes.
+
+    Raises:
+        ValueError: nothing there, or nothing that can be read, with the remedy.
+    """
+    if where.startswith("hub:"):
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise ValueError("Hub data need one more package: pip install datasets") from error
+        try:
+            rows = load_dataset(where.removeprefix("hub:"), split=split)
+        except Exception as error:  # datasets and huggingface_hub have their own errors
+            raise ValueError(f"{where} (split {split}) cannot be opened: {error}") from error
+        return HubSource(where, rows, image_column, label_column)
+    path = Path(where)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        try:
+            return FileSource(where, ZipFiles(path))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"{where} is no complete zip file: {error}") from error
+    if not path.is_dir():
+        raise ValueError(
+            f"{where} is neither a folder nor a .zip; a Hub data set is written hub:OWNER/NAME."
+        )
+    shards = sorted(path.glob("*.safetensors"))
+    return ShardSource(where, shards) if shards else FileSource(where, FolderFiles(path))

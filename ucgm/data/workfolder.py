@@ -1,0 +1,171 @@
+"""The folder of an encoding, which can be left and entered at any instant.
+
+    DIR/encode.json                what is being made; another command is refused this folder
+    DIR/shard_00012.safetensors    the rows
+    DIR/.progress/00012.json       its record: rows, bytes, SHA-256, channel moments, skipped items
+    DIR/codec.json, manifest.json  at the end, from the records, in the order of the shards
+
+A record is there only when its shard is whole.  Nothing in the folder depends on time, on the
+number of processes, or on what was interrupted, so the finished folder is the same byte for byte.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ucgm.data.codec import Codec, normalisation
+from ucgm.data.encoder import channel_moments, merge_moments
+from ucgm.data.files import write_atomic
+from ucgm.data.job import Job
+from ucgm.data.latents import MANIFEST_FILE
+from ucgm.data.shardfile import write_shard
+
+CLAIM_FILE = "encode.json"
+PROGRESS = ".progress"
+
+
+def claim_folder(folder: Path, job: Job) -> None:
+    """Make ``folder`` that of ``job``; take over the shards of a finished or interrupted one.
+
+    Raises:
+        ValueError: it belongs to something else, cannot be written, or the disk is too small.
+    """
+    path = folder / CLAIM_FILE
+    claim = json.loads(json.dumps(job.claim()))
+    if path.is_file():
+        there = json.loads(path.read_text())
+        for key in (k for k in claim if there.get(k) != claim[k]):
+            raise ValueError(
+                f"{folder} was made with {key} {there.get(key)}, this is {claim[key]}: nothing was "
+                "changed. Choose another --out, or delete it."
+            )
+    elif folder.exists() and not all(p.name.startswith(f".{CLAIM_FILE}") for p in folder.iterdir()):
+        raise ValueError(f"{folder} holds other files, nothing was written: choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda p: p.write_text(json.dumps(claim, indent=1) + "\n"))
+        (folder / PROGRESS).mkdir(exist_ok=True)
+        _unpack_manifest(folder)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}. Choose another --out.") from error
+    done = sum(p.stat().st_size for p in folder.glob("shard_*.safetensors"))
+    if job.num_bytes() - done > free:
+        raise ValueError(
+            f"{folder} needs {(job.num_bytes() - done) / 1e9:.1f} GB more and its disk has "
+            f"{free / 1e9:.1f} GB free: make room, leave flips out, or choose another --out."
+        )
+
+
+def _unpack_manifest(folder: Path) -> None:
+    """Turn a finished set back into records, so that a lost shard alone is made again."""
+    try:
+        records = json.loads((folder / MANIFEST_FILE).read_text())["shards"]
+    except (FileNotFoundError, ValueError):
+        return
+    for number, record in enumerate(records):
+        _write_record(folder, number, record)
+
+
+def _record_path(folder: Path, number: int) -> Path:
+    return folder / PROGRESS / f"{number:05d}.json"
+
+
+def _write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
+    path = _record_path(folder, number)
+    write_atomic(path, lambda p: p.write_text(json.dumps(record) + "\n"))
+
+
+def read_record(folder: Path, number: int) -> dict[str, Any] | None:
+    """The record of a shard that is there in full; None when it has to be made."""
+    try:
+        record = json.loads(_record_path(folder, number).read_text())
+        size = (folder / record["file"]).stat().st_size
+    except (OSError, ValueError, KeyError):
+        return None
+    return record if size == record["bytes"] else None
+
+
+def write_rows(
+    folder: Path, job: Job, number: int, parts: list[dict[str, Tensor]], skipped: list[Any]
+) -> dict[str, Any]:
+    """Write shard ``number`` from the rows of its batches, then its record.
+
+    Raises:
+        ValueError: no item of the shard could be read, or the disk refuses.
+    """
+    if not parts:
+        raise ValueError(
+            f"none of the {len(skipped)} items from {skipped[0][0]} on can be read "
+            f"({skipped[0][1]}): is {job.source.where} what you think it is?"
+        )
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    assert job.recipe.codec.store is not None
+    count, squares = 0, []
+    for name in ("latents", "latents_flip"):
+        if name in rows and job.recipe.dtype != "uint8":
+            squares.append(channel_moments(rows[name], job.recipe.codec.store))
+            count += squares[-1][0]
+    record = write_shard(folder / f"shard_{number:05d}.safetensors", rows)
+    record["moments"] = [[n, mean.tolist(), m2.tolist()] for n, mean, m2 in squares]
+    record["skipped"] = [list(pair) for pair in skipped]
+    try:
+        _write_record(folder, number, record)
+    except OSError as error:
+        raise ValueError(f"the record of shard {number} could not be written: {error}") from error
+    return record
+
+
+def finish(folder: Path, job: Job, tell: Callable[[str], object] = print) -> Codec:
+    """Write codec and manifest from the records; call when every shard has one."""
+    records = [read_record(folder, number) for number in range(job.num_shards)]
+    lost = [number for number, record in enumerate(records) if record is None]
+    if lost:
+        raise ValueError(f"shard {lost[0]} has disappeared from {folder}: run the command again.")
+    whole = [record for record in records if record is not None]
+    settings, channels = job.recipe.codec, job.shape[0]
+    parts = [
+        (n, torch.tensor(mean, dtype=torch.float64), torch.tensor(m2, dtype=torch.float64))
+        for record in whole
+        for n, mean, m2 in record["moments"]
+    ]
+    data = merge_moments(parts) if parts else None
+    assert settings.normalise is not None and settings.store is not None
+    mean, std, scale = normalisation(settings.normalise, job.autoencoder, data, channels)
+    codec = Codec(
+        settings.vae,
+        job.autoencoder.kind,
+        job.autoencoder.digest,
+        settings.size,
+        job.shape,
+        settings.store,
+        settings.normalise,
+        mean,
+        std,
+        scale,
+    )
+    skipped = [pair for record in whole for pair in record["skipped"]]
+    manifest = {
+        "format": 1,
+        "num_classes": job.recipe.num_classes,
+        "classes": list(job.source.classes),
+        "rows": sum(record["rows"] for record in whole),
+        "shards": whole,
+        "skipped": skipped,
+    }
+    codec.save(folder)
+    write_atomic(folder / MANIFEST_FILE, lambda p: p.write_text(json.dumps(manifest, indent=1)))
+    shutil.rmtree(folder / PROGRESS)
+    for left in folder.glob(".*.tmp"):
+        left.unlink()
+    tell(f"{manifest['rows']:,} rows in {len(whole)} shards: {folder}\n{codec.describe()}")
+    if skipped:
+        tell(f"{len(skipped)} items could not be read and are listed in {folder / MANIFEST_FILE}:")
+        for name, reason in skipped[:10]:
+            tell(f"  {name}: {reason}")
+    return codec

@@ -1,0 +1,147 @@
+"""Images to latents: ``ucgm encode SOURCE --vae NAME --size 256 --out DIR``.
+
+Items of the source are cut into shards of consecutive numbers; shard k belongs to process k mod
+size, there is no collective in the loop, and a finished shard is a file with a record (see
+:mod:`ucgm.data.workfolder`).  So the same command, on any number of processes, continues after a
+kill.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ucgm.data.autoencoder import Store
+from ucgm.data.codec import CodecSettings
+from ucgm.data.encoder import Batch, Reader
+from ucgm.data.job import Job, Recipe, make_job
+from ucgm.data.sources import open_source
+from ucgm.data.workfolder import claim_folder, finish, read_record, write_rows
+from ucgm.processes import Progress, World, join_world
+
+
+def encode_data(
+    source: str,
+    vae: str | None = None,
+    size: int | None = None,
+    out: str | None = None,
+    config: str | None = None,
+    store: Store | None = None,
+    normalise: str | None = None,
+    flips: bool = True,
+    dtype: Literal["float16", "float32"] = "float16",
+    num_classes: int | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str | None = "label",
+    shard_size: int = 4096,
+    batch_size: int = 32,
+    num_workers: int = 4,
+    seed: int = 0,
+    device: str | None = None,
+) -> Path:
+    """Encode images to latent shards with their codec and statistics, or go on doing so.
+
+    Args:
+        source: class folders, a zip, hub:OWNER/NAME, latent shards, or .npy moments.
+        vae: autoencoder: sd-vae-ft-ema, vavae-f16d32, ..., identity, a folder, a file or a Hub id.
+        size: side of the images in pixels; the crop is that of ADM.
+        out: folder to make; the same command goes on after an interruption.
+        config: a training configuration whose data.codec section gives vae, size, store, normalise.
+        store: sample, mean or moments of the posterior; as published when left out.
+        normalise: scale, channel, edm2, none or a statistics file; as published when left out.
+        flips: encode mirrored images too.
+        dtype: float16 or float32.
+        num_classes: when the source does not say; labels must lie below.
+        split: of a Hub data set.
+        image_column: of a Hub data set.
+        label_column: of a Hub data set; null: no classes.
+        shard_size: items per shard.
+        batch_size: images per forward pass.
+        num_workers: reading processes per process.
+        seed: of posterior samples.
+        device: cpu, cuda, ...; the fastest there is when left out.
+
+    Returns:
+        the folder.
+    """
+    if out is None:
+        raise ValueError("--out is missing: name the folder to make.")
+    if min(shard_size, batch_size) < 1:
+        raise ValueError("shard_size and batch_size must be at least 1.")
+    codec = codec_settings(config, vae=vae, size=size, store=store, normalise=normalise)
+    recipe = Recipe(codec, flips, dtype, num_classes, shard_size, batch_size, seed)
+    world = join_world(device)
+    items = open_source(source, split, image_column, label_column)
+    job = make_job(items, recipe, world.device)
+    folder = Path(out)
+    if world.first:
+        if flips and not job.recipe.flips and job.recipe.dtype != "uint8":
+            print(f"note: {source} has no mirrored latents, so none are stored.")
+        claim_folder(folder, job)
+    world.wait()
+    # Every process lists what is missing before any makes a new one: all share the same list.
+    missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
+    world.wait()
+    _encode_shards(folder, job, world, world.share(missing), num_workers)
+    world.wait()
+    if world.first:
+        finish(folder, job)
+    world.wait()
+    return folder
+
+
+def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
+    """The data.codec section of a configuration file, with the flags that were given on top.
+
+    Raises:
+        ValueError: no such section, or neither a file nor ``--vae``.
+    """
+    settings = CodecSettings()
+    if config is not None:
+        try:
+            content = yaml.safe_load(Path(config).read_text())
+            settings = CodecSettings(**content["data"]["init_args"]["codec"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"--config {config} has no readable section data.init_args.codec: {error!r}"
+            ) from error
+    elif flags["vae"] is None:
+        raise ValueError("--vae is missing: name the autoencoder, or give --config.")
+    return replace(settings, **{name: v for name, v in flags.items() if v is not None})
+
+
+def _encode_shards(
+    folder: Path, job: Job, world: World, numbers: Sequence[int], num_workers: int
+) -> None:
+    """Make the shards ``numbers``: one loader for all of them, one shard in memory at a time."""
+    plan = [(number, batch) for number in numbers for batch in job.batches(number)]
+    encoder = job.encoder(world.device)
+    reader = Reader(job.source, job.recipe.codec.size, job.moment_channels, job.recipe.flips)
+    loader = DataLoader(
+        reader,  # its __getitems__ makes whole batches
+        batch_sampler=[batch for _, batch in plan],
+        num_workers=num_workers if plan else 0,
+        collate_fn=_as_is,
+    )
+    progress = Progress(len(plan) and sum(len(b) for _, b in plan), "encoding", not world.first)
+    parts: list[dict[str, Tensor]] = []
+    skipped: list[tuple[str, str]] = []
+    for (number, items), batch in zip(plan, loader, strict=True):
+        if batch.failure is not None:
+            raise ValueError(f"{job.source.where}: {batch.failure}. Finished shards are kept.")
+        skipped += batch.skipped
+        if len(batch.items):
+            parts.append(encoder.rows(batch, job.source))
+        if items[-1] == job.items(number)[-1]:
+            write_rows(folder, job, number, parts, skipped)
+            parts, skipped = [], []
+        progress.add(len(items))
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
