@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train a model, or tune one into a few-step model (--train.init RUN)",
     "sample": "draw images from a run",
     "benchmark": "quality against the number of sampling steps, as tables and pictures",
+    "encode": "images to latent shards, with the codec and the statistics beside them",
+    "data": "describe and check a data set: counts, statistics, a grid, every shard",
     "presets": "list the training objectives",
     "demo": "the whole road on the embedded digits, in a few minutes",
 }
@@ -31,6 +33,8 @@ COMMANDS = {
 _FUNCTIONS = {
     "sample": ("ucgm.generate", "sample_run"),
     "benchmark": ("ucgm.benchmark", "benchmark_run"),
+    "encode": ("ucgm.encode", "encode_data"),
+    "data": ("ucgm.describe", "describe_data"),
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.demo", "demo"),
 }
