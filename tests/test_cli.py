@@ -97,7 +97,8 @@ def test_a_file_that_names_a_preset_starts_the_objective_afresh(trained):
         ]
     )
     objective = trained[0][0].objective
-    assert objective == preset("ucgm_few") and objective.time_law == Beta(0.8, 1.0)
+    assert objective == preset("ucgm_few", enhancement_ratio=1.0, enhancement_interval=(0.0, 1.0))
+    assert objective.time_law == Beta(0.8, 1.0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

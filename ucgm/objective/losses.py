@@ -53,7 +53,8 @@ def time_weight(
     """(B,) weights of the rows.
 
     cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), the
-    squared error of X over the gap of noise levels (ECT); share: (t - m) / (t - s) (AlphaFlow);
+    squared error of X over the gap of noise levels (ECT); share: (t - m) / (t - s), 1 at m = t
+    (AlphaFlow);
     twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t.
     """
     if name is None:
@@ -66,7 +67,7 @@ def time_weight(
         rising = torch.tan((1.0 - (t - s)) * (math.pi / 2.5)) + 1.0
         return torch.where(t > s, rising, torch.ones_like(t))
     if name == "share":
-        return torch.where(t > s, (t - m) / (t - s).clamp(min=1e-12), torch.ones_like(t))
+        return torch.where(t > m, (t - m) / (t - s).clamp(min=1e-12), torch.ones_like(t))
     level_t, level_m = (torch.exp(-0.5 * transport.log_snr(v)) for v in (t, m))
     return transport.map(t, s)[1] ** 2 / (level_t - torch.where(m > 0, level_m, 0.0))
 

@@ -12,7 +12,7 @@ flow map X = A x + B F of the network is asked to agree with itself along the fi
 The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
 
     one       k = 1      c = 1
-    exact     k = 1      c = B(t, m) / B(t, s): F_tgt is the F whose jump lands on X^-
+    exact     k = 1      c = B(t, m) / B(t, s): F_tgt is the F whose jump lands on X^-; 1 at m = t
     cosine    k = cos    c = 1                                    (sCM, arXiv 2410.11081, section 4)
     ucgm      k = b      c = (sigma / D) 4 / sin(pi t / 2)        (arXiv 2505.07447, equation 8)
     relaxed   k = 1      c = 1 - sqrt(1 - t)                      (FACM, arXiv 2507.03738)
@@ -127,5 +127,6 @@ def step_factors(
     if rule == "relaxed":
         return one, 1.0 - torch.sqrt((1.0 - t).clamp(min=0.0))
     if rule == "exact":
-        return one, transport.map(t, m)[1] / transport.map(t, s)[1]
+        # In the limit the jump cannot be resolved from its anchor: the step is that of G itself.
+        return one, torch.where(m == t, one, transport.map(t, m)[1] / transport.map(t, s)[1])
     return one, one

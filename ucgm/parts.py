@@ -1,0 +1,229 @@
+"""Everything a training step touches: built from a configuration, or restored from a run folder."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ucgm import checkpoint
+from ucgm.config import Config, differences, read_config, write_config
+from ucgm.data import Dataset
+from ucgm.data.loader import BatchPlan
+from ucgm.ema import EMA, frozen_copy
+from ucgm.journal import Journal
+from ucgm.launch import make_accelerator, precision
+from ucgm.objective import LogVariance
+
+# Settings that may differ when a run is continued: they do not change what is learned.
+_FREE_TO_CHANGE = (
+    "train.num_workers",
+    "train.keep_checkpoints",
+    "train.tracker",
+    "sampler.",
+    "guidance.",
+)
+
+
+@dataclass
+class Parts:
+    """Everything a training step touches."""
+
+    accelerator: Accelerator
+    config: Config
+    run_dir: Path
+    dataset: Dataset
+    plan: BatchPlan
+    network: nn.Module
+    wrapped: nn.Module
+    optimizer: Any
+    ema: EMA
+    target: EMA | None
+    teacher: nn.Module | None
+    log_variance: LogVariance | None
+    journal: Journal
+    step: int = 0
+    skipped: int = 0
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of "no class"."""
+        return self.dataset.num_classes or None
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        return self.step / self.config.train.steps
+
+    def trained(self) -> list[nn.Parameter]:
+        """Every parameter that the optimizer updates."""
+        modules = [m for m in (self.network, self.log_variance) if m is not None]
+        return [p for m in modules for p in m.parameters() if p.requires_grad]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file stem."""
+        named = {
+            "network": self.network,
+            "ema": self.ema.network,
+            "target": self.target.network if self.target else None,
+            "log_variance": self.log_variance,
+        }
+        return {name: module for name, module in named.items() if module is not None}
+
+
+def build(config: Config, run_dir: Path) -> Parts:
+    """Open the data, build or restore every part, and print what is about to happen."""
+    accelerator = make_accelerator(config.train.tracker)
+    dataset = config.data.open()
+    world = accelerator.num_processes
+    plan = BatchPlan(
+        config.train.global_batch, config.train.accumulation, accelerator.process_index, world
+    ).check()
+    _claim(config, run_dir, accelerator)
+
+    torch.manual_seed(config.train.seed)
+    network = config.model.build(dataset.shape, dataset.num_classes).to(accelerator.device)
+    _check_inputs(config, network)
+    teacher = _initialise(config, run_dir, network, dataset.num_classes, accelerator)
+    if config.objective.needs_teacher and teacher is None:
+        raise ValueError(
+            f"the preset {config.objective.preset} learns from a trained model: set train.init to "
+            "the run folder of a multi-step model"
+        )
+    ema = EMA(network, config.ema.decay, config.ema.warmup)
+    target = None
+    if config.objective.needs_target and config.ema.target_decay is not None:
+        target = EMA(network, config.ema.target_decay, config.ema.warmup)
+    log_variance = LogVariance().to(accelerator.device) if config.objective.log_variance else None
+    heads = () if log_variance is None else log_variance.parameters()
+    optimizer = config.optimizer.build([*network.parameters(), *heads])
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    if log_variance is not None and accelerator.num_processes > 1:
+        log_variance = accelerator.prepare(log_variance)
+    journal = Journal(
+        run_dir / "metrics.jsonl", accelerator, config.train.steps, config.train.global_batch
+    )
+    parts = Parts(
+        accelerator=accelerator,
+        config=config,
+        run_dir=run_dir,
+        dataset=dataset,
+        plan=plan,
+        network=network,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        ema=ema,
+        target=target,
+        teacher=teacher,
+        log_variance=log_variance,
+        journal=journal,
+    )
+    _resume(parts)
+    if config.train.tracker:
+        accelerator.init_trackers(run_dir.name)
+    if accelerator.is_main_process:
+        _banner(parts)
+    return parts
+
+
+def _check_inputs(config: Config, network: nn.Module) -> None:
+    """Refuse an objective whose network inputs this network does not have."""
+    settings = getattr(network, "config", {})
+    for input_name, needed in (
+        ("second_time", config.objective.two_time),
+        ("guidance_input", config.objective.guidance_range is not None),
+    ):
+        if needed and not getattr(settings, input_name, False):
+            raise ValueError(
+                f"the preset {config.objective.preset} gives the network an input that it does "
+                f"not have: set {input_name}: true in the model section"
+            )
+
+
+def _claim(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
+    """Make ``run_dir`` this configuration's folder, or refuse the folder of another one."""
+    path = run_dir / "config.yaml"
+    if path.exists():
+        changed = differences(read_config(path), config)
+        found = [d for d in changed if not d.startswith(_FREE_TO_CHANGE)]
+        if found:
+            raise ValueError(
+                f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
+                f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
+            )
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (run_dir / "samples").mkdir(parents=True, exist_ok=True)
+        temporary = run_dir / "config.yaml.tmp"
+        write_config(config, temporary)
+        os.replace(temporary, path)
+    accelerator.wait_for_everyone()
+
+
+def _initialise(
+    config: Config, run_dir: Path, network: nn.Module, classes: int, accelerator: Accelerator
+) -> nn.Module | None:
+    """Load ``train.init`` into the network; the frozen teacher, kept in the run folder."""
+    if config.train.init is None:
+        return None
+    kept = run_dir / "teacher.safetensors"
+    if not kept.exists():
+        run = checkpoint.load_run(config.train.init)
+        if run.config.objective.transport != config.objective.transport:
+            raise ValueError(
+                f"{config.train.init} was trained on {run.config.objective.transport} and this "
+                f"objective uses {config.objective.transport}: set objective.transport to its path"
+            )
+        if run.num_classes != classes:
+            raise ValueError(
+                f"{config.train.init} has {run.num_classes} classes and these data have {classes}: "
+                "the teacher must know the classes it teaches"
+            )
+        source = checkpoint.newest_checkpoint(Path(config.train.init))
+        assert source is not None
+        checkpoint.load_weights(network, source[0] / "ema.safetensors", ("s_embedder.",))
+        if accelerator.is_main_process:
+            temporary = kept.with_suffix(".tmp")
+            checkpoint.save_weights(network, temporary)
+            os.replace(temporary, kept)
+        accelerator.wait_for_everyone()
+    else:
+        checkpoint.load_weights(network, kept)
+    return frozen_copy(network) if config.objective.needs_teacher else None
+
+
+def _resume(parts: Parts) -> None:
+    """Restore the newest intact checkpoint, if there is one, and cut the log behind it."""
+    found = checkpoint.newest_checkpoint(parts.run_dir)
+    if found is None:
+        return
+    folder, manifest = found
+    for name, network in parts.networks().items():
+        checkpoint.load_weights(network, folder / f"{name}.safetensors")
+    for average in (parts.ema, parts.target):
+        if average is not None:
+            average.updates = manifest["ema_updates"]
+    state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    parts.optimizer.load_state_dict(state)
+    parts.step, parts.skipped = manifest["step"], manifest["skipped"]
+    parts.journal.rewind(parts.step)
+
+
+def _banner(parts: Parts) -> None:
+    config, world = parts.config, parts.accelerator.num_processes
+    count = sum(p.numel() for p in parts.network.parameters())
+    print(
+        f"run {parts.run_dir}: step {parts.step} of {config.train.steps}\n"
+        f"  world size {world} ({parts.accelerator.device}, precision {precision()}), global batch "
+        f"{config.train.global_batch} = {world} x {config.train.accumulation} x "
+        f"{parts.plan.micro_batch}\n"
+        f"  {type(parts.network).__name__} with {count:,} parameters, "
+        f"objective {config.objective.preset}, transport {config.objective.transport}\n"
+        f"  {parts.dataset.describe()}",
+        flush=True,
+    )
