@@ -89,6 +89,10 @@ def test_second_time_matters_after_training(randomize):
     x, t, y = batch()
     assert torch.equal(net(x, t, y), net(x, t, y, t)), "s=None is s=t"
     assert not torch.allclose(net(x, t, y), net(x, t, y, t / 2))
+    gap = net.h_embedder(t - t / 2) - net.h_embedder(torch.zeros_like(t))
+    c, c_s = (net.embed_scalars(t, h, None) for h in (None, t - t / 2))
+    torch.testing.assert_close(c_s - c, gap, msg="the second time enters as h = t - s")
+    assert torch.equal(net(x, t, y, t / 2), net.native(x, t, y, t - t / 2))
     ones = torch.ones_like(t)
     assert torch.equal(net(x, t, y), net(x, t, y, guidance=ones))
     assert not torch.allclose(net(x, t, y), net(x, t, y, guidance=2 * ones))

@@ -241,7 +241,11 @@ def test_what_the_weights_do_not_show_is_asked_for(golden):
         from_state_dict("sit", state, which="best")
 
 
-def test_sources_have_the_published_rules():
+def test_sources_have_the_published_rules(golden):
+    light = import_weights("lightningdit", golden("lightningdit")[0]).source
+    assert light.guidance_channels == 3
+    # Published: guided where its time, 0 = noise, is at least 0.125.
+    assert light.guidance_interval == (0.0, 0.875)
     state = random_sit_state()
     sit = import_weights("sit", state, num_heads=4).source
     assert sit.guidance_channels == 3 and math.isclose(sit.latent_std[0], 1 / 0.18215)

@@ -39,6 +39,8 @@ def test_attention_is_where_it_was_asked_for():
     net = UNetConfig(**TINY).build(SHAPE, 0)
     assert not hasattr(net.unet.down_blocks[0], "attentions")
     assert len(net.unet.down_blocks[1].attentions) == 1
+    assert len(net.unet.up_blocks[0].attentions) == 2
+    assert not hasattr(net.unet.up_blocks[1], "attentions")
 
 
 def test_jvp_matches_finite_difference(randomize):
