@@ -4,11 +4,23 @@
 
 ``warp`` = (a, b, c) is the Kumaraswamy transform and ``gap`` = (g0, g1) trims the ends (UCGM-S,
 arXiv 2505.07447, section 3.3).  With two steps, an end gap of 0.3 to 0.75 is the middle time.
+Other spacings are uniform in another coordinate between the same ends, 1 - g0 and g1:
+
+    log_snr   lambda = log(alpha / sigma)                         (arXiv 2206.00927)
+    karras    (sigma / alpha)^(1 / rho)                           (arXiv 2206.00364, equation 5)
+
+with the warp applied to the position in [0, 1].  ``shift`` = k moves all times towards noise,
+t <- k t / (1 + (k - 1) t), which is dividing the signal-to-noise ratio of the linear path by k^2
+(arXiv 2403.03206, equation 23).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
+
+from ucgm.transport import Linear, Transport
 
 
 @dataclass(frozen=True)
@@ -19,27 +31,88 @@ class Grid:
     """Kumaraswamy (a, b, c); (1, 1, 1) is uniform."""
     gap: tuple[float, float] = (0.001, 0.001)
     """distance of the first time from 1 and of the last from 0, before the warp."""
+    spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
+    """coordinate in which the times are uniform: t, log-SNR, or Karras' power of sigma/alpha."""
+    rho: float = 7.0
+    """power of the karras spacing."""
+    shift: float = 1.0
+    """timestep shift k of the finished grid; 1 is none, more puts more steps at high noise."""
+    explicit: tuple[float, ...] | None = None
+    """the times themselves, falling, without the final 0; replaces all of the above."""
 
     def __post_init__(self) -> None:
         """Refuse grids that do not fall from noise to data."""
-        if min(self.warp) <= 0:
+        if len(self.warp) != 3 or min(self.warp) <= 0:
             raise ValueError(f"grid.warp must be three positive numbers, got {self.warp}")
-        if min(self.gap) < 0 or sum(self.gap) >= 1:
+        if len(self.gap) != 2 or min(self.gap) < 0 or sum(self.gap) >= 1:
             raise ValueError(
                 f"grid.gap must be two non-negative numbers below 1 in sum: {self.gap}"
             )
+        if self.rho <= 0 or self.shift <= 0:
+            raise ValueError("grid.rho and grid.shift must be positive")
+        if self.spacing not in ("uniform", "log_snr", "karras"):
+            raise ValueError(
+                f"grid.spacing must be uniform, log_snr or karras, got {self.spacing!r}"
+            )
+        if self.explicit is not None:
+            t = [*self.explicit, 0.0]
+            if len(t) < 2 or t[0] > 1 or any(b >= a for a, b in zip(t, t[1:], strict=False)):
+                raise ValueError(
+                    f"grid.explicit must be falling times in (0, 1], got {self.explicit}"
+                )
 
-    def times(self, steps: int) -> torch.Tensor:
+    def times(self, steps: int, transport: Transport | None = None) -> Tensor:
         """(steps + 1,) float64 falling times, the last one 0.
 
         With an end gap of 0 the last time would be 0 twice, so the grid is made with one more
         point, as published.
+
+        Args:
+            steps: number of evaluations times.
+            transport: whose log-SNR the spacings mean; linear when None.
+
+        Raises:
+            ValueError: more steps than the grid has times for, or ends at which a spacing has no
+                coordinate.
         """
         if steps < 1:
             raise ValueError(f"the number of steps must be at least 1, got {steps}")
+        if self.explicit is not None:
+            if steps != len(self.explicit):
+                raise ValueError(
+                    f"grid.explicit has {len(self.explicit)} times and the sampler {steps} steps: "
+                    f"set steps to {len(self.explicit)}, or leave grid.explicit out"
+                )
+            return torch.tensor([*self.explicit, 0.0], dtype=torch.float64)
         start, end = self.gap
-        count = steps + 1 if end == 0 else steps
-        u = torch.linspace(start, 1.0 - end, count, dtype=torch.float64)[:steps]
+        ends = (start, 1.0 - end) if self.spacing == "uniform" else (0.0, 1.0)
+        u = torch.linspace(*ends, steps + 1 if end == 0 else steps, dtype=torch.float64)[:steps]
         a, b, c = self.warp
         u = (1.0 - (1.0 - u**a) ** b) ** c
-        return torch.cat((1.0 - u, u.new_zeros(1)))
+        t = 1.0 - u if self.spacing == "uniform" else self._spaced(u, transport or Linear())
+        t = self.shift * t / (1.0 + (self.shift - 1.0) * t)
+        # The network sees float32 times: neighbours must differ there.
+        if not bool((torch.cat((t, t.new_zeros(1))).float().diff() < 0).all()):
+            raise ValueError(
+                f"{steps} steps are more than this grid allows: times coincide (gap {self.gap}, "
+                f"warp {self.warp}); take fewer steps or a weaker warp"
+            )
+        return torch.cat((t, t.new_zeros(1)))
+
+    def _spaced(self, u: Tensor, transport: Transport) -> Tensor:
+        """Times at positions ``u`` in [0, 1] between the ends, in the coordinate of the spacing."""
+        ends = torch.tensor([1.0 - self.gap[0], self.gap[1]], dtype=torch.float64)
+        log_ratio = -0.5 * transport.log_snr(ends)  # log(sigma / alpha)
+        if self.spacing == "log_snr":
+            coordinate = log_ratio
+        else:
+            coordinate = (log_ratio / self.rho).exp()
+        if not bool(torch.isfinite(coordinate).all()):
+            place = "start" if not bool(torch.isfinite(coordinate[0])) else "end"
+            raise ValueError(
+                f"grid.spacing {self.spacing} needs a {place} gap above 0: the log-SNR of this "
+                f"path is infinite there"
+            )
+        points = coordinate[0] + u * (coordinate[1] - coordinate[0])
+        log_ratio = points if self.spacing == "log_snr" else self.rho * points.log()
+        return transport.time_at_log_snr(-2.0 * log_ratio)

@@ -1,14 +1,20 @@
 """Guidance: wrappers around a network that are networks themselves.
 
-Classifier-free guidance (arXiv 2207.12598), limited to an interval of times (arXiv 2404.07724):
+All of them extrapolate away from a worse prediction F_bad, inside an interval of times alone
+(arXiv 2404.07724):
 
-    F = F_null + scale (F_cond - F_null)
+    F = F_bad + scale (F_good - F_bad)
+
+    classifier-free  F_bad: the same network without the label         (arXiv 2207.12598)
+    autoguidance     F_bad: a weaker network with the same label       (arXiv 2406.02507)
+    input            the scale is an input of a network trained with it: one pass
 
 The rule is affine in F, so guiding F, x_hat, z_hat or the velocity is the same.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +27,16 @@ class Guidance:
     """Settings of guidance in sampling."""
 
     scale: float = 1.0
-    """weight of the conditional prediction; 1 is off and costs nothing."""
+    """weight of the better prediction; 1 is off and costs nothing."""
     interval: tuple[float, float] = (0.0, 1.0)
     """closed interval of t in which guidance is on."""
     channels: int | None = None
     """guide the first channels alone, as DiT's and SiT's code does; None: all."""
+    kind: Literal["classifier_free", "auto", "input"] = "classifier_free"
+    """classifier_free; auto: away from the weaker network of the run `guide`; input: the scale is
+    an input of the network."""
+    guide: str | None = None
+    """run folder of the weaker network of autoguidance."""
 
     def __post_init__(self) -> None:
         """Refuse intervals that are not part of [0, 1]."""
@@ -34,18 +45,89 @@ class Guidance:
             raise ValueError(f"guidance.interval must be rising times in [0, 1]: {self.interval}")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guidance.channels must be at least 1 or null, got {self.channels}")
+        if self.kind == "input" and self.channels is not None:
+            raise ValueError("guidance.channels has no meaning for guidance.kind input")
+        if self.kind == "input" and self.scale < 1.0:
+            raise ValueError(f"guidance.scale of kind input must be at least 1, got {self.scale}")
 
-    def apply(self, network: Network, null_label: int | None) -> Network:
-        """``network`` under this guidance; the network itself when the scale is 1."""
+    def apply(
+        self, network: Network, null_label: int | None, guide: Network | None = None
+    ) -> Network:
+        """``network`` under this guidance; the network itself when the scale is 1.
+
+        Args:
+            network: the network to guide.
+            null_label: label of the unconditional pass; None or 0 without classes.
+            guide: the weaker network of ``kind: auto``, in the same convention.
+        """
         if self.scale == 1.0:
             return network
-        if null_label is None:
+        if self.kind == "input":
+            return GuidanceInput(network, self.scale, self.interval)
+        if self.kind == "auto":
+            if guide is None:
+                raise ValueError(
+                    "guidance.kind auto needs a weaker network: name its run in guidance.guide"
+                )
+            return Autoguided(network, guide, self.scale, self.interval, self.channels)
+        if not null_label:
             raise ValueError("guidance needs a model with classes; set guidance.scale to 1.0")
         return Guided(network, self.scale, self.interval, null_label, self.channels)
 
 
-class Guided:
-    """A network under classifier-free guidance.
+class Interval:
+    """A network that does something more inside an interval of times."""
+
+    def __init__(
+        self,
+        network: Network,
+        scale: float,
+        interval: tuple[float, float] = (0.0, 1.0),
+        channels: int | None = None,
+    ) -> None:
+        self.network = network
+        self.settings = Guidance(scale, (interval[0], interval[1]), channels)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the network, where it says."""
+        return getattr(self.network, "num_classes", None)
+
+    def at(self, t: float) -> Network:
+        """The network to call when all rows are at time ``t``: no batch is doubled in vain."""
+        low, high = self.settings.interval
+        if self.settings.scale != 1.0 and low <= t <= high:
+            return self.guided
+        inner = getattr(self.network, "at", None)
+        return inner(t) if inner else self.network
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """Guided prediction at (B,) times; rows may lie on both sides of the interval."""
+        low, high = self.settings.interval
+        inside = (t >= low) & (t <= high)
+        if self.settings.scale == 1.0 or not bool(inside.any()):
+            return call(self.network, x, t, y, s)
+        if bool(inside.all()):
+            return self.guided(x, t, y, s)
+        result = call(self.network, x, t, y, s)
+        part = self.guided(x[inside], t[inside], y[inside], None if s is None else s[inside])
+        return result.index_put((inside.nonzero().flatten(),), part)
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """The prediction inside the interval."""
+        raise NotImplementedError(f"{type(self).__name__} must define guided")
+
+    def extrapolate(self, bad: Tensor, good: Tensor) -> Tensor:
+        """bad + scale (good - bad), in the channels that are guided."""
+        guided = torch.lerp(bad, good, self.settings.scale)
+        channels = self.settings.channels
+        if channels is not None and channels < guided.shape[1]:
+            guided = torch.cat((guided[:, :channels], good[:, channels:]), dim=1)
+        return guided
+
+
+class Guided(Interval):
+    """A network under classifier-free guidance: one call with twice the rows.
 
     Args:
         network: the network to guide.
@@ -63,40 +145,67 @@ class Guided:
         null_label: int = 0,
         channels: int | None = None,
     ) -> None:
-        self.network = network
-        self.settings = Guidance(scale, tuple(interval), channels)
+        super().__init__(network, scale, interval, channels)
         self.null_label = null_label
 
-    def at(self, t: float) -> Network:
-        """The network to call when all rows are at time ``t``: no batch is doubled in vain."""
-        low, high = self.settings.interval
-        on = self.settings.scale != 1.0 and low <= t <= high
-        return self._guided if on else self.network
+    @property
+    def num_classes(self) -> int:
+        """Number of classes: the null label comes after the last."""
+        return self.null_label
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """Guided prediction at (B,) times; rows may lie on both sides of the interval."""
-        low, high = self.settings.interval
-        inside = (t >= low) & (t <= high)
-        if self.settings.scale == 1.0 or not bool(inside.any()):
-            return call(self.network, x, t, y, s)
-        if bool(inside.all()):
-            return self._guided(x, t, y, s)
-        result = call(self.network, x, t, y, s)
-        part = self._guided(x[inside], t[inside], y[inside], None if s is None else s[inside])
-        return result.index_put((inside.nonzero().flatten(),), part)
-
-    def _guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """F_null + scale (F_label - F_null)."""
         labels = torch.cat((y, torch.full_like(y, self.null_label)))
         second = None if s is None else torch.cat((s, s))
         both = call(self.network, torch.cat((x, x)), torch.cat((t, t)), labels, second)
-        cond, null = both.chunk(2)
-        guided = torch.lerp(null, cond, self.settings.scale)
-        channels = self.settings.channels
-        if channels is not None and channels < guided.shape[1]:
-            guided = torch.cat((guided[:, :channels], cond[:, channels:]), dim=1)
-        return guided
+        good, bad = both.chunk(2)
+        return self.extrapolate(bad, good)
 
 
-def call(network: Network, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor | None) -> Tensor:
+class Autoguided(Interval):
+    """A network guided away from a weaker one (smaller, or trained for less time).
+
+    Args:
+        network: the network to guide.
+        guide: the weaker network, in the same convention.
+        scale: weight of ``network``; 1.0 is off.
+        interval: closed interval of t in which guidance is on.
+        channels: guide the first channels alone; None: all.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        guide: Network,
+        scale: float,
+        interval: tuple[float, float] = (0.0, 1.0),
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(network, scale, interval, channels)
+        self.guide = guide
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """F_guide + scale (F - F_guide)."""
+        return self.extrapolate(call(self.guide, x, t, y, s), call(self.network, x, t, y, s))
+
+
+class GuidanceInput(Interval):
+    """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
+
+    Args:
+        network: takes the keyword ``guidance``, scales (B,) >= 1.
+        scale: what it is given.
+        interval: closed interval of t in which it is given; outside, nothing is, which means 1.
+    """
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """The prediction at the scale."""
+        scale = torch.full((len(x),), self.settings.scale, dtype=t.dtype, device=t.device)
+        return call(self.network, x, t, y, s, guidance=scale)
+
+
+def call(
+    network: Network, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor | None, **more: Any
+) -> Tensor:
     """Call a network; a second time is passed only where there is one."""
-    return network(x, t, y) if s is None else network(x, t, y, s)
+    return network(x, t, y, **more) if s is None else network(x, t, y, s, **more)

@@ -1,22 +1,36 @@
 """UCGM-S: one loop over a plan.
 
-    F = network(x, t, y);   x <- sum_j (a_j x_{i-j} + b_j F_{i-j}) + n eps
+    F = network(x, t, y[, s]);   x <- sum_j (a_j x_{i-j} + b_j F_{i-j}) + n eps
 
-All coefficients are scalars known before the first evaluation.  Only the states and predictions
-that a later update refers to are kept.
+All coefficients are scalars known before the first evaluation.  Only what a later update refers
+to is kept, and an update is a sum of scaled tensors and nothing else.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ucgm.randomness import RowRandom, as_random
+from ucgm.sampler.check import SolverName, check_settings
 from ucgm.sampler.grids import Grid
 from ucgm.sampler.guidance import Network, call
-from ucgm.sampler.plan import Step, ucgm_plan
+from ucgm.sampler.multistep import Clock, Quadrature, Rule, Variable, adams_plan
+from ucgm.sampler.plan import (
+    NoiseRule,
+    Restart,
+    Step,
+    fresh_shares,
+    knots,
+    renoised,
+    restart_segments,
+)
+from ucgm.sampler.program import Memory, Update, compile_plan
+from ucgm.sampler.published import ucgm_plan
+from ucgm.sampler.singlestep import Churn, euler_maruyama_plan, heun_plan, jump_plan
 from ucgm.transport import Linear, Transport
 
 
@@ -33,8 +47,8 @@ class State(NamedTuple):
 class Sampler:
     """A sampler is its settings; calling it turns noise into samples.
 
-    ``steps`` is the number of grid points: NFE is ``steps`` at order 1 and ``2 steps - 1`` at
-    order 2.
+    ``steps`` is the number of grid points; ``nfe`` the number of network calls.  The table in
+    ``docs/sampler.md`` gives the settings of the samplers by their usual names.
     """
 
     transport: Transport = Linear()
@@ -42,24 +56,34 @@ class Sampler:
     steps: int = 20
     """number of steps."""
     order: int = 1
-    """1: DDIM-like; 2: with a trapezoid corrector (two evaluations a step)."""
+    """of the solvers that have one: ucgm 1 or 2 (two evaluations a step), adams 1 to 4, unipc 1
+    to 3."""
     stochasticity: float = 0.0
-    """share of the noise's variance that is fresh at each step: 0 ODE, 1 consistency sampling."""
+    """amount of fresh noise, 0 to 1: 0 is the ODE; the rule `noise` says what 1 is."""
     extrapolation: float = 0.0
     """kappa, extrapolation of the estimates along their last difference."""
     grid: Grid = Grid()
     """times of the evaluations."""
+    solver: SolverName = "ucgm"
+    """ucgm (as published; DDIM, DDPM, consistency), adams, unipc, heun, euler_maruyama, jump."""
+    variable: Variable = "velocity"
+    """estimate that adams, unipc and heun treat as a polynomial: velocity, noise or data."""
+    clock: Clock = "time"
+    """what adams and unipc take it to be a polynomial of: time, sigma (over alpha) or log_snr."""
+    quadrature: Quadrature = "exact"
+    """integral of that polynomial over a step: exact, or its value at the midpoint (DPM++ 2M)."""
+    noise: NoiseRule = "share"
+    """per step, share of the noise's variance that is fresh at stochasticity r: share is r itself
+    (1 is consistency sampling), ddim r^2 of DDPM's, auto r of the reverse SDE's."""
+    churn: Churn = Churn()
+    """renoising before the steps of heun."""
+    restart: Restart | None = None
+    """solve an interval of times several times; null: once."""
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
-        if self.order not in (1, 2):
-            raise ValueError(f"sampler.order must be 1 or 2, got {self.order}")
-        if not 0.0 <= self.stochasticity <= 1.0:
-            raise ValueError(f"sampler.stochasticity must be in [0, 1], got {self.stochasticity}")
-        if self.order == 2 and self.stochasticity > 0:
-            raise ValueError("sampler.order 2 has no stochastic form: set stochasticity to 0")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        check_settings(values, {f.name: f.default for f in fields(self)})
 
     @classmethod
     def paper(
@@ -77,14 +101,38 @@ class Sampler:
         return cls(transport, steps, order, stochasticity, extrapolation, Grid(warp, gap))
 
     def plan(self) -> list[Step]:
-        """The evaluations and updates, as data."""
-        times = self.grid.times(self.steps)
-        return ucgm_plan(self.transport, times, self.order, self.stochasticity, self.extrapolation)
+        """The evaluations and updates, as data.
+
+        Raises:
+            ValueError: where the grid has no such times.
+        """
+        return list(_prepared(self)[0])
 
     @property
     def nfe(self) -> int:
         """Number of network calls; a guided call is one here and two passes per image."""
-        return self.steps if self.order == 1 else 2 * self.steps - 1
+        return len(_prepared(self)[0])
+
+    def updates(self) -> tuple[Update, ...]:
+        """The plan with what is kept between evaluations, for :class:`Memory`."""
+        return _prepared(self)[1]
+
+    def _solve(self, times: list[float]) -> list[Step]:
+        """The plan of one falling stretch of times."""
+        path = knots(self.transport, times)
+        rule = Rule(self.transport, self.variable, self.clock, self.quadrature)
+        if self.solver == "adams":
+            return adams_plan(rule, path, self.order, self.extrapolation)
+        if self.solver == "unipc":
+            return adams_plan(rule, path, self.order, correct=True)
+        if self.solver == "heun":
+            return heun_plan(rule, path, self.churn)
+        if self.solver == "euler_maruyama":
+            return euler_maruyama_plan(path, self.stochasticity)
+        shares = fresh_shares(path, self.noise, self.stochasticity)
+        if self.solver == "jump":
+            return jump_plan(self.transport, path, shares)
+        return ucgm_plan(path, self.order, shares, self.extrapolation)
 
     @torch.no_grad()
     def __call__(
@@ -97,14 +145,18 @@ class Sampler:
         """Samples (B, C, H, W) from noise.
 
         Args:
-            network: ``network(x_t, t, y) -> F`` in the transport's convention.
+            network: ``network(x_t, t, y[, s]) -> F`` in the transport's convention.
             z: (B, C, H, W) standard normal noise.
             y: (B,) int64 labels, or None without classes.
-            generator: of the fresh noise; unused at stochasticity 0.
+            generator: of the fresh noise; unused when the plan has none.
+
+        Raises:
+            ValueError: labels out of range, or a network whose output is not of the state's shape.
         """
-        x = z
-        for _, _, x in self._run(network, z, y, generator):
-            pass
+        run = _Run(self, network, z, y, generator)
+        x = run.start
+        for i in range(len(run.plan)):
+            x = run.memory.advance(i, x, run.predict(i, x), run.random)
         return x
 
     @torch.no_grad()
@@ -115,54 +167,84 @@ class Sampler:
         y: Tensor | None = None,
         generator: RowRandom | torch.Generator | None = None,
     ) -> Iterator[State]:
-        """The state of every evaluation in order; the sample is the last ``x_hat``."""
-        for step, (x, prediction), _ in self._run(network, z, y, generator):
-            t = torch.full((len(x),), step.t, dtype=torch.float64, device="cpu")
-            c = [float(v[0]) for v in self.transport.coefficients(t)]
-            alpha, sigma, alpha_pred, sigma_pred = c
-            d = sigma * alpha_pred - alpha * sigma_pred
-            x_hat = (sigma * prediction - sigma_pred * x) / d
-            z_hat = (alpha_pred * x - alpha * prediction) / d
-            yield State(x, step.t, x_hat, z_hat)
+        """The state of every evaluation in order; for most solvers the sample is the last x_hat."""
+        run = _Run(self, network, z, y, generator)
+        x = run.start
+        for i, (step, knot) in enumerate(
+            zip(run.plan, knots(self.transport, [s.t for s in run.plan]), strict=True)
+        ):
+            prediction = run.predict(i, x)
+            a, b = knot.estimate(1.0, 0.0), knot.estimate(0.0, 1.0)
+            yield State(x, step.t, *(p * x + q * prediction for p, q in (a, b)))
+            x = run.memory.advance(i, x, prediction, run.random)
 
-    def _run(
+
+@lru_cache(maxsize=64)
+def _prepared(sampler: Sampler) -> tuple[tuple[Step, ...], tuple[Update, ...]]:
+    """Plan and updates of a sampler."""
+    times = sampler.grid.times(sampler.steps, sampler.transport).tolist()
+    segments = restart_segments(times, sampler.restart) if sampler.restart else [times]
+    plan: list[Step] = []
+    for segment in segments:
+        if plan and segment[0] > plan[-1].s:
+            low, high = knots(sampler.transport, [plan[-1].s, segment[0]])
+            plan[-1] = renoised(plan[-1], low, high)
+        plan += sampler._solve(segment)
+    return tuple(plan), compile_plan(plan)
+
+
+class _Run:
+    """One call of a sampler: the plan, its times on the device, and what is kept."""
+
+    def __init__(
         self,
+        sampler: Sampler,
         network: Network,
         z: Tensor,
         y: Tensor | None,
         generator: RowRandom | torch.Generator | None,
-    ) -> Iterator[tuple[Step, tuple[Tensor, Tensor], Tensor]]:
-        """(step, (state, prediction), next state) of every evaluation."""
-        plan = self.plan()
-        depth = max(len(step.weights) for step in plan)
-        noisy = any(step.noise for step in plan)
-        random = as_random(generator, len(z), z.device) if noisy else None
+    ) -> None:
+        self.plan, updates = _prepared(sampler)
+        self.memory = Memory(updates)
         dtype = z.dtype if z.dtype == torch.float64 else torch.float32
-        x = z.to(dtype)
-        history: list[tuple[Tensor, Tensor]] = []
-        for step in plan:
-            t = torch.full((len(z),), step.t, dtype=dtype, device=z.device)
-            at = getattr(network, "at", None)
-            prediction = call(at(step.t) if at else network, x, t, y, None).to(dtype)
-            known = [(x, prediction), *history]
-            following = _combine(step.weights, known)
-            if step.noise and random is not None:
-                following = following.add(
-                    random.normal(*z.shape[1:], dtype=dtype), alpha=step.noise
-                )
-            yield step, known[0], following
-            if step.remember:
-                history = known[: depth - 1]
-            x = following
+        self.start = z.to(dtype)
+        noisy = any(step.noise for step in self.plan)
+        self.random = as_random(generator, len(z), z.device) if noisy else None
+        self.network, self.at, self.y = network, getattr(network, "at", None), y
+        _check_labels(network, y, len(z))
+        self.times = self._rows([step.t for step in self.plan])
+        self.seconds = self._rows(
+            [step.t if step.second is None else step.second for step in self.plan]
+        )
+
+    def _rows(self, times: list[float]) -> tuple[Tensor, ...]:
+        """(B,) tensors of the times, made with one copy to the device."""
+        column = torch.tensor(times, dtype=self.start.dtype).to(self.start.device)
+        return column[:, None].expand(-1, len(self.start)).unbind(0)
+
+    def predict(self, i: int, x: Tensor) -> Tensor:
+        """The prediction of evaluation ``i``; guidance is decided by the plan's time."""
+        step = self.plan[i]
+        network = self.at(step.t) if self.at else self.network
+        second = None if step.second is None else self.seconds[i]
+        prediction = call(network, x, self.times[i], self.y, second)
+        if prediction.shape != x.shape:
+            raise ValueError(
+                f"the network returned {tuple(prediction.shape)} for a state of shape "
+                f"{tuple(x.shape)}: it must return F alone, without a learned variance"
+            )
+        return prediction
 
 
-def _combine(
-    weights: tuple[tuple[float, float], ...], known: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """sum_j a_j x_j + b_j F_j."""
-    total: Tensor | None = None
-    for (a, b), (x, prediction) in zip(weights, known, strict=False):
-        for weight, tensor in ((a, x), (b, prediction)):
-            total = tensor * weight if total is None else total.add(tensor, alpha=weight)
-    assert total is not None
-    return total
+def _check_labels(network: Network, y: Tensor | None, rows: int) -> None:
+    """Labels must be (B,) int64 of the network's classes, or its null class."""
+    if y is None:
+        return
+    if y.shape != (rows,) or y.dtype != torch.int64:
+        raise ValueError(f"y must be ({rows},) int64 labels, got {tuple(y.shape)} {y.dtype}")
+    classes = getattr(network, "num_classes", None)
+    if classes and rows and not bool(((y >= 0) & (y <= classes)).all()):
+        raise ValueError(
+            f"labels must be 0 to {classes - 1}, or {classes} for no class; they are "
+            f"{int(y.min())} to {int(y.max())}"
+        )
