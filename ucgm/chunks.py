@@ -189,7 +189,10 @@ class Stopwatch:
 class ImageSource(Protocol):
     """Images by index: samples of a run, a folder, a file."""
 
-    network_rows: int
+    @property
+    def network_rows(self) -> int:
+        """Rows a network has evaluated for them so far."""
+        ...
 
     def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
         """Images (B, C, H, W) uint8 of ``indices`` (n,), in order, in batches of any size."""
