@@ -115,7 +115,10 @@ class Codec:
     def to_network(self, raw: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) to normalised ones, float32."""
         mean, std = self._columns(raw)
-        return (raw.float() - mean) / std * self.scale
+        if self.normalise == "none":
+            return raw.float()
+        x = (raw.float() - mean).div_(std)
+        return x if self.scale == 1.0 else x.mul_(self.scale)
 
     def to_raw(self, x: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to raw ones, float32."""

@@ -45,6 +45,7 @@ class LatentDataset(Dataset):
         self.num_classes = int(manifest["num_classes"])
         self.class_names = tuple(manifest["classes"])
         self.exact = self.codec.kind == "identity"
+        self.sampled = self.codec.store == "moments"
         self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes)
         if self.rows.row_shape != self.codec.stored_shape:
             raise ValueError(
@@ -73,7 +74,7 @@ class LatentDataset(Dataset):
         if self.exact:
             return from_uint8(stored)
         raw = stored.float()
-        if self.codec.store == "moments":
+        if self.sampled:
             raw, std = raw.chunk(2, dim=1)
             if random is not None:
                 raw = raw + std * random.normal(*self.shape)

@@ -6,18 +6,23 @@ Position p = step * global_batch + i is row i of that step.  Rank r of W takes t
 same for any W, and no row is lost or repeated by a restart.
 
 Everything random has the key (seed, step, i) too: whether row i is flipped, and the noise by which
-a row of moments becomes a sample.  Neither depends on the number of loader processes, and a set
-visited twice shows other flips.  Flips are part of the index, so they are decided in the main
-process; moments are sampled where ``device`` says, after the transfer.
+a row of moments becomes a sample.  Neither depends on the number of workers, and a set visited
+twice shows other flips.  Flips are part of the index; moments are sampled where ``device`` says,
+after the transfer.
+
+Workers are threads: reading, decoding and resizing release the interpreter's lock, and a batch
+need not cross from process to process, which costs more than reading it (and, in containers, a
+shared memory that is always too small).
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from ucgm.data.source import Dataset
 from ucgm.randomness import RowRandom
@@ -25,6 +30,7 @@ from ucgm.randomness import RowRandom
 # Streams of the row keys that no objective comes near.
 _FLIP_STREAM = 1 << 20
 _PREPARE_STREAM = (1 << 20) + 1
+_AHEAD = 2  # batches per worker
 
 
 @lru_cache(maxsize=2)
@@ -78,7 +84,7 @@ class BatchPlan(NamedTuple):
         return torch.arange(start, start + self.micro_batch)
 
 
-class _StepSampler(Sampler[list[int]]):
+class _StepSampler:
     """Index lists of the micro-batches from ``start_step`` on, forever."""
 
     def __init__(self, dataset: Dataset, seed: int, plan: BatchPlan, start_step: int) -> None:
@@ -98,23 +104,6 @@ class _StepSampler(Sampler[list[int]]):
             step += 1
 
 
-class _Reader(torch.utils.data.Dataset):
-    """What a loader process needs of a data set: only its reading half."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.dataset.read(indices)
-
-
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
-
-
 def batches(
     dataset: Dataset,
     plan: BatchPlan,
@@ -130,36 +119,45 @@ def batches(
         plan: how the global batch is cut.
         seed: of order, flips and posterior samples.
         start_step: optimizer step to begin with; going there costs nothing.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: threads that read ahead; 0 reads when asked.
         device: where x is prepared (converted, normalised, sampled) and handed out; None: the CPU.
 
     Yields:
         x (B, C, H, W) float32 in the network's space, y (B,) int64.
     """
-    loader = DataLoader(
-        _Reader(dataset),
-        batch_sampler=_StepSampler(dataset, seed, plan, start_step),
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator().manual_seed(0),  # else every loader moves the global generator
-    )
-    return _prepared(dataset, plan, seed, start_step, iter(loader), torch.device(device or "cpu"))
-
-
-def _prepared(
-    dataset: Dataset,
-    plan: BatchPlan,
-    seed: int,
-    step: int,
-    stored: Iterator[tuple[Tensor, Tensor]],
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The second half of a batch, on the device."""
+    where = torch.device(device or "cpu")
+    sampler = _StepSampler(dataset, seed, plan, start_step)
+    stored = _read_ahead(dataset, iter(sampler), num_workers, where.type == "cuda")
+    step = start_step
     while True:
         for micro in range(plan.accumulation):
-            values, y = (v.to(device, non_blocking=True) for v in next(stored))
-            keys = RowRandom.for_rows(seed, step, plan.rows(micro).to(device)).keys
-            yield dataset.prepare(values, RowRandom(keys, _PREPARE_STREAM)), y
+            values, y = (v.to(where, non_blocking=True) for v in next(stored))
+            random = None
+            if dataset.sampled:
+                keys = RowRandom.for_rows(seed, step, plan.rows(micro).to(where)).keys
+                random = RowRandom(keys, _PREPARE_STREAM)
+            yield dataset.prepare(values, random), y
         step += 1
+
+
+def _read_ahead(
+    dataset: Dataset, indices: Iterator[list[int]], num_workers: int, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the data set stores at ``indices``, in order, read by threads before it is asked for."""
+
+    def read(wanted: list[int]) -> tuple[Tensor, Tensor]:
+        stored, y = dataset.read(wanted)
+        return (stored.pin_memory(), y.pin_memory()) if pin else (stored, y)
+
+    if num_workers == 0:
+        yield from map(read, indices)
+        return
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="ucgm-loader")
+    try:
+        ahead = deque(pool.submit(read, next(indices)) for _ in range(_AHEAD * num_workers))
+        while True:
+            batch = ahead.popleft().result()
+            ahead.append(pool.submit(read, next(indices)))
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

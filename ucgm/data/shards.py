@@ -5,27 +5,62 @@ disk.
 
 Why not a memory map: its pages count as resident memory and an epoch maps the whole set, every
 first touch is a page fault, and a file that shrinks under it kills the process.  ``pread`` uses the
-same page cache, keeps nothing, and a short read is an error that can name the file.
+same page cache, keeps nothing, lets other threads run, and a short read is an error that can name
+the file.
 """
 
-import bisect
 import os
+import resource
+import sys
+import threading
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from ucgm.data.shardfile import DTYPES, read_header
 
-_OPEN_FILES = 256
+
+class Buffers:
+    """Batch buffers that are used again when nothing refers to them any more.
+
+    Fresh memory is paid for by a page fault per 4 kB, which costs more than the reading.
+
+    Args:
+        keep: how many are kept; more at a time are allocated and forgotten.
+    """
+
+    def __init__(self, keep: int = 8) -> None:
+        self.keep, self._lock = keep, threading.Lock()
+        self._pool: list[np.ndarray] = []
+
+    def take(self, size: int) -> Tensor:
+        """(size,) uint8 that nobody else reads or writes."""
+        with self._lock:
+            for place in range(len(self._pool)):
+                if len(self._pool[place]) == size and _references(self._pool, place) == _FREE:
+                    return torch.from_numpy(self._pool[place])
+            if len(self._pool) >= self.keep:
+                self._pool.pop(0)
+            self._pool.append(np.empty(size, dtype=np.uint8))
+            return torch.from_numpy(self._pool[-1])
+
+
+def _references(pool: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(pool[place])
+
+
+# A tensor of from_numpy, and every view of it, holds a reference to the array.  How many an array
+# has that only the pool knows differs between versions of Python, so it is measured.
+_FREE = _references([np.empty(0, dtype=np.uint8)], 0)
 
 
 class ShardSet:
     """Rows of many shards under one index; keeps O(shards) in memory, and labels once touched.
+
+    May be read from several threads.
 
     Args:
         paths: the files, in the order of the rows.
@@ -53,21 +88,37 @@ class ShardSet:
         self.row_shape = first.shape[1:]
         self.dtype = DTYPES[first.dtype]
         self.flips = all("latents_flip" in shard.arrays for shard in self.shards)
-        self._ends = list(accumulate(shard.rows for shard in self.shards))
-        self._labels: dict[int, np.ndarray] = {}
-        self._files: dict[int, int] = {}
+        self.row_bytes = first.row_bytes
+        counts = np.array([shard.rows for shard in self.shards], dtype=np.int64)
+        self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
+        self._offsets = np.array(  # of the two arrays in each file
+            [[s.arrays.get(n, (0,))[0] for s in self.shards] for n in ("latents", "latents_flip")]
+        )
+        # Virtual until a shard is touched: 4 bytes a row.
+        self._labels = np.empty(len(self), dtype=np.int32)
+        self._known = np.zeros(len(self.shards), dtype=bool)
+        self._handles = np.full(len(self.shards), -1)
+        self._lock = threading.Lock()
+        self._buffers = Buffers()
+        _allow_open_files(len(self.shards))
 
     def __len__(self) -> int:
         """Number of rows."""
-        return self._ends[-1]
+        return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything but open files, which belong to a process."""
-        return {**self.__dict__, "_files": {}}
+        """Everything but what belongs to a process: open files, buffers, locks."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_buffers")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _buffers=Buffers())
+        self._handles = np.full(len(self.shards), -1)
 
     def __del__(self) -> None:
-        for handle in getattr(self, "_files", {}).values():
-            os.close(handle)
+        for handle in getattr(self, "_handles", np.empty(0)).tolist():
+            if handle >= 0:
+                os.close(handle)
 
     def gather(self, rows: np.ndarray, flipped: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows in the order asked for, read in the order of the disk.
@@ -82,78 +133,77 @@ class ShardSet:
         Raises:
             ValueError: a file has become shorter, or a label is out of range.
         """
-        batch = _empty((len(rows), *self.row_shape), self.dtype)
-        slots = [memoryview(row) for row in batch.view(len(rows), -1).view(torch.uint8).numpy()]
-        labels = np.empty(len(rows), dtype=np.int64)
-        number, start, end = -1, 0, 0
-        for slot in np.argsort(rows).tolist():
-            row = int(rows[slot])
-            if row >= end:
-                number = bisect.bisect_right(self._ends, row)
-                start, end = self._ends[number] - self.shards[number].rows, self._ends[number]
-                file, own, arrays = (
-                    self._file(number),
-                    self.labels(number),
-                    self.shards[number].arrays,
-                )
-            array = arrays["latents_flip" if flipped[slot] else "latents"]
-            at = array.offset + (row - start) * array.row_bytes
-            if os.preadv(file, (slots[slot],), at) != array.row_bytes:
-                raise ValueError(
-                    f"shard {self.shards[number].path} is truncated in row {row - start}."
-                )
-            labels[slot] = own[row - start]
-        return batch, torch.from_numpy(labels)
+        number = np.searchsorted(self._ends, rows, side="right")
+        for n in np.unique(number[~self._known[number]]).tolist():
+            self._touch(n)
+        at = self._offsets[flipped.astype(np.int64), number]
+        at += (rows - self._starts[number]) * self.row_bytes
+        order = np.lexsort((at, number))
+        slots = self._buffers.take(len(rows) * self.row_bytes).view(len(rows), -1)
+        bytes_of, handles = slots.numpy(), self._handles[number[order]].tolist()
+        for slot, handle, offset in zip(order.tolist(), handles, at[order].tolist(), strict=True):
+            if os.preadv(handle, (bytes_of[slot],), offset) != self.row_bytes:
+                raise ValueError(f"shard {self.shards[number[slot]].path} has become shorter.")
+        latents = slots.view(-1).view(self.dtype).view(-1, *self.row_shape)
+        return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
     def labels(self, number: int) -> np.ndarray:
         """(n,) int32 labels of shard ``number``, checked when first read."""
-        if number not in self._labels:
-            shard = self.shards[number]
-            content = self.read(number, "labels").numpy()
-            limit = self.num_classes if self.num_classes is not None else 2**31
-            bad = np.flatnonzero((content < 0) | (content >= max(limit, 1)))
+        if not self._known[number]:
+            self._touch(number)
+        return self._labels[self._starts[number] : self._ends[number]]
+
+    def _touch(self, number: int) -> None:
+        """Open a shard and read its labels, on the first visit."""
+        shard = self.shards[number]
+        with self._lock:
+            if self._known[number]:
+                return
+            if self._handles[number] < 0:
+                try:
+                    self._handles[number] = os.open(shard.path, os.O_RDONLY)
+                except OSError as error:
+                    raise ValueError(f"shard {shard.path} has gone: {error}") from error
+            content = self._read(number, "labels", 0, shard.rows).numpy()
+            count = 2**31 if self.num_classes is None else max(self.num_classes, 1)
+            bad = np.flatnonzero((content < 0) | (content >= count))
             if len(bad):
                 raise ValueError(
                     f"shard {shard.path}: label {content[bad[0]]} in row {bad[0]} is out of range "
-                    f"({len(bad)} such rows); the classes are 0 to {max(limit, 1) - 1}."
+                    f"({len(bad)} such rows); the classes are 0 to {count - 1}."
                 )
-            self._labels[number] = content.astype(np.int32)
-        return self._labels[number]
+            self._labels[self._starts[number] : self._ends[number]] = content
+            self._known[number] = True
 
     def read(self, number: int, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` of array ``name`` of shard ``number``."""
-        shard = self.shards[number]
-        array = shard.arrays[name]
-        count = shard.rows - first if count is None else min(count, shard.rows - first)
+        self.labels(number)
+        rows = self.shards[number].rows - first
+        return self._read(number, name, first, rows if count is None else min(count, rows))
+
+    def _read(self, number: int, name: str, first: int, count: int) -> Tensor:
+        array = self.shards[number].arrays[name]
         dtype = torch.int64 if name == "labels" else self.dtype
         rows = torch.empty((count, *array.shape[1:]), dtype=dtype)
         view = memoryview(rows.reshape(-1).view(torch.uint8).numpy())
         done, at = 0, array.offset + first * array.row_bytes
         while done < len(view):
-            step = os.preadv(self._file(number), (view[done:],), at + done)
+            step = os.preadv(int(self._handles[number]), (view[done:],), at + done)
             if step == 0:
-                raise ValueError(f"shard {shard.path} is truncated in {name}.")
+                raise ValueError(f"shard {self.shards[number].path} has become shorter.")
             done += step
         return rows
 
-    def _file(self, number: int) -> int:
-        """The descriptor of a shard in this process; the longest open one makes room."""
-        handle = self._files.get(number)
-        if handle is None:
-            if len(self._files) >= _OPEN_FILES:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                handle = os.open(self.shards[number].path, os.O_RDONLY)
-            except OSError as error:
-                raise ValueError(f"shard {self.shards[number].path} has gone: {error}") from error
-            self._files[number] = handle
-        return handle
 
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty batch; in a loader process in shared memory, which saves the copy to get there."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    count = int(np.prod(shape))
-    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize, device="cpu")
-    return torch.empty(0, dtype=dtype).set_(storage, 0, (count,)).view(shape)
+def _allow_open_files(count: int) -> None:
+    """Make room for ``count`` descriptors beside those of the rest of the process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise ValueError(
+            f"{count} shards need more open files than this system allows ({hard}): encode with a "
+            "larger --shard-size, or raise the limit (ulimit -n)."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

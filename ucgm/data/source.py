@@ -39,6 +39,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
             that the set itself can serve as the reference of a benchmark.
         extractor: name of the feature extractor for such images.
         mirrored: whether index ``len(self) + i`` is sample i flipped left to right.
+        sampled: whether :meth:`prepare` draws a sample where it is given random numbers.
         codec: between pixels and latents; None where the network works on pixels in memory.
     """
 
@@ -49,6 +50,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
     exact: bool = False
     extractor: str = "inception"
     mirrored: bool = False
+    sampled: bool = False
     codec: Codec | None = None
 
     @abstractmethod
