@@ -47,6 +47,27 @@ def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1))
 
 
+def mse_and_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B,) mean squared error plus the cosine term."""
+    return mean_flat((prediction - target).square()) + cosine_loss(prediction, target)
+
+
+def per_sample_loss(
+    prediction: Tensor,
+    target: Tensor,
+    power: tuple[float, float, bool],
+    pseudo_huber_c: float | None,
+    cosine: bool,
+) -> Tensor:
+    """(B,) unweighted losses: pseudo-Huber if its c is given, else (power, epsilon, total)."""
+    error = prediction - target
+    if pseudo_huber_c is not None:
+        loss = pseudo_huber_loss(error, pseudo_huber_c)
+    else:
+        loss = power_loss(error, *power)
+    return loss + cosine_loss(prediction, target) if cosine else loss
+
+
 def time_weight(
     name: Weight | None, transport: Transport, t: Tensor, s: Tensor, m: Tensor
 ) -> Tensor:

@@ -20,14 +20,7 @@ from ucgm.objective.additions import Alignment, flow_anchor, matching_term, own_
 from ucgm.objective.anchors import AnchorSchedule, anchor
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.fields import FIELD_RULES, FieldName, field_at, sources_of
-from ucgm.objective.losses import (
-    LogVariance,
-    Weight,
-    cosine_loss,
-    power_loss,
-    pseudo_huber_loss,
-    time_weight,
-)
+from ucgm.objective.losses import LogVariance, Weight, mse_and_cosine, per_sample_loss, time_weight
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import StepRule, TangentMethod
 from ucgm.objective.target import consistency_target
@@ -240,6 +233,20 @@ class Objective:
             alignment: the module of representation alignment.
             progress: share of the run that is done, for the tangent warm-up.
         """
+        heads = (log_variance, alignment)
+        return self.terms_and_passes(network, draw, target, teacher, heads, progress)[0]
+
+    def terms_and_passes(
+        self,
+        network: Network,
+        draw: Draw,
+        target: Network | None,
+        teacher: Network | list[Network] | None,
+        heads: tuple[LogVariance | None, Alignment | None],
+        progress: float,
+    ) -> tuple[Terms, Passes]:
+        """:meth:`terms`, and the record of the passes that were made."""
+        log_variance, alignment = heads
         if self.needs_teacher and not teacher:
             raise ValueError(
                 f"objective.field = {self.field!r} needs a teacher: start from a trained run"
@@ -261,7 +268,13 @@ class Objective:
                 wanted = consistency_target(
                     self, passes, second, x_t, prediction.detach(), field, progress
                 )
-        per_sample = self._loss(prediction, wanted)
+        per_sample = per_sample_loss(
+            prediction,
+            wanted,
+            (self.loss_power, self.loss_epsilon, self.loss_sum),
+            self.pseudo_huber_c,
+            self.cosine_loss,
+        )
         weight = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m)
         rows = weight * per_sample
         if self.log_variance:
@@ -271,22 +284,12 @@ class Objective:
             rows = rows * torch.exp(-u) + u
         loss = rows.mean()
         if at_t is not None:
-            plain = power_loss(at_t - field, 0.0, 0.0, False) + cosine_loss(at_t, field)
-            loss = loss + self.flow_anchor * plain.mean()
+            loss = loss + self.flow_anchor * mse_and_cosine(at_t, field).mean()
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, x_t, prediction)
         if self.alignment and alignment is not None:
             loss = loss + self.alignment * alignment.loss()
-        return Terms(loss, per_sample, prediction, wanted)
-
-    def _loss(self, prediction: Tensor, wanted: Tensor) -> Tensor:
-        """(B,) unweighted losses."""
-        error = prediction - wanted
-        if self.pseudo_huber_c is not None:
-            loss = pseudo_huber_loss(error, self.pseudo_huber_c)
-        else:
-            loss = power_loss(error, self.loss_power, self.loss_epsilon, self.loss_sum)
-        return loss + cosine_loss(prediction, wanted) if self.cosine_loss else loss
+        return Terms(loss, per_sample, prediction, wanted), passes
 
     def with_settings(self, **settings: Any) -> "Objective":
         """A copy with some settings replaced; an unknown name is a ValueError."""

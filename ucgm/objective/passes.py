@@ -36,14 +36,15 @@ class Passes:
     for all rows, because a mask drawn for fewer rows would be another one.
 
     Attributes:
-        rows: rows evaluated so far, those of the gradient pass included.
+        rows: rows evaluated so far, by kind: with gradient, forward only, with a tangent.
     """
 
     def __init__(self, network: Network, draw: Draw, two_time: bool) -> None:
         self.network = network
         self.draw = draw
         self.two_time = two_time
-        self.rows = 0
+        self.rows = {"gradient": 0, "forward": 0, "tangent": 0}
+        self.tangent = False
         self.whole = _has_active_dropout(network)
         self._state: tuple[Tensor, Tensor | None] | None = None
         # TwinFlow tells the network's own samples by the sign of their times.
@@ -95,7 +96,8 @@ class Passes:
             index: which rows of the draw these are; None: all.
             signed: give own samples of TwinFlow their negative times.
         """
-        self.rows += len(x)
+        kind = "gradient" if torch.is_grad_enabled() else "tangent" if self.tangent else "forward"
+        self.rows[kind] += len(x)
         self._replay()
         extra: dict[str, Any] = {}
         if self.draw.guidance is not None:

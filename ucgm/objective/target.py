@@ -49,7 +49,8 @@ def consistency_target(
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
     wish, said = take(field, index), take(prediction, index)
     limit = bool((host.m == host.t)[moving].all())
-    tangents = Tangents(objective, passes, second, index, y, s)
+    coarse = torch.is_autocast_enabled(x_t.device.type)
+    tangents = Tangents(objective, passes, second, index, y, s, coarse)
     # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
     with torch.autocast(x_t.device.type, enabled=False):
         along = tangents.own_velocity(x, t) if objective.own_velocity else wish
@@ -77,6 +78,7 @@ class Tangents:
         index: Tensor | None,
         y: Tensor | None,
         s: Tensor,
+        coarse: bool,
     ) -> None:
         self.objective = objective
         self.passes = passes
@@ -84,6 +86,8 @@ class Tangents:
         self.index = index
         self.y = y
         self.s = s
+        # Whether the gradient pass ran in half precision.
+        self.coarse = coarse
 
     @property
     def transport(self) -> Transport:
@@ -115,12 +119,17 @@ class Tangents:
         objective, transport = self.objective, self.transport
         if not limit:
             if objective.tangent == "forward" and objective.consistency_ratio == 1.0:
-                # Under autocast the gradient pass is too coarse for a difference over a small gap.
-                autocast = torch.is_autocast_enabled(x.device.type)
-                said = self.evaluate(x, t) if autocast else said
+                # Too coarse for a difference over a small gap.
+                if self.coarse:
+                    said = self.passes.call(
+                        bare(self.passes.network), x, t, self.y, self.s, self.index
+                    )
             return finite_tangent(transport, said, self.evaluate, x, (t, self.s, m), along)
         if objective.tangent == "jvp":
-            return jvp_tangent(transport, self.evaluate, x, t, self.s, along)
+            self.passes.tangent = True
+            tangent = jvp_tangent(transport, self.evaluate, x, t, self.s, along)
+            self.passes.tangent = False
+            return tangent
         return difference_tangent(
             transport, self.evaluate, x, t, self.s, along, objective.tangent_step, True
         )
