@@ -56,20 +56,43 @@ def preset(name: str, **settings: Any) -> Objective:
     return PRESETS[name]().with_settings(**settings)
 
 
-def print_presets() -> None:
+def settings_of(objective: Objective) -> dict[str, Any]:
+    """The settings in which ``objective`` differs from plain flow matching."""
+    plain = multi_step.flow_matching()
+    names = (f.name for f in dataclasses.fields(Objective) if f.name != "preset")
+    return {n: getattr(objective, n) for n in names if getattr(objective, n) != getattr(plain, n)}
+
+
+def preset_table() -> str:
+    """The presets as Markdown: method, passes per row of the batch, settings."""
+    lines = ["| preset | method | passes | settings |", "|---|---|---|---|"]
+    for name, make in PRESETS.items():
+        objective = make()
+        method = (make.__doc__ or "").strip().splitlines()[0]
+        counts = count_passes(objective)
+        passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
+        settings = "<br>".join(f"`{k} = {v}`" for k, v in settings_of(objective).items())
+        lines.append(f"| `{name}` | {method} | {passes} | {settings} |")
+    return "\n".join(lines)
+
+
+def print_presets(markdown: bool = False) -> None:
     """Print every preset: its passes, and the settings in which it differs from flow matching.
 
     Passes are per row of the batch: ``gradient`` a forward and its backward, ``forward`` without
     gradient, ``tangent`` a forward with its derivative; a row that a pass skips counts 0.
+
+    Args:
+        markdown: print the table of docs/objective.md.
     """
-    plain = multi_step.flow_matching()
+    if markdown:
+        print(preset_table())
+        return
     for name, make in PRESETS.items():
         objective = make()
         print(f"{name}: {(make.__doc__ or '').strip().splitlines()[0]}")
         counts = count_passes(objective)
         passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
         print(f"    passes: {passes}")
-        for field in dataclasses.fields(Objective):
-            value = getattr(objective, field.name)
-            if field.name != "preset" and value != getattr(plain, field.name):
-                print(f"    {field.name} = {value}")
+        for key, value in settings_of(objective).items():
+            print(f"    {key} = {value}")

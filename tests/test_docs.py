@@ -1,0 +1,21 @@
+"""The guides are true: tables are what the commands print, and the Python in them runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ucgm.objective.presets import preset_table
+
+REPO = Path(__file__).parents[1]
+
+
+def test_preset_table_is_what_the_command_prints():
+    assert preset_table() in (REPO / "docs/objective.md").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(REPO.glob("docs/*.md")), ids=lambda p: p.stem)
+def test_python_blocks_run(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(block, str(page), "exec"), {"torch": torch})
