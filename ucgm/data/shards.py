@@ -1,12 +1,11 @@
 """Shards as one list of rows, read by position.
 
-Headers are read once; a row is then one ``pread`` into its place in the batch, in the order of the
-disk.
-
-Why not a memory map: its pages count as resident memory and an epoch maps the whole set, every
-first touch is a page fault, and a file that shrinks under it kills the process.  ``pread`` uses the
-same page cache, keeps nothing, lets other threads run, and a short read is an error that can name
-the file.
+Headers are read once; a row then goes straight to its place in the batch, in the order of the disk.
+A set of up to 256 MiB is mapped into memory.  A larger one is read with ``pread``: pages of a map
+count as resident memory and an epoch would map the whole set, every first touch is a page fault,
+which makes it no faster than a call, and a file that shrinks under a map kills the process.
+``pread`` uses the same page cache, keeps nothing, lets other threads run, and a short read is an
+error that can name the file.
 """
 
 import os
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from ucgm.data.shardfile import DTYPES, read_header
+
+MAP_BELOW = 2**28  # bytes; a mapped row is copied twice as fast, once its pages are there
 
 
 class Buffers:
@@ -70,6 +71,7 @@ class ShardSet:
         row_shape: shape of one row.
         dtype: of a row.
         flips: whether all shards hold ``latents_flip``.
+        mapped: whether rows are copied from a memory map; set before the first read.
     """
 
     def __init__(self, paths: Sequence[Path], num_classes: int | None = None) -> None:
@@ -99,6 +101,8 @@ class ShardSet:
         self._labels = np.empty(len(self), dtype=np.int32)
         self._known = np.zeros(len(self.shards), dtype=bool)
         self._handles = np.full(len(self.shards), -1)
+        self._maps: dict[int, np.ndarray] = {}
+        self.mapped = len(self) * self.row_bytes * (1 + self.flips) <= MAP_BELOW
         self._lock = threading.Lock()
         self._buffers = Buffers()
         _allow_open_files(len(self.shards))
@@ -108,12 +112,14 @@ class ShardSet:
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything but what belongs to a process: open files, buffers, locks."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_buffers")}
+        """Everything but what belongs to a process: open files, maps, buffers, locks."""
+        own = ("_handles", "_maps", "_known", "_lock", "_buffers")
+        return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _buffers=Buffers())
+        self.__dict__.update(state, _lock=threading.Lock(), _buffers=Buffers(), _maps={})
         self._handles = np.full(len(self.shards), -1)
+        self._known = np.zeros(len(self.shards), dtype=bool)
 
     def __del__(self) -> None:
         for handle in getattr(self, "_handles", np.empty(0)).tolist():
@@ -140,12 +146,25 @@ class ShardSet:
         at += (rows - self._starts[number]) * self.row_bytes
         order = np.lexsort((at, number))
         slots = self._buffers.take(len(rows) * self.row_bytes).view(len(rows), -1)
-        bytes_of, handles = slots.numpy(), self._handles[number[order]].tolist()
-        for slot, handle, offset in zip(order.tolist(), handles, at[order].tolist(), strict=True):
-            if os.preadv(handle, (bytes_of[slot],), offset) != self.row_bytes:
-                raise ValueError(f"shard {self.shards[number[slot]].path} has become shorter.")
+        copy = self._copy_mapped if self.mapped else self._copy_read
+        copy(slots.numpy(), order.tolist(), number[order].tolist(), at[order].tolist())
         latents = slots.view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
+
+    def _copy_mapped(
+        self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
+    ) -> None:
+        size, maps = self.row_bytes, self._maps
+        for slot, number, offset in zip(slots, numbers, offsets, strict=True):
+            out[slot] = maps[number][offset : offset + size]
+
+    def _copy_read(
+        self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
+    ) -> None:
+        handles = self._handles.tolist()
+        for slot, number, offset in zip(slots, numbers, offsets, strict=True):
+            if os.preadv(handles[number], (out[slot],), offset) != self.row_bytes:
+                raise ValueError(f"shard {self.shards[number].path} has become shorter.")
 
     def labels(self, number: int) -> np.ndarray:
         """(n,) int32 labels of shard ``number``, checked when first read."""
@@ -172,6 +191,8 @@ class ShardSet:
                     f"shard {shard.path}: label {content[bad[0]]} in row {bad[0]} is out of range "
                     f"({len(bad)} such rows); the classes are 0 to {count - 1}."
                 )
+            if self.mapped:
+                self._maps[number] = np.asarray(np.memmap(shard.path, np.uint8, "r"))
             self._labels[self._starts[number] : self._ends[number]] = content
             self._known[number] = True
 
