@@ -64,6 +64,8 @@ def test_diffusers_layout_of_dit():
         for block in theirs.transformer_blocks:
             block.norm1.emb.load_state_dict(first)
     ours = from_state_dict("dit", theirs.state_dict(), input_size=8, num_heads=4)
+    again = from_state_dict("dit", theirs.state_dict(), **theirs.config)
+    assert again.config == ours.config, "the settings of its config.json do as well"
     x, y, t = torch.randn(3, 4, 8, 8), torch.tensor([0, 3, 5]), torch.tensor([0, 500, 999])
 
     def theirs_at():

@@ -75,22 +75,38 @@ def import_weights(
     return Imported(network, built, shape, num_classes, source, (*left, *dropped))
 
 
+_SAME = {
+    "use_qknorm": "qk_norm",
+    "use_rope": "rope",
+    "num_groups": "num_heads",
+    "num_encoder_blocks": "encoder_depth",
+    "num_attention_heads": "num_heads",
+    "num_layers": "depth",
+    "sample_size": "input_size",
+    "num_embeds_ada_norm": "num_classes",
+}
+"""Settings of published constructors (the last four: diffusers' config.json) -> ours."""
+
+_NO_EFFECT = {"class_dropout_prob", "use_checkpoint", "fused_attn"} | {
+    *("attention_head_dim", "attention_bias", "activation_fn", "dropout", "norm_num_groups"),
+    *("upcast_attention", "norm_type", "norm_elementwise_affine", "norm_eps", "out_channels"),
+}
+"""Settings that change nothing here, or that the shapes show."""
+
+
 def _our_names(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
     """Translate settings under the names of the published constructors."""
-    given = {k: v for k, v in given.items() if k not in ("class_dropout_prob", "use_checkpoint")}
+    given = {k: v for k, v in given.items() if k not in _NO_EFFECT and not k.startswith("_")}
     if isinstance(config, DiTConfig):
-        names = {"use_qknorm": "qk_norm", "use_rope": "rope"}
         if "use_swiglu" in given:
             given["mlp"] = "swiglu" if given.pop("use_swiglu") else "gelu"
         if "wo_shift" in given:
             given["shift"] = not given.pop("wo_shift")
         if "use_rmsnorm" in given and not given.pop("use_rmsnorm"):
             given |= {"norm": "layer", "norm_affine": False}
-    else:
-        names = {"num_groups": "num_heads", "num_encoder_blocks": "encoder_depth"}
-        if "num_groups" in given and "num_blocks" in given:
-            names["num_blocks"] = "depth"
-    given = {names.get(key, key): value for key, value in given.items()}
+    elif "num_blocks" in given and "encoder_depth" in {f.name for f in fields(config)}:
+        given["depth"] = given.pop("num_blocks")
+    given = {_SAME.get(key, key): value for key, value in given.items()}
     known = {f.name for f in fields(config)} | {"input_size", "in_channels", "num_classes"}
     known -= {"size", "family", "gradient_checkpointing"}
     unknown = given.keys() - known
