@@ -92,6 +92,7 @@ def encode_data(
     if world.first:
         finish(folder, job)
     world.wait()
+    world.leave()
     return folder
 
 

@@ -97,29 +97,31 @@ class ShardSet:
         self._offsets = np.array(  # of the two arrays in each file
             [[s.arrays.get(n, (0,))[0] for s in self.shards] for n in ("latents", "latents_flip")]
         )
-        # Virtual until a shard is touched: 4 bytes a row.
-        self._labels = np.empty(len(self), dtype=np.int32)
-        self._known = np.zeros(len(self.shards), dtype=bool)
-        self._handles = np.full(len(self.shards), -1)
-        self._maps: dict[int, np.ndarray] = {}
         self.mapped = len(self) * self.row_bytes * (1 + self.flips) <= MAP_BELOW
-        self._lock = threading.Lock()
-        self._buffers = Buffers()
-        _allow_open_files(len(self.shards))
+        self._enter_process()
+        _allow_open_files(len(self.shards) * (1 + self.mapped))  # a map keeps a descriptor too
 
     def __len__(self) -> int:
         """Number of rows."""
         return int(self._ends[-1])
 
     def __getstate__(self) -> dict[str, object]:
-        """Everything but what belongs to a process: open files, maps, buffers, locks."""
-        own = ("_handles", "_maps", "_known", "_lock", "_buffers")
+        """Everything but what belongs to a process: labels, open files, maps, buffers, locks."""
+        own = ("_labels", "_known", "_handles", "_maps", "_lock", "_buffers")
         return {k: v for k, v in self.__dict__.items() if k not in own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _buffers=Buffers(), _maps={})
-        self._handles = np.full(len(self.shards), -1)
+        self.__dict__.update(state)
+        self._enter_process()
+
+    def _enter_process(self) -> None:
+        # Virtual until a shard is touched: 4 bytes a row.
+        self._labels = np.empty(len(self), dtype=np.int32)
         self._known = np.zeros(len(self.shards), dtype=bool)
+        self._handles = np.full(len(self.shards), -1)
+        self._maps: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._buffers = Buffers()
 
     def __del__(self) -> None:
         for handle in getattr(self, "_handles", np.empty(0)).tolist():
@@ -224,7 +226,7 @@ def _allow_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise ValueError(
-            f"{count} shards need more open files than this system allows ({hard}): encode with a "
+            f"{count} open shards are more than this system allows ({hard}): encode with a "
             "larger --shard-size, or raise the limit (ulimit -n)."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
