@@ -11,7 +11,7 @@ Every operation keeps the expected magnitude (root mean square) of its input at 
 
 The network's input is x_t of the EDM transport, already scaled by c_in, and c_noise = ln(sigma)/4
 ("native time"); its output is that transport's F. A label is a one-hot vector times
-sqrt(num_classes); the null class is the zero vector, as in the published unconditional pass.
+sqrt(num_classes); the null class is the zero vector, as in the released code of EDM2.
 In training the stored weights v are themselves kept at unit magnitude, before each forward pass
 that records gradients (eq. 66); the published networks differ in width alone.
 """
