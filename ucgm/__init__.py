@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ucgm.checkpoint import Run, load_run
     from ucgm.config import Config
+    from ucgm.integrations import DiffusersNetwork, DiscreteVP, UCGMPipeline, UCGMScheduler
+    from ucgm.nn import DDT, EDM2, DiT, UNet
     from ucgm.objective import Draw, Objective, Terms, preset
     from ucgm.randomness import RowRandom
-    from ucgm.sampler import Grid, Guidance, Guided, Sampler
+    from ucgm.sampler import Autoguided, Churn, Grid, Guidance, Guided, Restart, Sampler
     from ucgm.train import train
     from ucgm.transport import Linear, Transport, Trig
 
@@ -23,15 +25,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoint": ("Run", "load_run"),
     "config": ("Config",),
+    "integrations": ("DiffusersNetwork", "DiscreteVP", "UCGMPipeline", "UCGMScheduler"),
+    "nn": ("DDT", "DiT", "EDM2", "UNet"),
     "objective": ("Draw", "Objective", "Terms", "preset"),
     "randomness": ("RowRandom",),
-    "sampler": ("Grid", "Guidance", "Guided", "Sampler"),
+    "sampler": ("Autoguided", "Churn", "Grid", "Guidance", "Guided", "Restart", "Sampler"),
     "train": ("train",),
     "transport": ("Linear", "Transport", "Trig"),
 }
 _WHERE = {name: f"ucgm.{module}" for module, names in _HOMES.items() for name in names}
 
 __all__ = [*_WHERE]
+
+# A saved pipeline names its parts ("ucgm", class); diffusers looks for their base classes here too.
+_WHERE |= {"ModelMixin": "diffusers", "SchedulerMixin": "diffusers"}
 
 
 def __getattr__(name: str) -> Any:

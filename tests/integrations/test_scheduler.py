@@ -1,0 +1,271 @@
+"""The scheduler by itself: against diffusers' own, configurations, noise, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
+    SCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from ucgm import Churn, DiscreteVP, Grid, Linear, Restart, Sampler, UCGMScheduler
+from ucgm.sampler import NAMED
+from ucgm.transport import Trig
+
+Z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def network(x, t):
+    """Any smooth prediction; t in timesteps."""
+    t = t.float().reshape(-1, *[1] * (x.ndim - 1)) / 1000
+    return torch.tanh(1.3 * x + torch.sin(3 * t)) - 0.4 * t * x
+
+
+def run(scheduler, z=Z, **arguments):
+    """The loop of a pipeline."""
+    x = z
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, return_dict=False, **arguments)[0]
+    return x
+
+
+def native(sampler, offset=0, **arguments):
+    return sampler(lambda x, t, y=None: network(x, 1000 * t - offset), Z, **arguments)
+
+
+def test_euler_is_flow_match_euler():
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(7)
+    ours = UCGMScheduler.from_config(theirs.config)
+    ours.set_timesteps(timesteps=theirs.timesteps)
+    assert ours.config.shift == 3.0
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+    torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
+    ours.set_timesteps(sigmas=np.linspace(1.0, 1 / 7, 7))
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 7, 7))
+    torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-5)
+
+
+def test_velocity_heun_is_flow_match_heun():
+    theirs = FlowMatchHeunDiscreteScheduler(shift=2.0)
+    theirs.set_timesteps(6)
+    ours = UCGMScheduler.from_config(theirs.config, solver="heun")
+    ours.set_timesteps(timesteps=theirs.timesteps[[0, *range(1, 11, 2)]])
+    assert ours.order == theirs.order == 2 and len(ours.timesteps) == len(theirs.timesteps)
+    torch.testing.assert_close(run(ours), run(theirs), rtol=0, atol=1e-4)
+
+
+def test_dpmpp_2m_is_dpm_solver_multistep():
+    theirs = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=2.0
+    )
+    theirs.set_timesteps(8)
+    grid = Grid(explicit=tuple(theirs.sigmas[:-1].double().tolist()))
+    ours = native(Sampler(Linear(), 8, grid=grid, **NAMED["dpmpp_2m"]))
+    x = Z
+    for t, sigma in zip(theirs.timesteps, theirs.sigmas, strict=False):
+        x = theirs.step(network(x, 1000 * sigma), t, x, return_dict=False)[0]
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    "schedule", [{}, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+                 {"beta_schedule": "squaredcos_cap_v2"}, {"trained_betas": [0.01] * 1000}]
+)  # fmt: skip
+def test_ddim_is_ddim(prediction, schedule):
+    """The default scheduler of diffusers keeps its class and its defaults to itself."""
+    theirs = DDIMScheduler(
+        prediction_type=prediction, timestep_spacing="trailing", clip_sample=False, **schedule
+    )
+    theirs.set_timesteps(5)
+    ours = UCGMScheduler.from_config(theirs.config)
+    ours.set_timesteps(timesteps=theirs.timesteps)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps.float())
+    scale = run(theirs).abs().max()
+    assert (run(ours) - run(theirs)).abs().max() < 2e-5 * max(1.0, scale)
+
+
+def test_discrete_levels_are_met_exactly():
+    path = DiscreteVP()
+    theirs = DDPMScheduler()
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    c = path.coefficients(t)
+    assert (c.alpha**2 - theirs.alphas_cumprod.double()).abs().max() < 1e-6
+    torch.testing.assert_close(c.alpha**2 + c.sigma**2, torch.ones_like(t))
+    between = torch.rand(50, dtype=torch.float64) * 0.999 + 0.0005
+    torch.testing.assert_close(path.time_at_log_snr(path.log_snr(between)), between)
+    zero = DiscreteVP(zero_terminal=True)
+    assert zero.coefficients(t).alpha[-1] == pytest.approx(2.0**-12)
+
+
+@pytest.mark.parametrize(
+    "theirs, path, shift",
+    [
+        (DDIMScheduler(), DiscreteVP(), 1.0),
+        (PNDMScheduler(skip_prk_steps=True), DiscreteVP(), 1.0),
+        (EulerDiscreteScheduler(prediction_type="v_prediction"), DiscreteVP("v"), 1.0),
+        (DPMSolverMultistepScheduler(beta_end=0.012), DiscreteVP(beta=(0.0001, 0.012)), 1.0),
+        (DDPMScheduler(prediction_type="sample"), DiscreteVP("x"), 1.0),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), Linear(), 3.0),
+        (UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction",
+                                 flow_shift=2.0), Linear(), 2.0),
+    ],
+)  # fmt: skip
+def test_from_config_of_the_usual_schedulers(theirs, path, shift, tmp_path):
+    ours = UCGMScheduler.from_config(theirs.config, extrapolation=0.3)
+    assert ours.transport == path and ours.config.shift == shift
+    assert ours.config.extrapolation == 0.3 and ours.config.order == 1
+    # The same through the file, where the class is named, and back again.
+    theirs.save_pretrained(tmp_path / "theirs")
+    read = UCGMScheduler.from_pretrained(tmp_path / "theirs")
+    assert read.transport == path and read.config.shift == shift
+    ours.save_pretrained(tmp_path / "ours")
+    again = UCGMScheduler.from_pretrained(tmp_path / "ours")
+    assert again.transport == path and again.sampler(5) == ours.sampler(5)
+    assert UCGMScheduler.from_config(ours.config).sampler(5) == ours.sampler(5)
+    back = type(theirs).from_config(ours.config)
+    for key in ("prediction_type", "shift", "beta_end"):
+        if key in theirs.config:
+            assert back.config[key] == theirs.config[key]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMED if n != "any_step"])
+@pytest.mark.parametrize("path", [Linear(), Trig()], ids=str)
+def test_a_native_sampler_and_its_scheduler_agree(name, path, tmp_path):
+    sampler = Sampler(path, 6, **NAMED[name])
+    scheduler = UCGMScheduler.from_sampler(sampler, seed=4)
+    scheduler.save_pretrained(tmp_path)
+    scheduler = UCGMScheduler.from_pretrained(tmp_path)
+    assert scheduler.sampler(6) == sampler
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(2)
+    out = run(scheduler, generator=generator)
+    expected = native(sampler, generator=torch.Generator().manual_seed(2))
+    assert (out - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+def test_fresh_noise_follows_its_generator():
+    scheduler = UCGMScheduler(stochasticity=0.7)
+
+    def draw(**arguments):
+        scheduler.set_timesteps(4)
+        return run(scheduler, **arguments)
+
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    torch.manual_seed(0)
+    first = draw()
+    torch.manual_seed(0)
+    assert torch.equal(first, draw()) and not torch.equal(first, draw())
+    together = draw(generator=generators(1, 2, 3))
+    assert torch.equal(together[:2], draw(generator=generators(1, 2, 9))[:2])
+    seeded = UCGMScheduler(stochasticity=0.7, seed=8)
+    seeded.set_timesteps(4)
+    whole = run(seeded)
+    seeded.set_timesteps(4)
+    assert torch.equal(whole[:2], run(seeded, Z[:2]))
+
+
+def test_a_second_run_does_not_remember_the_first():
+    scheduler = UCGMScheduler(solver="adams", order=3)
+    scheduler.set_timesteps(5)
+    first = run(scheduler)
+    scheduler.set_timesteps(5)
+    assert scheduler.step_index is None
+    assert torch.equal(first, run(scheduler)) and scheduler.step_index == 5
+
+
+def test_half_precision_models_get_their_type_back():
+    scheduler = UCGMScheduler(solver="adams", order=2)
+    scheduler.set_timesteps(3)
+    out = scheduler.step(Z.bfloat16(), 999.0, Z.bfloat16()).prev_sample
+    assert out.dtype == torch.bfloat16
+
+
+def test_noising_meets_the_path():
+    for path, offset in ((Linear(), 0), (DiscreteVP(), 1)):
+        scheduler = UCGMScheduler() if offset == 0 else UCGMScheduler(prediction_type="epsilon")
+        scheduler.set_timesteps(4)
+        noise = torch.randn_like(Z)
+        t = (scheduler.timesteps[1].double() + offset) / 1000
+        expected = path.mix(Z, noise, t.float().expand(3))
+        for result in (
+            scheduler.scale_noise(Z, scheduler.timesteps[1:2], noise),
+            scheduler.add_noise(Z, noise, scheduler.timesteps[1].expand(3)),
+        ):
+            torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+BAD = [
+    ({"prediction_type": "trigflow"}, "prediction_type 'trigflow' is not supported"),
+    ({"stochasticity": 2.0}, "stochasticity"),
+    ({"solver": "jump"}, "two times"),
+    ({"solver": "adams", "order": 9}, "1 to 4"),
+    ({"gap": (0.7, 0.7)}, "gap"),
+    ({"prediction_type": "epsilon", "beta_schedule": "sigmoid"}, "beta_schedule"),
+    ({"transport": "Straight"}, "not a Transport"),
+]
+
+
+@pytest.mark.parametrize("settings, message", BAD)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UCGMScheduler(**settings)
+
+
+@pytest.mark.parametrize(
+    "theirs, message",
+    [
+        (EDMEulerScheduler(), "name the path"),
+        (SCMScheduler(), "name the path"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
+        (FlowMatchEulerDiscreteScheduler(shift_terminal=0.1), "shift_terminal"),
+        (
+            FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
+            "time_shift_type",
+        ),
+    ],
+)
+def test_configurations_of_models_it_cannot_serve(theirs, message):
+    with pytest.raises(ValueError, match=message):
+        UCGMScheduler.from_config(theirs.config)
+
+
+def test_bad_calls():
+    scheduler = UCGMScheduler()
+    with pytest.raises(ValueError, match="set_timesteps first"):
+        scheduler.step(Z, 1.0, Z)
+    with pytest.raises(ValueError, match="num_inference_steps, sigmas or timesteps"):
+        scheduler.set_timesteps()
+    with pytest.raises(ValueError, match="falling"):
+        scheduler.set_timesteps(timesteps=[100.0, 900.0])
+    with pytest.raises(ValueError, match="2 times were given for 5 steps"):
+        scheduler.set_timesteps(5, timesteps=[900.0, 100.0])
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="without a learned variance"):
+        scheduler.step(torch.cat((Z, Z), 1), 999.0, Z)
+    run(scheduler)
+    with pytest.raises(ValueError, match="all 2 steps are done"):
+        scheduler.step(Z, 1.0, Z)
+    with pytest.raises(ValueError, match="mu is missing"):
+        UCGMScheduler(use_dynamic_shifting=True).set_timesteps(4)
+    with pytest.raises(ValueError, match="linear path alone"):
+        UCGMScheduler(prediction_type="epsilon").set_timesteps(sigmas=[0.9, 0.5])
+    for sampler in (
+        Sampler(restart=Restart()),
+        Sampler(solver="heun", churn=Churn(1.0)),
+        Sampler(steps=1, grid=Grid(explicit=(0.9,))),
+    ):
+        with pytest.raises(ValueError, match="not settings of UCGMScheduler"):
+            UCGMScheduler.from_sampler(sampler)

@@ -1,0 +1,209 @@
+"""Class-conditional generation as a diffusers pipeline: what DiTPipeline leaves out.
+
+    pipe = UCGMPipeline.from_pretrained(folder)
+    images = pipe(["golden retriever", 88], num_inference_steps=20, generator=generators).images
+
+The null class is the model's own, guidance has an interval of times and may concern all channels,
+each image has its own generator and does not depend on the others in the batch, and latents are
+normalised per channel or by the factor of their autoencoder.  The samples are those of the native
+:class:`ucgm.Sampler`: the pipeline runs its loop.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from ucgm.checkpoint import Run
+from ucgm.data.images import to_uint8
+from ucgm.integrations.foreign import random_of
+from ucgm.integrations.scheduler import UCGMScheduler
+from ucgm.sampler import Guidance
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class UCGMPipeline(DiffusionPipeline):
+    """Samples of a network of :mod:`ucgm.nn`.
+
+    Args:
+        model: the network.
+        vae: the autoencoder of its latents; None for a model of pixels.
+        scheduler: the solver and the path.
+        id2label: class number -> name, or names separated by commas.
+        latent_mean: per channel; raw latents are ``x * latent_std + latent_mean``.
+        latent_std: per channel.  Without the two, the factor and shift of the autoencoder are used.
+        guidance_scale: of calls that do not say.
+        guidance_interval: times in which guidance is on, of calls that do not say.
+    """
+
+    model_cpu_offload_seq = "model->vae"
+    _optional_components = ["vae"]
+
+    def __init__(
+        self,
+        model: ModelMixin,
+        vae: ModelMixin | None,
+        scheduler: UCGMScheduler,
+        id2label: dict[int, str] | None = None,
+        latent_mean: Sequence[float] | None = None,
+        latent_std: Sequence[float] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if not isinstance(scheduler, UCGMScheduler):
+            raise ValueError(
+                f"the scheduler is a {type(scheduler).__name__}: use UCGMScheduler.from_config("
+                "scheduler.config)"
+            )
+        if (latent_mean is None) != (latent_std is None):
+            raise ValueError("give both latent_mean and latent_std, or neither")
+        self.register_modules(model=model, vae=vae, scheduler=scheduler)
+        self.register_to_config(
+            id2label=id2label,
+            latent_mean=None if latent_mean is None else list(latent_mean),
+            latent_std=None if latent_std is None else list(latent_std),
+            guidance_scale=guidance_scale,
+            guidance_interval=list(guidance_interval),
+        )
+        names = {int(number): text for number, text in (id2label or {}).items()}
+        self.labels = {
+            name.strip(): number for number, text in names.items() for name in text.split(",")
+        }
+
+    def register_modules(self, **kwargs: Any) -> None:
+        """Components of ours are saved under the public name of their class, ``ucgm.DiT``."""
+        super().register_modules(**kwargs)
+        for name, module in kwargs.items():
+            if type(module).__module__.startswith("ucgm."):
+                self.register_to_config(**{name: ("ucgm", type(module).__name__)})
+
+    @classmethod
+    def from_run(cls, run: Run, **settings: Any) -> "UCGMPipeline":
+        """The pipeline of a trained run, with its sampler, guidance, classes and codec."""
+        data = run.config.data.open()
+        codec = getattr(data, "codec", None)
+        if codec is not None and codec.kind != "identity":
+            std = [s / codec.scale for s in codec.std]
+            settings = {"latent_mean": codec.mean, "latent_std": std} | settings
+            settings.setdefault("vae", codec.autoencoder().module)
+        guidance: Guidance = run.config.guidance
+        settings = {
+            "vae": None,
+            "id2label": dict(enumerate(data.class_names)) or None,
+            "guidance_scale": guidance.scale,
+            "guidance_interval": guidance.interval,
+        } | settings
+        network: Any = run.network
+        return cls(network, scheduler=UCGMScheduler.from_sampler(run.config.sampler), **settings)
+
+    def get_label_ids(self, labels: str | int | Sequence[str | int]) -> list[int]:
+        """Class numbers of names or numbers.
+
+        Raises:
+            ValueError: a name or number that is no class of the model.
+        """
+        classes = self.model.num_classes
+        if classes == 0:
+            raise ValueError("this model has no classes: leave class_labels out, give num_images")
+        numbers = []
+        for label in [labels] if isinstance(labels, str | int) else labels:
+            number = self.labels.get(label) if isinstance(label, str) else int(label)
+            if number is None:
+                known = ", ".join(list(self.labels)[:5]) or "none: the pipeline has no id2label"
+                raise ValueError(f"there is no class named {label!r}; the first names are {known}")
+            if not 0 <= number < classes:
+                raise ValueError(f"class {number} is out of range: choose from 0 to {classes - 1}")
+            numbers.append(number)
+        return numbers
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | Sequence[str | int] | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float | None = None,
+        guidance_interval: Sequence[float] | None = None,
+        guidance_channels: int | None = None,
+        num_images: int | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Generate one image per label.
+
+        Args:
+            class_labels: numbers or names; None for a model without classes, or for no class.
+            num_inference_steps: steps of the solver.
+            guidance_scale: weight of the conditional prediction; 1 is off; None: the pipeline's.
+            guidance_interval: times in [0, 1], 0 the data, in which guidance is on.
+            guidance_channels: guide the first channels alone.
+            num_images: how many, where there are no labels.
+            generator: one for all, or a list with one per image.
+            latents: noise (B, C, H, W) to start from.
+            output_type: pil, np (B, H, W, C) in [0, 1], pt (B, C, H, W) in [0, 1], or latent.
+            return_dict: an object with ``images``, or a tuple.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        device, dtype = self._execution_device, self.model.dtype
+        classes = self.model.num_classes
+        if class_labels is None:
+            y = torch.full((num_images or 1,), classes, device=device)
+        else:
+            y = torch.tensor(self.get_label_ids(class_labels), device=device)
+        if isinstance(generator, list) and len(generator) != len(y):
+            raise ValueError(f"{len(generator)} generators were given for {len(y)} images")
+        noise = latents
+        if noise is None:
+            shape = (len(y), *self.model.shape)
+            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        sampler = self.scheduler.sampler(num_inference_steps)
+        scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
+        low, high = guidance_interval or self.config["guidance_interval"]
+        guidance = Guidance(
+            scale if class_labels is not None else 1.0, (low, high), guidance_channels
+        )
+        bars: Any = self.progress_bar
+        with bars(total=sampler.nfe) as bar:
+
+            def network(x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+                bar.update()
+                return self.model(x.to(dtype), t, y, s)
+
+            fresh = any(step.noise for step in sampler.plan())
+            random = random_of(generator, self.scheduler.config["seed"], noise) if fresh else None
+            x = sampler(guidance.apply(network, classes), noise.to(device), y, random)
+        images = x if output_type == "latent" else self.decode(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def decode(self, x: Tensor, output_type: str = "pil") -> Any:
+        """Images of normalised latents (or pixels) (B, C, H, W)."""
+        if self.vae is not None:
+            config = self.vae.config
+            if self.config["latent_mean"] is not None:
+                mean, std = (
+                    torch.tensor(v, device=x.device)[:, None, None]
+                    for v in (self.config["latent_mean"], self.config["latent_std"])
+                )
+                raw = x * std + mean
+            else:
+                shift = getattr(config, "shift_factor", None) or 0.0
+                raw = x / (getattr(config, "scaling_factor", None) or 1.0) + shift
+            x = self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].float()
+        if output_type == "pil":
+            pixels = to_uint8(x).cpu().permute(0, 2, 3, 1).numpy()
+            return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+        images = (x / 2 + 0.5).clamp(0, 1).cpu()
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
+
+
+UCGMPipeline.__module__ = "ucgm"  # the name that a saved pipeline gives, see ucgm.integrations
