@@ -22,7 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from ucgm.data.digits import DigitsDataset
+from ucgm.data.images import read_image
 from ucgm.data.source import Dataset
+from ucgm.data.sources import open_source
 
 
 class ImageSet(ABC):
@@ -107,8 +109,6 @@ class FileImages(ImageSet):
     """
 
     def __init__(self, where: str, size: int | None) -> None:
-        from ucgm.data.sources import open_source
-
         self.where, self.size = where, size
         self.source = open_source(where)
         if self.source.content != "images":
@@ -138,8 +138,6 @@ class FileImages(ImageSet):
     def _read(self, index: int) -> np.ndarray:
         content = self.source.content_of(index)
         if self.size is not None:
-            from ucgm.data.images import read_image
-
             return read_image(content, self.size, self.channels)
         try:
             with Image.open(io.BytesIO(content)) as image:

@@ -1,4 +1,4 @@
-"""The report of a benchmark: JSON, CSV, Markdown, curve, grids, strip."""
+"""The report of a benchmark: JSON, CSV, Markdown, HTML, curve, grids, strip."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from ucgm.data.files import write_atomic
 from ucgm.report.figures import save_curve, save_grid, save_strip
+from ucgm.report.page import page
 from ucgm.report.tables import aligned, csv_text, footnotes, markdown, summarise, table
 from ucgm.samples import SampleSet
 
@@ -36,6 +37,10 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> li
         columns.append(save_grid(samples.with_steps(entry["steps"]), path))
         pictures.append(path)
     pictures.append(save_strip(columns, folder / "strip.png"))
+    title = f"{result['name']}: quality against the number of steps"
+    text = page([(result, folder)], pictures[0], title)
+    write_atomic(folder / "benchmark.html", lambda path: path.write_text(text))
+    paths.append(folder / "benchmark.html")
     print("", aligned(*table(result)), "", *footnotes(result), "", sep="\n")
     print(*(f"report:  {path}" for path in paths), sep="\n")
     print(*(f"picture: {path}" for path in pictures), sep="\n", flush=True)

@@ -4,6 +4,7 @@ Grids: one class per row, the same sample indices for every step count.  Strip: 
 count, one sample index per column, so that a column shows what more steps do to one sample.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ucgm.data.files import write_atomic
 from ucgm.data.images import grid
-from ucgm.report.tables import COLUMNS, summarise
+from ucgm.report.tables import label, summarise
 from ucgm.samples import SampleSet
 
 
@@ -47,41 +48,72 @@ def save_strip(columns: list[Tensor], path: Path) -> Path:
 
 
 def save_curve(result: dict[str, Any], path: Path) -> Path:
-    """FID against the number of steps (log2), with the spread over repeats and the noise floor."""
+    """The Frechet distances of one benchmark, with spread and noise floor, as PNG."""
+    names = [name for name in ("fid", "fid_heldout", "sfid") if name in result["metrics"]]
+    names = names or result["metrics"][:1]
+    lines = [(label(name, result), series(result, name)) for name in names]
+    title = f"{result['name']}, {result['protocol']['num_samples']:,} samples per point"
+    return _draw(lines, floor_of(result, names[0]), axis_name(result, names[0]), title, path)
+
+
+def save_curves(runs: Sequence[tuple[str, dict[str, Any]]], metric: str, path: Path) -> Path:
+    """One metric of several benchmarks, as PNG."""
+    lines = [(name, series(result, metric)) for name, result in runs]
+    first = runs[0][1]
+    title = f"{first['protocol']['num_samples']:,} samples per point"
+    return _draw(lines, floor_of(first, metric), axis_name(first, metric), title, path)
+
+
+def series(result: dict[str, Any], metric: str) -> list[tuple[int, float, float | None]]:
+    """(steps, mean, deviation over repeats) of one metric."""
+    entries = summarise(result)
+    scores = [(entry["steps"], entry["scores"][metric]) for entry in entries]
+    return [(steps, score["mean"], score["std"]) for steps, score in scores]
+
+
+def floor_of(result: dict[str, Any], metric: str) -> float | None:
+    """The score of held-out real data."""
+    return result["real"]["scores"].get(metric) if result["real"] else None
+
+
+def axis_name(result: dict[str, Any], metric: str) -> str:
+    """What the vertical axis shows."""
+    return f"{label(metric, result)}, {result['protocol']['extractor']['name']} features"
+
+
+def _draw(
+    lines: Sequence[tuple[str, list[tuple[int, float, float | None]]]],
+    floor: float | None,
+    axis: str,
+    title: str,
+    path: Path,
+) -> Path:
+    """Lines over the number of steps (log2), with a band of one deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    summary = summarise(result)
-    names = [name for name in ("fid", "fid_heldout", "sfid") if name in result["metrics"]]
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = [entry["steps"] for entry in summary]
-    for name in names or result["metrics"][:1]:
-        mean = [entry["scores"][name]["mean"] for entry in summary]
-        spread = [entry["scores"][name]["std"] for entry in summary]
-        (line,) = axes.plot(steps, mean, marker="o", label=COLUMNS[name][0])
+    for name, points in lines:
+        steps, mean, spread = zip(*points, strict=True)
+        (line,) = axes.plot(steps, mean, marker="o", label=name)
         if all(value is not None for value in spread):
             low = [m - s for m, s in zip(mean, spread, strict=True)]
             high = [m + s for m, s in zip(mean, spread, strict=True)]
             axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
-    real = result["real"]
-    if real and "fid" in real["scores"]:
-        floor = real["scores"]["fid"]
-        axes.axhline(floor, color="gray", linestyle=":", label=f"noise floor {floor:.3g}")
+    if floor is not None:
+        axes.axhline(floor, color="gray", linestyle=":", label=f"held-out real data {floor:.3g}")
+    ticks = sorted({point[0] for _, points in lines for point in points})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log" if min(axes.get_ylim()) > 0 or _positive(summary, names) else "linear")
-    axes.set_xticks(steps, [str(count) for count in steps])
-    axes.minorticks_off()
+    if all(point[1] > 0 for _, points in lines for point in points) and (floor or 1) > 0:
+        axes.set_yscale("log")
+    axes.set_xticks(ticks, [str(count) for count in ticks])
+    axes.tick_params(axis="x", which="minor", bottom=False)
     axes.set_xlabel("sampling steps")
-    axes.set_ylabel(f"{result['protocol']['extractor']['name']} feature distance")
-    axes.set_title(f"{result['name']}, {result['protocol']['num_samples']:,} samples per point")
+    axes.set_ylabel(axis)
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path
-
-
-def _positive(summary: list[dict[str, Any]], names: list[str]) -> bool:
-    """Whether a logarithmic axis can show all means."""
-    return all(entry["scores"][name]["mean"] > 0 for entry in summary for name in names)

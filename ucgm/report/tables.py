@@ -18,6 +18,14 @@ COLUMNS = {
 }
 
 
+def label(metric: str, result: dict[str, Any]) -> str:
+    """Head of a column: the Frechet distance is called FID except in DINOv2's features."""
+    name = COLUMNS[metric][0]
+    if result["protocol"]["extractor"]["name"] == "dinov2":
+        name = name.replace("FID", "FD-DINOv2")
+    return name
+
+
 def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per number of steps: ``mean``, ``std`` and ``min`` of each metric over repeats."""
     summary = []
@@ -46,7 +54,7 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and cells of the table that people read; the last row is real held-out data."""
-    head = ["steps", "NFE", *(COLUMNS[name][0] for name in result["metrics"]), "images/s"]
+    head = ["steps", "NFE", *(label(name, result) for name in result["metrics"]), "images/s"]
     cells = []
     for entry in summarise(result):
         row = [str(entry["steps"]), f"{entry['nfe']:g}"]

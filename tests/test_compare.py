@@ -1,0 +1,179 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.digits_oracle import Affine, Memoriser, make_run
+from ucgm.benchmark import benchmark
+from ucgm.compare import T_975, compare_run, half_width
+from ucgm.generate import Settings
+from ucgm.scoring import Ruler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
+RULER = Ruler(metrics=("fid", "accuracy"))
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Two runs, three repeats, names that try to be markup."""
+    folders = []
+    for name, network in (("a", Memoriser()), ("b", Affine())):
+        run = make_run(tmp_path_factory.mktemp("runs") / name, network)
+        folders.append(Path(benchmark(run, (1, 2, 10), 60, 3, ruler=RULER)["folder"]))
+    path = folders[1] / "benchmark.json"
+    report = json.loads(path.read_text())
+    path.write_text(json.dumps(report | {"name": "</script><b>"}))
+    return [str(folder) for folder in folders]
+
+
+def test_paired_differences_and_intervals(reports, tmp_path):
+    compare_run(reports, str(tmp_path / "out"))
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    rows = [json.loads(open(f"{folder}/benchmark.json").read())["rows"] for folder in reports]
+    first = [
+        b["scores"]["fid"] - a["scores"]["fid"]
+        for a, b in zip(*rows, strict=True)
+        if a["steps"] == 1
+    ]
+    assert len(first) == 3
+    row = found["differences"][0]
+    assert row["steps"] == 1 and row["repeats"] == 3
+    assert row["difference"] == pytest.approx(sum(first) / 3)
+    assert row["half_width"] == pytest.approx(half_width(first)) and row["half_width"] > 0
+    assert Image.open(tmp_path / "out" / "curves.png").width > 500
+
+
+def test_the_interval_covers():
+    """2,000 means of three normal numbers: the 95 % interval holds the truth in 95 %."""
+    import torch
+
+    draws = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    inside = sum(abs(sum(v) / 3) <= half_width(v) for v in draws)
+    assert abs(inside / 2000 - 0.95) < 0.02
+    assert half_width([1.0]) is None
+    assert half_width([0.0, 1.0] * 10) == pytest.approx(2.093 * 0.51299 / 20**0.5, rel=2e-3)
+    assert list(T_975) == sorted(T_975, reverse=True)
+
+
+def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
+    run = make_run(tmp_path / "run", Affine())
+    other = benchmark(run, (1,), 60, ruler=RULER, settings=Settings(seed=1))["folder"]
+    with pytest.raises(ValueError, match="repeats differs: 3 in .*1 in"):
+        compare_run([reports[0], other], str(tmp_path / "out"))
+    fewer = benchmark(run, (1,), 50, 3, ruler=RULER)["folder"]
+    with pytest.raises(ValueError, match="num_samples differs: 60 in .*50 in"):
+        compare_run([reports[0], fewer], str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="has no kid"):
+        compare_run(reports, str(tmp_path / "out"), metric="kid")
+    with pytest.raises(ValueError, match="at least two"):
+        compare_run(reports[:1], str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="is no report"):
+        compare_run([reports[0], str(tmp_path)], str(tmp_path / "out"))
+    changed = json.loads(open(f"{reports[1]}/benchmark.json").read())
+    changed["references"][0]["sha256"] = "0" * 64
+    (tmp_path / "benchmark.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="the references differ"):
+        compare_run([reports[0], str(tmp_path)], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pages_load_nothing_and_escape(reports, tmp_path):
+    path = compare_run(reports, str(tmp_path / "out"))
+    text = path.read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//)""", text)
+    assert "<b>" not in text.split("<script", 1)[0]  # the title is escaped
+    assert text.count("</script>") == 2  # the name in the data does not end the element
+    assert "&lt;/script&gt;&lt;b&gt;" in text
+
+
+CHECKS = """
+<script>
+const out = {};
+try {
+  const cells = column => [...document.querySelectorAll("#scores tbody tr")]
+    .map(row => row.cells[column].textContent);
+  out.heads = [...document.querySelectorAll("#scores th")].map(th => th.textContent);
+  out.before = cells(1);
+  const fid = out.heads.indexOf("FID");
+  document.querySelectorAll("#scores th button")[fid].click();
+  out.up = cells(fid);
+  document.querySelectorAll("#scores th button")[fid].click();
+  out.down = cells(fid);
+  const buttons = [...document.querySelectorAll(".steps button")];
+  out.steps = buttons.map(button => button.textContent);
+  buttons[2].click();
+  const grids = [...document.querySelectorAll("#grids img")];
+  await new Promise(done => setTimeout(done, 500));
+  out.grids = grids.map(image => image.naturalWidth);
+  out.captions = [...document.querySelectorAll("#grids figcaption")].map(c => c.textContent);
+  out.pressed = buttons.map(button => button.getAttribute("aria-pressed"));
+  grids[0].click();
+  const dialog = document.querySelector("dialog"), large = dialog.querySelector("img");
+  out.open = dialog.open;
+  const width = parseFloat(large.style.width);
+  dialog.dispatchEvent(new WheelEvent("wheel", {deltaY: -1, cancelable: true}));
+  out.zoom = parseFloat(large.style.width) / width;
+  large.click();
+  out.closed = !dialog.open;
+  out.strips = document.querySelectorAll("#strips img").length;
+  out.curve = document.getElementById("curve").naturalWidth;
+  out.differences = document.querySelectorAll("#differences tbody tr").length;
+  out.differs = [...document.querySelectorAll("#protocol td.differs")].length;
+  out.injected = document.querySelectorAll("b").length;
+} catch (error) { out.error = String(error); }
+document.body.append(Object.assign(document.createElement("pre"),
+  {id: "out", textContent: JSON.stringify(out)}));
+</script>
+"""
+
+
+def in_browser(path, tmp_path):
+    """What the checks found in the page, by headless Chromium."""
+    browser = next(
+        (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None
+    )
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    copy = tmp_path / "checked.html"
+    late = CHECKS.replace("<script>", "<script>window.addEventListener('load', async () => {", 1)
+    late = "});</script>".join(late.rsplit("</script>", 1))
+    copy.write_text(path.read_text().replace("</body>", late + "</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [
+        f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=5000",
+        f"file://{copy}",
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.S)
+    assert found, dom[-500:]
+    result = json.loads(html.unescape(found[1]))
+    assert "error" not in result, result
+    return result
+
+
+@pytest.mark.slow
+def test_comparison_page_in_a_browser(reports, tmp_path):
+    found = in_browser(compare_run(reports, str(tmp_path / "out")), tmp_path)
+    assert found["heads"][:3] == ["run", "steps", "NFE"] and found["steps"] == ["1", "2", "10"]
+    numbers = [float(text.split()[0]) for text in found["up"]]
+    assert numbers == sorted(numbers) and len(numbers) == 8  # two runs, three steps and real
+    assert [float(text.split()[0]) for text in found["down"]] == sorted(numbers, reverse=True)
+    assert found["grids"] == [491, 491]  # two runs side by side
+    assert found["captions"] == ["a, 10 steps", "</script><b>, 10 steps"]
+    assert found["pressed"] == ["false", "false", "true"]
+    assert found["open"] and found["closed"] and found["zoom"] == pytest.approx(1.25)
+    assert found["strips"] == 2 and found["curve"] > 500 and found["differences"] == 3
+    assert found["differs"] > 0 and found["injected"] == 0
+
+
+@pytest.mark.slow
+def test_report_page_in_a_browser(reports, tmp_path):
+    found = in_browser(Path(reports[0]) / "benchmark.html", tmp_path)
+    assert found["grids"] == [491] and found["strips"] == 1 and found["differences"] == 0
+    assert found["differs"] == 0 and found["open"] and found["closed"]

@@ -1,0 +1,161 @@
+"""Several benchmarks on one page, with paired differences.
+
+Runs that were measured with equal seeds, labels, counts, extractor and reference used the same
+noise for the same index, so their difference is a paired one.  Over R repeats (disjoint index
+ranges) with differences d_r to the first run,
+
+    mean d +- t(0.975, R - 1) sd(d) / sqrt(R)
+
+is a 95 % interval.  One repeat gives a difference without an interval; blocks of one set do not
+replace repeats, since the bias of FID depends on n.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ucgm.data.files import write_atomic
+from ucgm.report.figures import save_curves
+from ucgm.report.page import distinct, page
+from ucgm.report.tables import COLUMNS, aligned, table
+
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
+MUST_AGREE = ("extractor", "num_samples", "repeats", "labels", "classes", "seed", "uint8")
+
+
+def compare_run(reports: list[str], out_dir: str, metric: str = "fid") -> Path:
+    """Benchmarks of several runs side by side.
+
+    Args:
+        reports: folders of benchmarks, or their benchmark.json; the first is the base.
+        out_dir: where the page goes.
+        metric: whose differences are listed.
+
+    Returns:
+        the path of the page.
+    """
+    if len(reports) < 2:
+        raise ValueError("a comparison needs at least two reports.")
+    results = [read_report(report) for report in reports]
+    check_comparable(results)
+    for result, folder in results:
+        if metric not in result["metrics"]:
+            raise ValueError(f"{folder} has no {metric}: choose from {result['metrics']}.")
+    folder = Path(out_dir)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "comparison.json").is_file():
+        raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = distinct([result["name"] for result, _ in results])
+    differences = paired_differences(names, [result for result, _ in results], metric)
+    curve = save_curves(
+        [(name, result) for name, (result, _) in zip(names, results, strict=True)],
+        metric,
+        folder / "curves.png",
+    )
+    head = ["run", "steps", f"{COLUMNS[metric][0]} difference", "95 % interval"]
+    lines = [
+        [row["run"], str(row["steps"]), f"{row['difference']:+.4f}", _interval(row)]
+        for row in differences
+    ]
+    note = f"{names[0]} is subtracted; the same sample indices on both sides."
+    if any(row["half_width"] is None for row in differences):
+        note += " One repeat has no interval: benchmark with --repeats 3."
+    text = page(
+        results, curve, " against ".join(names), {"head": head, "rows": lines, "note": note}
+    )
+    content = {"metric": metric, "base": names[0], "differences": differences}
+    write_atomic(folder / "comparison.html", lambda path: path.write_text(text))
+    record = json.dumps(content, indent=2) + "\n"
+    write_atomic(folder / "comparison.json", lambda path: path.write_text(record))
+    for name, (result, _) in zip(names, results, strict=True):
+        print(f"\n{name}\n\n{aligned(*table(result))}")
+    print("", aligned(head, lines), "", note, f"page: {folder / 'comparison.html'}", sep="\n")
+    return folder / "comparison.html"
+
+
+def read_report(where: str) -> tuple[dict[str, Any], Path]:
+    """A report and its folder.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    path = Path(where)
+    path = path if path.suffix == ".json" else path / "benchmark.json"
+    try:
+        return json.loads(path.read_text()), path.parent
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no report: name a folder that `ucgm benchmark` printed."
+        ) from error
+
+
+def check_comparable(results: Sequence[tuple[dict[str, Any], Path]]) -> None:
+    """Refuse to put numbers side by side that do not measure the same.
+
+    Raises:
+        ValueError: naming the fact that differs and both values.
+    """
+    (first, home), *others = results
+    for result, folder in others:
+        for key in MUST_AGREE:
+            one, two = first["protocol"].get(key), result["protocol"].get(key)
+            if one != two:
+                raise ValueError(
+                    f"{key} differs: {one} in {home}, {two} in {folder}. Such numbers do not "
+                    "compare: benchmark both with equal settings."
+                )
+        one, two = (r["references"][0] for r in (first, result))
+        if one["sha256"] != two["sha256"]:
+            raise ValueError(
+                f"the references differ: {one['name']} in {home}, {two['name']} in {folder}. "
+                "Benchmark both with one --reference."
+            )
+
+
+def paired_differences(
+    names: Sequence[str], results: Sequence[dict[str, Any]], metric: str
+) -> list[dict[str, Any]]:
+    """Difference of each run to the first at each common number of steps."""
+
+    def by_repeat(result: dict[str, Any]) -> dict[tuple[int, int], float]:
+        return {(row["steps"], row["repeat"]): row["scores"][metric] for row in result["rows"]}
+
+    base, rows = by_repeat(results[0]), []
+    for name, result in zip(names[1:], results[1:], strict=True):
+        other = by_repeat(result)
+        for steps in sorted({key[0] for key in base.keys() & other.keys()}):
+            values = [
+                other[key] - base[key]
+                for key in sorted(base.keys() & other.keys())
+                if key[0] == steps
+            ]
+            rows.append(
+                {
+                    "run": name,
+                    "steps": steps,
+                    "difference": statistics.fmean(values),
+                    "half_width": half_width(values),
+                    "repeats": len(values),
+                }
+            )
+    return rows
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of a mean; None for one value."""
+    if len(values) < 2:
+        return None
+    freedom = len(values) - 1
+    factor = T_975[freedom - 1] if freedom <= len(T_975) else 1.96 + 2.5 / freedom
+    return factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if row["half_width"] is None:
+        return "-"
+    low, high = (row["difference"] + sign * row["half_width"] for sign in (-1, 1))
+    return f"[{low:+.4f}, {high:+.4f}]"
