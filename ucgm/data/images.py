@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255)): round to nearest"
@@ -43,6 +43,8 @@ def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             cropped = center_crop(image.convert("RGB" if channels == 3 else "L"), size)
+    except UnidentifiedImageError as error:  # its message holds a memory address
+        raise UnreadableImage(f"no known image format in {len(content)} bytes") from error
     except Exception as error:  # PIL's decoders raise about anything on damaged bytes
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
     return np.asarray(cropped).reshape(size, size, channels).transpose(2, 0, 1)
