@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ucgm.checkpoint import Run, load_run
+from ucgm.data.card import open_for_sampling
 from ucgm.data.files import NpzSink, PngSink, write_atomic
 from ucgm.data.images import UINT8_RULE
 from ucgm.processes import Progress, join_world
@@ -58,7 +59,7 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
         ValueError: for zero steps, a class out of range, an unknown label rule, guidance of a
             model without classes.
     """
-    data = run.config.data.open()
+    data = open_for_sampling(run.config.data, run.run_dir)
     network = run.network.to(settings.device)
     if settings.precision == "fp64":
         network = network.double()

@@ -34,9 +34,9 @@ def open_judge(
     default = data.extractor if data is not None else "inception"
     extractor = open_extractor(name or default, ruler.weights, device)
     if reference is None:
-        if config is None:
+        if config is None or data is None:
             raise ValueError("there is no reference: name one with --reference FILE.")
-        reference = reference_of(config.open(), extractor)
+        reference = reference_of(data, extractor)
         source = config.held_out()
         if held_out is None and source is not None:
             held_out = reference_of(source.open(), extractor)
