@@ -123,13 +123,14 @@ def _encode_shards(
     plan = [(number, batch) for number in numbers for batch in job.batches(number)]
     encoder = job.encoder(world.device)
     reader = Reader(job.source, job.recipe.codec.size, job.moment_channels, job.recipe.flips)
+    items_of: Any = [batch for _, batch in plan]
     loader = DataLoader(
         reader,  # its __getitems__ makes whole batches
-        batch_sampler=[batch for _, batch in plan],
+        batch_sampler=items_of,
         num_workers=num_workers if plan else 0,
         collate_fn=_as_is,
     )
-    progress = Progress(len(plan) and sum(len(b) for _, b in plan), "encoding", not world.first)
+    progress = Progress(sum(len(b) for _, b in plan), "encoding", not world.first)
     parts: list[dict[str, Tensor]] = []
     skipped: list[tuple[str, str]] = []
     for (number, items), batch in zip(plan, loader, strict=True):
@@ -144,5 +145,5 @@ def _encode_shards(
         progress.add(len(items))
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Batch:
     return batch

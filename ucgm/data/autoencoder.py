@@ -14,6 +14,7 @@ with ``weights_only=True``, and a file whose tensors do not fit the model exactl
 """
 
 import hashlib
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ class Autoencoder:
                 f"{self.name} turns {size}x{size} pixels into {back[1]}x{back[2]}: choose --size "
                 f"{back[1]}, or a multiple of the model's factor."
             )
-        return tuple(raw.shape[1:])
+        _, channels, height, width = raw.shape
+        return channels, height, width
 
     def _on(self, device: torch.device) -> Any:
         return self.module.to(device)
@@ -171,11 +173,9 @@ def open_autoencoder(where: str) -> Autoencoder:
 
 def _from_diffusers(where: str, source: str | Path) -> nn.Module:
     """A model folder or Hub repository with config.json, whose weights must fit completely."""
-    import diffusers
-
+    diffusers = importlib.import_module("diffusers")
     try:
         config = diffusers.AutoencoderKL.load_config(str(source))
-        assert isinstance(config, dict)
         name = config.get("_class_name")
         if name not in KINDS:
             raise ValueError(f"it is a {name}; supported are {', '.join(KINDS)}.")
@@ -196,8 +196,7 @@ def _from_diffusers(where: str, source: str | Path) -> nn.Module:
 
 def _from_ldm(path: Path) -> nn.Module:
     """An AutoencoderKL from a checkpoint of CompVis/latent-diffusion's layout."""
-    import diffusers
-
+    diffusers = importlib.import_module("diffusers")
     state = read_ldm_state(path)
     module = diffusers.AutoencoderKL(**ldm_arguments(state))
     converted = ldm_to_diffusers(state)
@@ -226,7 +225,7 @@ def state_digest(state: dict[str, Tensor]) -> str:
         if state[name].is_floating_point():
             value = state[name].detach().to("cpu", torch.float32).contiguous()
             digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -153,12 +153,12 @@ class Encoder:
             if self.flips:
                 values["latents_flip"] = pixels.flip(-1)
             values["latents"] = pixels
-            values = {
-                name: self._stored(*self.autoencoder.posterior(part), random)
-                for name, part in values.items()
-            }
+            for name, part in values.items():
+                mean, std = self.autoencoder.posterior(part)
+                values[name] = self._stored(mean, std, random)
         elif source.content == "moments":
-            values["latents"] = self._stored(*values["latents"].chunk(2, dim=1), random)
+            mean, std = values["latents"].chunk(2, dim=1)
+            values["latents"] = self._stored(mean, std, random)
         rows = {name: part.to("cpu", self.dtype).contiguous() for name, part in values.items()}
         for name, part in rows.items():
             self._check(part, name, batch, source)

@@ -37,21 +37,22 @@ class LatentDataset(Dataset):
         mirrored: use flips, where the set can give them.
     """
 
+    codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, folder: Path, place: str | None = None, mirrored: bool = True) -> None:
         manifest = read_manifest(folder)
-        self.codec: Codec = Codec.load(folder, place)
+        self.codec = codec = Codec.load(folder, place)
         self.name = folder.name
-        self.shape = self.codec.shape
+        self.shape = codec.shape
         self.num_classes = int(manifest["num_classes"])
         self.class_names = tuple(manifest["classes"])
-        self.exact = self.codec.kind == "identity"
-        self.sampled = self.codec.store == "moments"
+        self.exact = codec.kind == "identity"
+        self.sampled = codec.store == "moments"
         self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes)
-        if self.rows.row_shape != self.codec.stored_shape:
+        if self.rows.row_shape != codec.stored_shape:
             raise ValueError(
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
-                f"{self.codec.describe()} stores {self.codec.stored_shape}: they do not belong "
-                "together."
+                f"{codec.describe()} stores {codec.stored_shape}: they do not belong together."
             )
         self.mirrored = mirrored and (self.rows.flips or self.exact)
 

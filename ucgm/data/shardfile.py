@@ -115,7 +115,7 @@ def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGN)  # the format allows spaces; rows start on a page
     pieces = [struct.pack("<Q", len(text)), text]
-    pieces += [v.contiguous().reshape(-1).view(torch.uint8).numpy() for v in arrays.values()]
+    pieces += [v.contiguous().reshape(-1).view(torch.uint8).numpy().data for v in arrays.values()]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         digest = hashlib.sha256()

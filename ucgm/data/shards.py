@@ -124,9 +124,9 @@ class ShardSet:
         self._buffers = Buffers()
 
     def __del__(self) -> None:
-        for handle in getattr(self, "_handles", np.empty(0)).tolist():
+        for handle in self.__dict__.get("_handles", ()):
             if handle >= 0:
-                os.close(handle)
+                os.close(int(handle))
 
     def gather(self, rows: np.ndarray, flipped: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows in the order asked for, read in the order of the disk.
@@ -208,7 +208,7 @@ class ShardSet:
         array = self.shards[number].arrays[name]
         dtype = torch.int64 if name == "labels" else self.dtype
         rows = torch.empty((count, *array.shape[1:]), dtype=dtype)
-        view = memoryview(rows.reshape(-1).view(torch.uint8).numpy())
+        view = rows.reshape(-1).view(torch.uint8).numpy().data
         done, at = 0, array.offset + first * array.row_bytes
         while done < len(view):
             step = os.preadv(int(self._handles[number]), (view[done:],), at + done)

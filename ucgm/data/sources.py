@@ -12,6 +12,7 @@ The order is fixed by the names, so item i is the same item in every process and
 """
 
 import hashlib
+import importlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -175,8 +176,7 @@ class HubSource(Source):
     """
 
     def __init__(self, where: str, rows: Any, image_column: str, label_column: str | None) -> None:
-        import datasets
-
+        datasets = importlib.import_module("datasets")
         for column in (image_column, label_column):
             if column is not None and column not in rows.column_names:
                 raise ValueError(
@@ -246,7 +246,7 @@ def open_source(
     """
     if where.startswith("hub:"):
         try:
-            from datasets import load_dataset
+            load_dataset = importlib.import_module("datasets").load_dataset
         except ImportError as error:
             raise ValueError("Hub data need one more package: pip install datasets") from error
         try:
