@@ -55,8 +55,9 @@ def test_png_folder(tmp_path):
 
 
 def test_write_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
-    path = tmp_path / "report.json"
-    write_atomic(path, lambda p: p.write_text("old"))
+    path, inodes = tmp_path / "report.json", []
+    write_atomic(path, lambda p: p.write_text("old") and inodes.append(p.stat().st_ino))
+    assert path.stat().st_ino == inodes[0]  # renamed, not copied
 
     def fail(p):
         p.write_text("half")
