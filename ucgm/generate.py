@@ -13,7 +13,7 @@ import torch
 
 from ucgm.checkpoint import Run, load_run
 from ucgm.data.card import open_for_sampling
-from ucgm.data.files import NpzSink, PngSink, write_atomic
+from ucgm.data.files import LatentSink, NpzSink, PngSink, write_atomic
 from ucgm.data.images import UINT8_RULE
 from ucgm.processes import Progress, join_world
 from ucgm.report.figures import save_grid
@@ -125,7 +125,7 @@ def sample_run(
     seed: int = 0,
     out_dir: str | None = None,
     batch_size: int = 100,
-    format: Literal["png", "npz"] = "png",
+    format: Literal["png", "npz", "latents"] | None = None,
     guidance_scale: float | None = None,
     labels: LabelRule = "balanced",
     weights: str = "ema",
@@ -143,7 +143,9 @@ def sample_run(
         seed: of noise and labels.
         out_dir: where they go; RUN/samples/... when left out.
         batch_size: images at a time; no part of the result.
-        format: png (one file per image and a grid) or npz (arr_0 images, arr_1 labels).
+        format: png (one file per image and a grid), npz (arr_0 images, arr_1 labels), or latents
+            (npz of float32 as the autoencoder takes them); png when left out, but latents where
+            the run knows no autoencoder.
         guidance_scale: weight of classifier-free guidance; 1 is off, the run's when left out.
         labels: balanced (class i mod C) or random.
         weights: ema or network.
@@ -168,19 +170,35 @@ def sample_run(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sink = PngSink(folder / "images") if format == "png" else NpzSink(folder)
+    format = format or ("png" if samples.data.decodes else "latents")
+    sink = _open_sink(format, folder)
+    values = raw_latents if format == "latents" else SampleSet.images
     share = world.share(torch.arange(num_images).split(batch_size))
     progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)
     for indices in share:
-        sink.write(indices, samples.images(indices), samples.labels_at(indices))
+        sink.write(indices, values(samples, indices), samples.labels_at(indices))
         progress.add(len(indices))
     world.wait()
     if world.first:
-        where = sink.close()
-        picture = save_preview(samples, folder / "grid.png")
-        print(f"images:  {where}\npicture: {picture}")
+        print(f"{'latents:' if format == 'latents' else 'images: '} {sink.close()}")
+        if format != "latents":
+            print(f"picture: {save_preview(samples, folder / 'grid.png')}")
     world.leave()
     return folder
+
+
+def _open_sink(format: str, folder: Path) -> PngSink | NpzSink:
+    if format == "png":
+        return PngSink(folder / "images")
+    return LatentSink(folder) if format == "latents" else NpzSink(folder)
+
+
+def raw_latents(samples: SampleSet, indices: torch.Tensor) -> torch.Tensor:
+    """Samples (B, C, h, w) float32 as the autoencoder takes them, or the network, where that is all
+    that is known.
+    """
+    x, codec = samples.latents(indices).cpu(), samples.data.codec
+    return x if codec is None else codec.to_raw(x)
 
 
 def save_preview(samples: SampleSet, path: Path) -> Path:

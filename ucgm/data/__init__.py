@@ -2,6 +2,7 @@
 
 from ucgm.data.card import check_card, keep_card, open_for_sampling
 from ucgm.data.codec import Codec, CodecSettings
+from ucgm.data.declared import Declared
 from ucgm.data.digits import Digits, DigitsDataset
 from ucgm.data.folder import ImageDataset, Images
 from ucgm.data.images import UINT8_RULE, from_uint8, grid, to_uint8
@@ -13,6 +14,7 @@ __all__ = [
     "Codec",
     "CodecSettings",
     "DataConfig",
+    "Declared",
     "Dataset",
     "Digits",
     "DigitsDataset",

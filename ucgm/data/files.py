@@ -53,6 +53,8 @@ class NpzSink:
         folder: an existing folder.
     """
 
+    file = "samples.npz"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts = folder / ".parts"
@@ -60,15 +62,16 @@ class NpzSink:
 
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Keep images (B, C, H, W) uint8 with consecutive ``indices`` (B,)."""
-        first = int(indices[0])
-        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-        for name, array in (("arr_0", pixels), ("arr_1", labels.numpy())):
+        self._keep(int(indices[0]), images.permute(0, 2, 3, 1), labels)
+
+    def _keep(self, first: int, values: Tensor, labels: Tensor) -> None:
+        for name, array in (("arr_0", values.contiguous()), ("arr_1", labels)):
             with open(self.parts / f"{name}_{first:08d}.npy", "wb") as file:
-                np.save(file, array)
+                np.save(file, array.numpy())
 
     def close(self) -> Path:
         """Join the parts; call once, after all processes have written."""
-        path = self.folder / "samples.npz"
+        path = self.folder / self.file
         write_atomic(path, self._join)
         shutil.rmtree(self.parts)
         return path
@@ -87,6 +90,16 @@ class NpzSink:
                     np.lib.format.write_array_header_1_0(member, header)
                     for array in arrays:
                         member.write(array.tobytes())
+
+
+class LatentSink(NpzSink):
+    """``latents.npz`` likewise: ``arr_0`` (N, C, h, w) float32, for another program to decode."""
+
+    file = "latents.npz"
+
+    def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+        """Keep latents (B, C, h, w) float32 with consecutive ``indices`` (B,)."""
+        self._keep(int(indices[0]), images, labels)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -40,6 +40,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
         extractor: name of the feature extractor for such images.
         mirrored: whether index ``len(self) + i`` is sample i flipped left to right.
         sampled: whether :meth:`prepare` draws a sample where it is given random numbers.
+        decodes: whether ``decode`` can be called; not where an autoencoder is unknown.
         codec: between pixels and latents; None where the network works on pixels in memory.
     """
 
@@ -51,6 +52,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
     extractor: str = "inception"
     mirrored: bool = False
     sampled: bool = False
+    decodes: bool = True
     codec: Codec | None = None
 
     @abstractmethod

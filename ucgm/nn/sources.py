@@ -2,17 +2,19 @@
 
 Times are ours (0 data, 1 noise). Sources: DiT arXiv:2212.09748, SiT 2401.08740, REPA 2410.06940,
 REPA-E 2504.10483, LightningDiT 2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696, and
-the code released with them.
+the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT and EDM2 are those of
+UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those of DiT, SiT and
+REPA are their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig
 
-SD_VAE = "stabilityai/sd-vae-ft-ema"
+SD_VAE = "sd-vae-ft-ema"
 SD_SCALE = 0.18215
 
 
@@ -24,12 +26,18 @@ class Source:
     """Class in `ucgm.transport`."""
     transport_args: dict[str, Any] = field(default_factory=dict)
     """Its arguments."""
+    guidance_scale: float = 1.0
+    """Guidance scale of the published FID; 1 is off."""
     guidance_channels: int | None = None
     """Channels that the published sampler guides; None is all."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Published interval of guidance, in our time."""
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """Settings of `ucgm.sampler.Sampler`; `grid` is a dictionary."""
     vae: str | None = None
-    """Hub name of the autoencoder; None: unknown, or pixels."""
+    """Name of the autoencoder in `ucgm.data`; None: unknown, or pixels."""
+    factor: int = 8
+    """Pixels per latent, each side."""
     latent_mean: tuple[float, ...] | None = None
     """Per channel: the network sees (latent - mean) / std. None: a file beside the weights."""
     latent_std: tuple[float, ...] | None = None
@@ -48,12 +56,35 @@ class Architecture:
     source: Source
 
 
-_EPS = Source("VP", {"prediction": "eps"}, guidance_channels=3, **_sd(4))
-_VAVAE = "hustvl/vavae-imagenet256-f16d32-dinov2"
-_LIGHTNING = Source(guidance_channels=3, guidance_interval=(0.0, 0.875), vae=_VAVAE)
+def _ucgm(steps: int, extrapolation: float, *warp: float, end: float = 0.001) -> dict[str, Any]:
+    grid = dict(warp=warp or (1.17, 0.8, 1.1), gap=(0.001, end))
+    return dict(steps=steps, extrapolation=extrapolation, grid=grid)
+
+
+_DDPM = dict(steps=250, noise="ddim", stochasticity=1.0)
+# The reverse SDE with a last step of 0.04, as SiT's code does.
+_SDE = dict(steps=250, solver="euler_maruyama", stochasticity=1.0, grid=dict(gap=(0.0, 0.04)))
+_EPS = Source("VP", {"prediction": "eps"}, 1.5, 3, sampler=_DDPM, **_sd(4))
+_LIGHTNING = Source(
+    guidance_scale=6.7,
+    guidance_channels=3,
+    guidance_interval=(0.0, 0.875),
+    sampler=_ucgm(50, 0.5),
+    vae="vavae-f16d32",
+    factor=16,
+)
+_REPAE = Source(
+    guidance_scale=2.5,
+    guidance_interval=(0.0, 0.76),
+    sampler=_ucgm(40, 0.54, 1.2, 0.72, 1.2, end=0.002),
+    vae="e2e-vavae-f16d32",
+    factor=16,
+)
+_DDT = Source(guidance_scale=2.0, guidance_interval=(0.0, 0.7), sampler=_ucgm(50, 0.28), **_sd(4))
 _EDM2 = Source(
     "EDM",
-    vae="stabilityai/sd-vae-ft-mse",
+    sampler=_ucgm(40, 0.4),
+    vae="sd-vae-ft-mse",
     latent_mean=(5.81, 3.25, 0.12, -2.15),
     # The published affine map ends at a standard deviation of 0.5.
     latent_std=(4.17 / 0.5, 4.62 / 0.5, 3.71 / 0.5, 3.28 / 0.5),
@@ -62,17 +93,29 @@ _EDM2 = Source(
 ARCHITECTURES: dict[str, Architecture] = {
     "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS),
     "sit": Architecture(
-        DiTConfig(family="dit", convention="reversed"), Source(guidance_channels=3, **_sd(4))
+        DiTConfig(family="dit", convention="reversed"),
+        Source(guidance_scale=1.5, guidance_channels=3, sampler=_SDE, **_sd(4)),
     ),
-    "repa": Architecture(DiTConfig(family="dit"), Source(**_sd(4))),
-    "repae": Architecture(DiTConfig(family="dit"), Source(vae="REPA-E/e2e-vavae-hf")),
+    "repa": Architecture(
+        DiTConfig(family="dit"),
+        Source(guidance_scale=1.8, guidance_interval=(0.0, 0.7), sampler=_SDE, **_sd(4)),
+    ),
+    "repae": Architecture(DiTConfig(family="dit"), _REPAE),
     "lightningdit": Architecture(
         DiTConfig(family="lightningdit", convention="reversed"), _LIGHTNING
     ),
-    "tit": Architecture(DiTConfig(family="tit"), Source()),
-    "ddt": Architecture(
-        DDTConfig(time_max_period=10.0, convention="reversed"),
-        Source(guidance_interval=(0.0, 0.7), **_sd(4)),
-    ),
+    "tit": Architecture(DiTConfig(family="tit"), Source(sampler=_ucgm(60, 0.5))),
+    "ddt": Architecture(DDTConfig(time_max_period=10.0, convention="reversed"), _DDT),
     "edm2": Architecture(EDM2Config(), _EDM2),
 }
+
+
+def published_at(architecture: str, source: Source, config: NetworkConfig, side: int) -> Source:
+    """`source` with what differs by size: DDT with latents of `side` 64, EDM2-L and -XXL."""
+    if architecture == "ddt" and side == 64:
+        return replace(source, guidance_scale=3.0, sampler=_ucgm(150, 0.28))
+    if isinstance(config, EDM2Config):
+        better = {320: (50, 0.43), 448: (40, 0.42)}
+        steps, extrapolation = better.get(config.model_channels or 0, (40, 0.4))
+        return replace(source, sampler=_ucgm(steps, extrapolation))
+    return source
