@@ -30,6 +30,8 @@ from ucgm.config import Config, read_config
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+# Zero-initialised inputs that a network may have and the weights it starts from may lack.
+OPTIONAL_INPUTS = ("h_embedder.", "g_embedder.")
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def _initialise(
             )
         source = checkpoint.newest_checkpoint(Path(config.train.init))
         assert source is not None
-        checkpoint.load_weights(network, source[0] / "ema.safetensors", ("s_embedder.",))
+        checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
         if accelerator.is_main_process:
             temporary = kept.with_suffix(".tmp")
             checkpoint.save_weights(network, temporary)
