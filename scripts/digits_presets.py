@@ -119,11 +119,11 @@ def write_table(out_dir: Path, steps: int) -> str:
     lines = [
         "# Every preset on the digits",
         "",
-        "FID in the feature space of the digits classifier, 2,000 samples to the training scans; the",
-        "floor is that of the held-out scans. One network (DiT T/2, 0.7M parameters), batch 128,",
+        "FID in the feature space of the digits classifier, 2,000 samples to the training scans.",
+        "One network (DiT T/2, 0.7M parameters), batch 128,",
         f"{steps} steps from scratch or {steps // 2} from the named run. Made by",
-        f"`python scripts/digits_presets.py --steps {steps}`; a comparison of settings on a toy, not",
-        "of methods: no preset was tuned for these data.",
+        f"`python scripts/digits_presets.py --steps {steps}`.",
+        "It compares settings on a toy, not methods: no preset was tuned for these data.",
         "",
         "| preset | starts from | "
         + " | ".join(f"{n} steps" for n in STEPS)

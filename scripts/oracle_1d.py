@@ -2,9 +2,9 @@
 
 The data are a mixture of two Gaussians, so for every path the conditional mean of F (the field),
 its M-estimates under the robust losses, and the probability-flow map (quantile to quantile) are
-known.  Each row, at times of the preset's own law, names what is compared: ``field`` is F at s = t, ``map`` is X(x; t->s) at the
-destinations the preset learns, ``samples`` the sorted samples of a 64-step solve.  Errors are root
-mean squares over the standard deviation of what is compared.
+known.  Each row, at times of the preset's own law, names what is compared: ``field`` is F at s = t,
+``map`` is X(x; t->s) at the destinations the preset learns, ``samples`` the sorted samples of a
+64-step solve.  Errors are root mean squares over the standard deviation of what is compared.
 
     python scripts/oracle_1d.py [NAME ...] [--steps 3000]
 
@@ -14,6 +14,7 @@ biased by design, so those presets also have a row whose bias is predicted, or o
 
 import argparse
 import dataclasses
+import itertools
 import time
 
 import torch
@@ -91,7 +92,7 @@ class Net(nn.Module):
         super().__init__()
         self.register_buffer("waves", torch.pi * torch.arange(1, 5) / 2)
         sizes = [1 + 2 + 16, width, width, width, 1]
-        layers = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU())]
+        layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers[:-1])
 
     def forward(
@@ -169,7 +170,7 @@ def error(objective: Objective, network: nn.Module, what: str) -> float:
             torch.special.ndtri((torch.arange(n) + 0.5).double() / n),
             torch.linspace(1, 0, 65),
         )
-        for now, later in zip(times[:-1], times[1:]):
+        for now, later in itertools.pairwise(times):
             now, later = (torch.full((n,), float(c), dtype=torch.float64) for c in (now, later))
             state = path.jump(state, said(state, now, now), now, later)
         wanted = quantile(path, (torch.arange(n) + 0.5).double() / n, torch.zeros(n))
