@@ -168,6 +168,9 @@ def field_at(
             # A one-time network, and a two-time one at s = t, has said it already.
             fresh = rows & (host.s < host.t) & objective.two_time
             known = torch.where(expand((rows & ~fresh).to(x_t.device), x_t), prediction, known)
+            if passes.velocity is not None:
+                known = torch.where(expand(fresh.to(x_t.device), x_t), passes.velocity, known)
+                fresh = torch.zeros_like(fresh)
             rows = fresh
         field = field + a_cond * (
             known + evaluate(passes, networks[rule.conditional], rows, x_t, draw.y, draw.t)

@@ -23,7 +23,7 @@ from ucgm.objective.fields import FIELD_RULES, FieldName, field_at, sources_of
 from ucgm.objective.losses import LogVariance, Weight, mse_and_cosine, per_sample_loss, time_weight
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import StepRule, TangentMethod
-from ucgm.objective.target import consistency_target
+from ucgm.objective.target import consistency_target, own_velocity
 from ucgm.randomness import RowRandom, as_random
 from ucgm.timesteps import Data, Destination, Present, Quarters, TimeLaw, Uniform
 from ucgm.transport import Linear, Transport
@@ -103,8 +103,8 @@ class Objective:
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
         for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"objective.{name} must be in [0, 1], got {getattr(self, name)}")
+            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
+                raise ValueError(f"objective.{name} must be in [0, 1], got {value}")
         low, high = self.enhancement_interval
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(
@@ -205,9 +205,8 @@ class Objective:
 
     def complete(self, draw: Draw) -> Draw:
         """A draw made by hand, with the destinations and anchors that the settings prescribe."""
-        s = draw.s
-        if s is None:
-            s = draw.t if isinstance(self._destination(), Present) else torch.zeros_like(draw.t)
+        present = isinstance(self._destination(), Present)
+        s = draw.s if draw.s is not None else draw.t if present else torch.zeros_like(draw.t)
         m = draw.m if draw.m is not None else self._anchor(draw.t, s, 1.0)
         return draw.completed(s, m)
 
@@ -261,6 +260,8 @@ class Objective:
         data = self.transport.target(draw.x, draw.z, draw.t)
         prediction, at_t = flow_anchor(self, passes, x_t)
         with torch.no_grad():
+            if self.own_velocity:
+                passes.velocity = own_velocity(passes, x_t)
             field = field_at(self, passes, x_t, data, prediction.detach(), networks)
             wanted = field
             if not self.diffusion:

@@ -47,6 +47,8 @@ class Passes:
         self.tangent = False
         self.whole = _has_active_dropout(network)
         self._state: tuple[Tensor, Tensor | None] | None = None
+        # F of the trained network at s = t on the rows that move, when a method goes along it.
+        self.velocity: Tensor | None = None
         # TwinFlow tells the network's own samples by the sign of their times.
         self.sign: Tensor | None = None
         if draw.twin is not None:

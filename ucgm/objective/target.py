@@ -51,9 +51,9 @@ def consistency_target(
     limit = bool((host.m == host.t)[moving].all())
     coarse = torch.is_autocast_enabled(x_t.device.type)
     tangents = Tangents(objective, passes, second, index, y, s, coarse)
+    along = wish if passes.velocity is None else take(passes.velocity, index)
     # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
     with torch.autocast(x_t.device.type, enabled=False):
-        along = tangents.own_velocity(x, t) if objective.own_velocity else wish
         tangent = tangents(x, t, m, said, along, limit)
         residual = tangent / expand(speed(objective.transport, t, m), x) + (along - wish)
         if progress < objective.tangent_warmup:
@@ -65,6 +65,15 @@ def consistency_target(
     if index is None and not bool(moving.all()):
         return torch.where(expand(moving.to(x_t.device), x_t), stepped, field)
     return put(field, index, stepped)
+
+
+def own_velocity(passes: Passes, x_t: Tensor) -> Tensor:
+    """F of the trained network at s = t on the rows that move, 0 elsewhere; in float32."""
+    draw, host = passes.draw, passes.draw.host
+    assert host is not None
+    with torch.autocast(x_t.device.type, enabled=False):
+        moving = host.m > host.s
+        return passes.on_rows(passes.network, moving, x_t, draw.t, draw.y, draw.t)
 
 
 class Tangents:
@@ -93,10 +102,6 @@ class Tangents:
     def transport(self) -> Transport:
         """The path."""
         return self.objective.transport
-
-    def own_velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """F of the network at s = t, the field it would follow itself."""
-        return self.passes.call(bare(self.passes.network), x, t, self.y, t, self.index)
 
     def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
         """F^- whose jump ends at s, of one network step or of several composed."""
