@@ -146,6 +146,14 @@ def test_flips_are_fair_and_a_function_of_seed_step_row():
     assert torch.equal(flipped_rows(0, 3, rows[100:200]).float(), both[3, 100:200])
 
 
+def test_the_stream_flips_what_the_rule_says(dataset):
+    for world in (1, 2):
+        for rank in range(world):
+            rows = BatchPlan(6, 1, rank, world).rows(0)
+            for step, (x, _) in enumerate(stream(dataset, 12, 0, rank, world)):
+                assert [flip for _, flip in numbers(x)] == flipped_rows(3, step, rows).tolist()
+
+
 def test_no_flips_when_none_are_stored_or_wanted(tmp_path):
     plain = LatentDataset(make_set(tmp_path / "plain", flips=False))
     unwanted = LatentDataset(make_set(tmp_path / "set"), mirrored=False)
@@ -164,6 +172,7 @@ def test_moments_are_sampled_anew_and_replayed(tmp_path):
     noise = (first - mean) / 0.5
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
     assert abs(float(noise.std()) - 1) < 4 / (2 * noise.numel()) ** 0.5
+    assert len(noise[:, 0, 0, 0].round(decimals=4).unique()) > 2000  # no step repeats another
     late = torch.cat([x for x, _ in stream(dataset, 3, 397, workers=2)])
     assert torch.equal(late, first[-18:])
     assert torch.equal(dataset.__getitems__([5])[0], torch.full((1, *SHAPE), 5.0))

@@ -92,6 +92,9 @@ def test_dataset_json(tmp_path):
         source = open_source(str(where))
         assert source.labels.tolist() == [0, 2, 4, 1, 3]
         assert names(source) == [name for name, _ in labels]
+    before = open_source(str(folder.parent)).names_digest()
+    listing.write_text(json.dumps({"labels": [*labels[:4], [labels[4][0], 4]]}))
+    assert open_source(str(folder.parent)).names_digest() != before
     listing.write_text(json.dumps({"labels": None}))
     assert open_source(str(folder.parent)).unlabelled
     listing.write_text(json.dumps({"labels": labels[:4]}))
@@ -187,6 +190,11 @@ def test_crop_is_that_of_adm():
     halved = image.resize((256, 150), Image.Resampling.BOX)
     scaled = halved.resize((171, 100), Image.Resampling.BICUBIC)
     assert center_crop(image, 100).tobytes() == scaled.crop((35, 0, 135, 100)).tobytes()
+    twice = image.crop((0, 0, 200, 200))  # exactly two: halved, then a resize that does nothing
+    assert (
+        center_crop(twice, 100).tobytes()
+        == twice.resize((100, 100), Image.Resampling.BOX).tobytes()
+    )
     exact = image.crop((0, 0, 100, 100))
     assert center_crop(exact, 100).tobytes() == exact.tobytes()
     small = center_crop(image.crop((0, 0, 30, 40)), 64)
