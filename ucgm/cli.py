@@ -23,8 +23,12 @@ COMMANDS = {
     "train": "train a model, or tune one into a few-step model (--train.init RUN)",
     "sample": "draw images from a run",
     "benchmark": "quality against the number of sampling steps, as tables and pictures",
+    "tune-sampler": "find the sampler of a run for a number of network passes per image",
     "encode": "images to latent shards, with the codec and the statistics beside them",
     "data": "describe and check a data set: counts, statistics, a grid, every shard",
+    "import": "public weights to a run that sample, benchmark and train take",
+    "export": "a run to the diffusers layout",
+    "models": "sizes, parameters and multiply-adds of the published networks",
     "presets": "list the training objectives",
     "demo": "the whole road on the embedded digits, in a few minutes",
 }
@@ -33,8 +37,12 @@ COMMANDS = {
 _FUNCTIONS = {
     "sample": ("ucgm.generate", "sample_run"),
     "benchmark": ("ucgm.benchmark", "benchmark_run"),
+    "tune-sampler": ("ucgm.tune", "tune_sampler"),
     "encode": ("ucgm.encode", "encode_data"),
     "data": ("ucgm.describe", "describe_data"),
+    "import": ("ucgm.importing", "import_run"),
+    "export": ("ucgm.integrations.export", "export_run"),
+    "models": ("ucgm.nn.cost", "print_models"),
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.demo", "demo"),
 }
@@ -63,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ucgm COMMAND [options]",
@@ -140,8 +148,10 @@ def _choice_fields() -> set[str]:
     return found
 
 
-def _options(words: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
-    """``--run-dir`` as ``--run_dir``, and ``--steps 1 2 4`` as ``--steps [1,2,4]``."""
+def _options(
+    words: Sequence[str], lists: Sequence[str] = (), switches: Sequence[str] = ()
+) -> list[str]:
+    """``--run-dir`` as ``--run_dir``, ``--steps 1 2`` as ``--steps [1,2]``, ``--on`` as true."""
     result: list[str] = []
     i = 0
     while i < len(words):
@@ -152,6 +162,9 @@ def _options(words: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
             continue
         name, equals, value = word.partition("=")
         name = "--" + name[2:].replace("-", "_")
+        if name[2:] in switches and words[i : i + 1] not in (["true"], ["false"]) and not equals:
+            result.append(name + "=true")
+            continue
         if equals or name[2:] not in lists:
             result.append(name + equals + value)
             continue
@@ -230,7 +243,8 @@ def _call(command: str, words: list[str]) -> None:
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(function)
     lists = [k for k in inspect.signature(function).parameters if "list[" in str(hints.get(k))]
+    switches = [k for k, hint in hints.items() if hint is bool]
     parser = _parser(prog=f"ucgm {command}")
     parser.add_function_arguments(function, as_positional=True)
-    settings = _parse(parser, _options(words, lists))
+    settings = _parse(parser, _options(words, lists, switches))
     function(**parser.instantiate(settings).as_dict())
