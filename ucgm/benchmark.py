@@ -15,10 +15,11 @@ import hashlib
 import itertools
 import json
 import platform
+import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -158,20 +159,28 @@ def fingerprint(protocol: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what moves a number."""
-    names = ("ucgm", "torch", "numpy", "torch-fidelity")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    found = {"python": platform.python_version()}
+    for name in ("ucgm", "torch", "numpy", "torch-fidelity"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def machine(world: World, batch_size: int) -> dict[str, Any]:
     """Where it ran: no part of the fingerprint, a restart may be elsewhere."""
     device = world.device
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.startswith("cuda"):
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
         device = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         "device": device,
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
+        "peak_memory_mib": round(peak),
     }
 
 

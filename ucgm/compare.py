@@ -27,7 +27,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 MUST_AGREE = ("extractor", "num_samples", "repeats", "labels", "classes", "seed", "uint8")
 
 
-def compare_run(reports: list[str], out_dir: str, metric: str = "fid") -> Path:
+def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "fid") -> Path:
     """Benchmarks of several runs side by side.
 
     Args:

@@ -26,9 +26,10 @@ def open_judge(
     Raises:
         ValueError: for unknown names, references of another extractor, metrics that cannot be.
     """
-    reference = None if ruler.reference is None else load_reference(ruler.reference)
-    held_out = None if ruler.held_out is None else load_reference(ruler.held_out)
     name = ruler.extractor
+    entry = "fd_dinov2" if name == "dinov2" else "fid"
+    reference = None if ruler.reference is None else load_reference(ruler.reference, entry)
+    held_out = None if ruler.held_out is None else load_reference(ruler.held_out, entry)
     if name is None and reference is not None and reference.extractor is not None:
         name = reference.extractor[0]
     default = data.extractor if data is not None else "inception"
