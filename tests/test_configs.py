@@ -1,0 +1,193 @@
+"""The published rows: every file parses over its layers, builds, and says what was published."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ucgm import cli
+from ucgm.data import Latents
+from ucgm.nn import EDM2Config
+from ucgm.nn.cost import count_parameters
+from ucgm.nn.edm2 import MODEL_CHANNELS
+from ucgm.nn.sources import ARCHITECTURES, published_at
+from ucgm.objective import preset
+from ucgm.objective.draw import HostTimes
+from ucgm.objective.fields import coefficients, sources_of
+from ucgm.sampler import Grid, Guidance, Sampler
+from ucgm.timesteps import Beta
+from ucgm.transport import EDM, Linear
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ROWS = sorted(CONFIGS.glob("*_step/*.yaml")) + sorted(CONFIGS.glob("[st][au]*/*.yaml"))
+WARP, FLAT = (1.17, 0.8, 1.1), (1.0, 1.0, 1.0)
+
+# name: (steps, zeta, a and b of Beta, sampler steps, extrapolation)
+MULTI = {
+    "imagenet256_e2evae": (1_000_000, 0.67, 1.0, 40, 0.5),
+    "imagenet256_sdvae": (500_000, 0.44, 2.4, 60, 0.21),
+    "imagenet256_vavae": (500_000, 0.47, 1.0, 60, 0.5),
+    "imagenet512_dcae": (1_000_000, 0.57, 1.0, 40, 0.46),
+    "imagenet512_sdvae": (400_000, 0.6, 2.4, 40, 0.4),
+}
+# name: (steps, zeta, pseudo-Huber c, gaps of the two-step grid)
+FEW = {
+    "imagenet256_e2evae": (30_000, 1.3, 9.0, (0.001, 0.5)),
+    "imagenet256_sdvae": (30_000, 2.0, 5.0, (0.001, 0.3)),
+    "imagenet256_vavae": (40_000, 2.0, 5.0, (0.001, 0.3)),
+    "imagenet512_dcae": (50_000, 1.5, 5.0, (0.0, 0.6)),
+    "imagenet512_sdvae": (50_000, 1.5, 5.0, (0.001, 0.5)),
+}
+# name: (steps, batch, end gap, omega in training)
+TUNE = {
+    "imagenet256_ddt": (800, 512, 0.5, 2.0),
+    "imagenet256_lightningdit": (800, 1024, 0.6, 2.77),
+    "imagenet256_repa": (800, 1024, 0.6, 1.8),
+    "imagenet256_repae": (500, 1024, 0.75, 2.5),
+}
+# name: (guidance, steps, extrapolation, warp, gap, millions of parameters)
+SAMPLE = {
+    "imagenet256_ddt": (Guidance(2.0, (0.0, 0.7)), 50, 0.28, WARP, (0.001, 0.001), 675),
+    "imagenet256_lightningdit": (
+        Guidance(6.7, (0.0, 0.875), 3), 50, 0.5, WARP, (0.001, 0.001), 675,
+    ),
+    "imagenet256_repae": (
+        Guidance(2.5, (0.0, 0.76)), 40, 0.54, (1.2, 0.72, 1.2), (0.001, 0.002), 675,
+    ),
+    "imagenet512_ddt": (Guidance(3.0, (0.0, 0.7)), 150, 0.28, WARP, (0.001, 0.001), 675),
+    "imagenet512_edm2_l": (Guidance(), 50, 0.43, WARP, (0.001, 0.001), 777),
+    "imagenet512_edm2_s": (Guidance(), 40, 0.4, WARP, (0.001, 0.001), 280),
+    "imagenet512_edm2_xxl": (Guidance(), 40, 0.42, WARP, (0.001, 0.001), 1523),
+}  # fmt: skip
+
+
+def layers(path):
+    """The files under ``path``, as its header lists them, and itself."""
+    found = re.search(r"^# layers: (.*)$", path.read_text(), re.M)
+    assert found, f"{path} does not say over which files it is layered"
+    return [CONFIGS.parent / word for word in found[1].split()] + [path]
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """The configuration that the command line makes of a file over its layers."""
+    import ucgm.train
+
+    calls = []
+    monkeypatch.setattr(ucgm.train, "train", lambda config, run_dir: calls.append(config))
+
+    def resolved(path):
+        words = [w for layer in layers(path) for w in ("--config", str(layer))]
+        cli.main(["train", *words, "--run-dir", "x"])
+        return calls.pop()
+
+    return resolved
+
+
+def latent_shape(config):
+    """(C, h, w) of the latents that the data section asks for."""
+    assert isinstance(config.data, Latents) and config.data.codec is not None
+    vae, size = config.data.codec.vae, config.data.codec.size
+    factor, channels = {"f16": (16, 32), "f32": (32, 32)}.get(vae[-6:-3], (8, 4))
+    return channels, size // factor, size // factor
+
+
+def millions(config):
+    with torch.device("meta"):
+        network = config.model.build(latent_shape(config), 1000)
+    return count_parameters(network) / 1e6
+
+
+def test_every_published_row_has_a_file():
+    names = {folder: {p.stem for p in (CONFIGS / folder).glob("*")} for folder in
+             ("multi_step", "few_step", "tune", "sample")}  # fmt: skip
+    assert names == dict(
+        multi_step=set(MULTI), few_step=set(FEW), tune=set(TUNE), sample=set(SAMPLE)
+    )
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_a_row_parses_builds_and_samples(path, resolve):
+    config = resolve(path)
+    size = {name: row[-1] for name, row in SAMPLE.items()}.get(path.stem, 675)
+    assert millions(config) == pytest.approx(size, abs=1.0)
+    assert config.sampler.nfe == config.sampler.steps
+    assert f"data/{Path(config.data.path).name}.yaml" in str(layers(path)[0])
+    assert "Published" in path.read_text()
+
+
+@pytest.mark.parametrize("name", MULTI)
+def test_multi_step_rows(name, resolve):
+    steps, zeta, beta, nfe, extrapolation = MULTI[name]
+    config = resolve(CONFIGS / "multi_step" / f"{name}.yaml")
+    assert Path(config.data.path).name == name
+    assert config.objective == preset(
+        "ucgm_multi", enhancement_ratio=zeta, time_law=Beta(beta, beta)
+    )
+    assert config.objective.cosine_loss and config.objective.time_weight == "cosine"
+    assert config.objective.enhancement_interval == (0.0, 0.75)
+    assert (config.train.steps, config.train.global_batch, config.train.grad_clip) == (
+        steps, 1024, None,
+    )  # fmt: skip
+    rule = config.optimizer
+    assert (rule.name, rule.lr, rule.betas) == ("adamw", 2e-4, (0.9, 0.95))
+    assert (config.ema.decay, config.ema.target_decay) == (0.9999, 0.999)
+    assert config.guidance == Guidance()
+    assert config.sampler == Sampler.paper(Linear(), nfe, extrapolation=extrapolation, warp=WARP)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_step_rows(name, resolve):
+    steps, zeta, huber, gap = FEW[name]
+    config = resolve(CONFIGS / "few_step" / f"{name}.yaml")
+    multi = resolve(CONFIGS / "multi_step" / f"{name}.yaml")
+    assert config.objective == preset("ucgm_few", enhancement_ratio=zeta, pseudo_huber_c=huber)
+    assert config.objective.time_law == Beta(0.8, 1.0) and config.objective.needs_teacher
+    assert (config.train.steps, config.train.global_batch, config.train.grad_clip) == (
+        steps, 1024, 0.1,
+    )  # fmt: skip
+    rule = config.optimizer
+    assert (rule.name, rule.lr, rule.betas) == ("radam", 1e-4, (0.9, 0.999))
+    assert config.ema.decay == 0.9999 and not config.objective.needs_target
+    assert (config.model, config.data) == (multi.model, multi.data)
+    assert config.sampler == Sampler.paper(Linear(), 2, stochasticity=1.0, warp=FLAT, gap=gap)
+
+
+@pytest.mark.parametrize("name", TUNE)
+def test_tuning_rows(name, resolve):
+    steps, batch, end, omega = TUNE[name]
+    config = resolve(CONFIGS / "tune" / f"{name}.yaml")
+    assert (config.train.steps, config.train.global_batch) == (steps, batch)
+    assert config.ema.decay == 0.99 and config.guidance.scale == 1.0
+    assert sources_of(config.objective) == {"teacher"}
+    assert config.sampler == Sampler.paper(Linear(), 2, stochasticity=1.0, gap=(0.001, end))
+    # The data's field is the teacher's conditional one in the mean, so omega is a_d + a_c.
+    inside = torch.tensor([0.5])
+    host = HostTimes(t=inside, s=inside, m=inside, dropped=torch.tensor([False]))
+    data, cond, null = coefficients(config.objective, host).flatten().tolist()
+    assert data + cond == pytest.approx(omega) and data + cond + null == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sampling_rows_are_what_an_import_writes(name, resolve):
+    guidance, steps, extrapolation, warp, gap, _ = SAMPLE[name]
+    config = resolve(CONFIGS / "sample" / f"{name}.yaml")
+    path = EDM() if "edm2" in name else Linear()
+    assert config.guidance == guidance
+    assert config.sampler == Sampler.paper(
+        path, steps, extrapolation=extrapolation, warp=warp, gap=gap
+    )
+    architecture = name.split("_")[1]
+    known, model = ARCHITECTURES[architecture], config.model
+    if isinstance(model, EDM2Config):  # an import knows the width, not the name
+        model = EDM2Config(model_channels=MODEL_CHANNELS[model.size])
+    source = published_at(architecture, known.source, model, latent_shape(config)[1])
+    for setting in ("family", "convention", "time_max_period"):
+        assert getattr(model, setting, None) == getattr(known.config, setting, None)
+    values = dict(source.sampler)
+    assert config.sampler == Sampler(path, grid=Grid(**values.pop("grid")), **values)
+    assert (guidance.scale, guidance.interval, guidance.channels) == (
+        source.guidance_scale, source.guidance_interval, source.guidance_channels,
+    )  # fmt: skip
+    assert config.data.codec.vae == source.vae
