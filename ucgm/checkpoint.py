@@ -31,7 +31,7 @@ from ucgm.config import Config, read_config
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
-OPTIONAL_INPUTS = ("h_embedder.", "g_embedder.")
+OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ def sample_run(
     world.wait()
     format = format or ("png" if samples.data.decodes else "latents")
     sink = _open_sink(format, folder)
+    if format != "latents":
+        samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
     values = raw_latents if format == "latents" else SampleSet.images
     share = world.share(torch.arange(num_images).split(batch_size))
     progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)

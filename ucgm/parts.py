@@ -11,7 +11,7 @@ from torch import nn
 
 from ucgm import checkpoint
 from ucgm.config import Config, differences, read_config, write_config
-from ucgm.data import Dataset
+from ucgm.data import Dataset, open_for_sampling
 from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy
 from ucgm.journal import Journal
@@ -78,6 +78,11 @@ def build(config: Config, run_dir: Path) -> Parts:
     """Open the data, build or restore every part, and print what is about to happen."""
     accelerator = make_accelerator(config.train.tracker)
     dataset = config.data.open()
+    if len(dataset) == 0:
+        raise ValueError(
+            f"{dataset.name} has no samples on this machine: set data to a set to train on, such "
+            "as {class_path: Latents, init_args: {path: DIR}} of `ucgm encode`"
+        )
     world = accelerator.num_processes
     plan = BatchPlan(
         config.train.global_batch, config.train.accumulation, accelerator.process_index, world
@@ -87,7 +92,7 @@ def build(config: Config, run_dir: Path) -> Parts:
     torch.manual_seed(config.train.seed)
     network = config.model.build(dataset.shape, dataset.num_classes).to(accelerator.device)
     _check_inputs(config, network)
-    teacher = _initialise(config, run_dir, network, dataset.num_classes, accelerator)
+    teacher = _initialise(config, run_dir, network, dataset, accelerator)
     if config.objective.needs_teacher and teacher is None:
         raise ValueError(
             f"the preset {config.objective.preset} learns from a trained model: set train.init to "
@@ -165,8 +170,37 @@ def _claim(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
+def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
+    """Refuse weights that load and mean something else: path, classes, network, latents."""
+    where = config.train.init
+    if run.config.objective.transport != config.objective.transport:
+        raise ValueError(
+            f"{where} was trained on {run.config.objective.transport} and this objective uses "
+            f"{config.objective.transport}: set objective.transport to its path"
+        )
+    if run.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"{where} has {run.num_classes} classes and these data have {dataset.num_classes}: the "
+            "teacher must know the classes it teaches"
+        )
+    theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
+    for name in (theirs.keys() & mine.keys()) - {"second_time", "guidance_input"}:
+        if not name.startswith("_") and theirs[name] != mine[name]:
+            raise ValueError(
+                f"{where} does not fit the network of this configuration: it has {name} = "
+                f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
+                f"{where}/config.yaml"
+            )
+    try:
+        codec = open_for_sampling(run.config.data, run.run_dir).codec
+    except ValueError:  # its data are not on this machine, and it kept no card of them
+        return
+    if codec is not None and dataset.codec is not None:
+        codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
+
+
 def _initialise(
-    config: Config, run_dir: Path, network: nn.Module, classes: int, accelerator: Accelerator
+    config: Config, run_dir: Path, network: nn.Module, dataset: Dataset, accelerator: Accelerator
 ) -> nn.Module | None:
     """Load ``train.init`` into the network; the frozen teacher, kept in the run folder."""
     if config.train.init is None:
@@ -174,16 +208,7 @@ def _initialise(
     kept = run_dir / "teacher.safetensors"
     if not kept.exists():
         run = checkpoint.load_run(config.train.init)
-        if run.config.objective.transport != config.objective.transport:
-            raise ValueError(
-                f"{config.train.init} was trained on {run.config.objective.transport} and this "
-                f"objective uses {config.objective.transport}: set objective.transport to its path"
-            )
-        if run.num_classes != classes:
-            raise ValueError(
-                f"{config.train.init} has {run.num_classes} classes and these data have {classes}: "
-                "the teacher must know the classes it teaches"
-            )
+        _check_start(config, run, network, dataset)
         source = checkpoint.newest_checkpoint(Path(config.train.init))
         assert source is not None
         checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)

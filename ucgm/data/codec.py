@@ -174,6 +174,26 @@ class Codec:
                 "the data set this was made for."
             )
 
+    def check_scaling(self, other: "Codec", mine: str, others: str) -> None:
+        """Refuse ``other`` unless the network sees about the same numbers, in the same channels.
+
+        Statistics of two encodings of the same images agree to a few thousandths; a tenth of a
+        deviation is another normalisation.
+
+        Raises:
+            ValueError: naming both sides.
+        """
+        same = len(self.mean) == len(other.mean)
+        for m, s, n, r in zip(self.mean, self.std, other.mean, other.std, strict=False):
+            ratio = r / other.scale * self.scale / s
+            same &= 0.9 < ratio < 1.1 and abs(n - m) * self.scale / s < 0.1
+        if not same:
+            raise ValueError(
+                f"{mine} works on {self.describe()} and {others} holds {other.describe()}: latents "
+                "of one mean nothing to the other. Encode the data with the autoencoder and the "
+                "statistics of the run."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         values = dataclasses.asdict(self)

@@ -47,7 +47,13 @@ class DeclaredDataset(Dataset):
                 f"the autoencoder of {self.name} or its scaling is not known: import it again "
                 "with --vae and --stats, or write latents with `ucgm sample --format latents`."
             )
-        return self.codec.decode(x)
+        try:
+            return self.codec.decode(x)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Name a copy as data.codec.place in the run's config.yaml, import again "
+                "with --vae, or write latents with `ucgm sample --format latents`."
+            ) from error
 
     def describe(self) -> str:
         """Two lines for the log."""

@@ -55,3 +55,22 @@ def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
     for size in ("XS", "S", "M", "L", "XL", "XXL"):
         out[f"EDM2-{size}"] = (EDM2Config(size=size), (4, 64, 64))
     return out
+
+
+def print_models(name: str = "") -> None:
+    """Print the published networks: latents, parameters, multiply-adds of one sample.
+
+    Args:
+        name: only those whose name contains this, such as XL.
+    """
+    chosen = {k: v for k, v in published_models().items() if name.lower() in k.lower()}
+    if not chosen:
+        raise ValueError(f"no model has {name!r} in its name: {', '.join(published_models())}")
+    print(f"{'model':<20}{'latents':>12}{'parameters':>14}{'multiply-adds':>16}")
+    for title, (config, shape) in chosen.items():
+        size = cost(config, shape, 1000)
+        latents = "x".join(map(str, shape))
+        print(
+            f"{title:<20}{latents:>12}{size.parameters / 1e6:>12.1f} M{size.gmacs:>14.1f} G",
+            flush=True,
+        )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,12 @@ def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, 
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "not a weight file"
+        called = re.search(r"(?:GLOBAL|class) (\w+(?:\.\w+)+)", str(error))
+        reason = f"it calls {called[1]}" if called else "or it is damaged, or no weight file at all"
         raise ValueError(
             f"{path} was not loaded: it is no plain file of tensors, and reading it would run code "
             f"stored in it ({reason}). Convert it to safetensors where you trust it, or, if you "
-            "trust whoever made the file, allow it with unsafe_pickle=True"
+            "trust whoever made the file, allow it with --unsafe-pickle (unsafe_pickle=True)"
         ) from error
 
 

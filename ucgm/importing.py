@@ -1,0 +1,264 @@
+"""Public weights to a run folder: ``ucgm import FILE --architecture NAME --out RUN``.
+
+The folder is that of a training which ended at step 0, so every command takes it as it is:
+
+    ucgm sample RUN
+    ucgm train --config RUN/config.yaml --config TUNE.yaml --train.init RUN --run-dir TUNED
+
+What a checkpoint means is written into its config.yaml and nowhere else: direction of time, sign
+and learned variance with the network, the path with the objective, null class, shape and scaling of
+latents with the data, guidance (its channels too) and sampler as published.  The samples it was
+trained on are not here: the data are *declared* (:mod:`ucgm.data.declared`).
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ucgm import transport as paths
+from ucgm.checkpoint import save_checkpoint, sha256
+from ucgm.config import Config, write_config
+from ucgm.data import Codec, Declared
+from ucgm.data.autoencoder import KNOWN, Autoencoder, open_autoencoder
+from ucgm.data.codec import EDM2_MEAN, EDM2_STD, normalisation
+from ucgm.nn import Imported, Source, import_weights, read_checkpoint
+from ucgm.nn.cost import count_parameters
+from ucgm.nn.sources import ARCHITECTURES, published_at
+from ucgm.objective import preset
+from ucgm.sampler import Grid, Guidance, Sampler
+from ucgm.transport import Transport
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...], float]
+
+
+def import_run(
+    checkpoint: str,
+    architecture: str | None = None,
+    out: str | None = None,
+    which: Literal["ema", "model"] = "ema",
+    unsafe_pickle: bool = False,
+    vae: str | None = None,
+    stats: str | None = None,
+    transport: str | None = None,
+    input_size: int | None = None,
+    num_heads: int | None = None,
+    encoder_depth: int | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Path:
+    """Make a run folder of a public checkpoint.
+
+    Args:
+        checkpoint: .safetensors, .pt or .ckpt file; a folder of shards; or the folder of DiT in
+            the diffusers layout.
+        architecture: dit, sit, repa, repae, lightningdit, tit, ddt or edm2.
+        out: folder to make.
+        which: ema or model, where the file has both.
+        unsafe_pickle: load a file that runs code when it is read; only for files you would run.
+        vae: autoencoder: a name, folder, file or Hub id; as published when left out.
+        stats: statistics file of the latents, or scale, edm2, none; as published when left out.
+        transport: path of the weights, such as TrigLinear; as published when left out.
+        input_size: side of the latents, where the weights do not show it.
+        num_heads: attention heads, where the weights do not show them.
+        encoder_depth: blocks of a DDT's encoder, where the depth is no published one.
+        settings: any other setting of the network, as --settings.second_time true.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: the file does not fit, or would run code; with what would fit.
+    """
+    if architecture is None or out is None:
+        missing = "--architecture" if architecture is None else "--out"
+        raise ValueError(
+            f"{missing} is missing: ucgm import FILE --architecture NAME --out RUN, with NAME one "
+            f"of {', '.join(ARCHITECTURES)}"
+        )
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something, nothing was written: choose another --out")
+    file, found = _locate(Path(checkpoint))
+    given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
+    found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
+    imported = import_weights(
+        architecture, read_checkpoint(file, unsafe_pickle), which=which, **found
+    )
+    config = config_of(architecture, imported, vae, stats, transport)
+    facts = {
+        "architecture": architecture,
+        "file": str(file),
+        "sha256": sha256(file) if file.is_file() else None,
+        "weights": which,
+        "dropped": list(imported.dropped),
+    }
+    _write(folder, config, imported, facts)
+    _report(folder, config, imported)
+    return folder
+
+
+def config_of(
+    architecture: str,
+    imported: Imported,
+    vae: str | None = None,
+    stats: str | None = None,
+    transport: str | None = None,
+) -> Config:
+    """The configuration of a run that would have made these weights, and samples as published.
+
+    Args:
+        architecture: a key of :data:`ucgm.nn.ARCHITECTURES`.
+        imported: the weights.
+        vae: autoencoder; None: as published.
+        stats: statistics of the latents; None: as published.
+        transport: name of a class of :mod:`ucgm.transport`; None: as published.
+    """
+    shape, classes = imported.shape, imported.num_classes
+    source = published_at(architecture, imported.source, imported.config, shape[1])
+    path = _path(transport) if transport else _path(source.transport, **source.transport_args)
+    pixels = vae is None and source.vae is None and stats is None and shape[0] in (1, 3)
+    data = Declared(
+        shape=shape,
+        num_classes=classes,
+        name=architecture,
+        pixels=pixels,
+        codec=None if pixels else codec_of(source, shape, vae, stats),
+    )
+    values = dict(source.sampler)
+    grid = Grid(**values.pop("grid", {}))
+    return Config(
+        model=imported.config,
+        objective=preset("flow_matching", transport=path),
+        data=data,
+        sampler=Sampler(path, grid=grid, **values),
+        guidance=Guidance(
+            source.guidance_scale if classes else 1.0,
+            source.guidance_interval,
+            source.guidance_channels,
+        ),
+    )
+
+
+def codec_of(
+    source: Source, shape: tuple[int, int, int], vae: str | None, stats: str | None
+) -> Codec | None:
+    """The codec of the weights, as far as it is known; None: latents cannot be decoded.
+
+    An autoencoder that is on this machine is opened and tried; one on the Hub is only named.
+    """
+    name = vae or source.vae
+    local = name is not None and Path(name).exists()
+    opened = open_autoencoder(name) if name is not None and local else None
+    scaling = _scaling(source, shape[0], name, stats)
+    if name is None or scaling is None:
+        return None
+    known, kind = KNOWN.get(name), opened.kind if opened else _kind(name)
+    rule, (mean, std, scale) = scaling
+    return Codec(
+        vae=name,
+        kind=kind,
+        digest=opened.digest if opened else "",
+        size=_side(opened, shape) if opened else shape[1] * source.factor,
+        shape=shape,
+        store=known.store if known else "sample" if kind == "kl" else "mean",
+        normalise=rule,
+        mean=mean,
+        std=std,
+        scale=scale,
+    )
+
+
+def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights, and the settings beside them; a pipeline's folder has them in transformer/."""
+    if (path / "transformer").is_dir():
+        path = path / "transformer"
+    beside = path / "config.json"
+    return path, json.loads(beside.read_text()) if beside.is_file() else {}
+
+
+def _path(name: str, **settings: Any) -> Transport:
+    cls = getattr(paths, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Transport)) or cls is Transport:
+        known = ", ".join(sorted(c.__name__ for c in Transport.__subclasses__()))
+        raise ValueError(f"transport must be one of {known}, got {name!r}")
+    return cls(**settings)
+
+
+def _scaling(
+    source: Source, channels: int, vae: str | None, stats: str | None
+) -> tuple[str, Statistics] | None:
+    """Rule, and (mean, std, scale) of the latents; None when it is in a file that was not given."""
+    if stats == "channel":
+        raise ValueError("the statistics of each channel are in a file: give --stats FILE")
+    if stats is not None:
+        if stats == "scale" and vae is None:
+            raise ValueError("--stats scale is the factor of an autoencoder: give --vae as well")
+        autoencoder = open_autoencoder(vae if stats == "scale" and vae else "identity")
+        return stats, normalisation(stats, autoencoder, None, channels)
+    mean, std = source.latent_mean, source.latent_std
+    if mean is None or std is None:
+        return None
+    if not any(mean) and len(set(std)) == 1:
+        return "scale", (mean, (1.0,) * channels, 1.0 / std[0])
+    if mean == EDM2_MEAN:
+        return "edm2", (EDM2_MEAN, EDM2_STD, 0.5)
+    return "channel", (mean, std, 1.0)
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind in ("dc", "rae") if name.startswith(f"{kind}-")), "kl")
+
+
+def _side(autoencoder: Autoencoder, shape: tuple[int, int, int]) -> int:
+    """Side of the images, found by decoding one."""
+    if autoencoder.kind in ("kl", "dc"):
+        channels = autoencoder.module.config.latent_channels
+        if channels != shape[0]:
+            raise ValueError(
+                f"the autoencoder {autoencoder.name} has {channels} latent channels and the "
+                f"network {shape[0]}: give the one it was trained with as --vae"
+            )
+    return autoencoder.decode(torch.zeros(1, *shape)).shape[-1]
+
+
+def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, Any]) -> None:
+    """The whole folder under a temporary name, then renamed."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "samples").mkdir(parents=True)
+    manifest = {
+        "shape": list(imported.shape),
+        "num_classes": imported.num_classes,
+        "ema_updates": 0,
+        "skipped": 0,
+        "imported": facts,
+    }
+    networks: dict[str, torch.nn.Module] = {"network": imported.network, "ema": imported.network}
+    save_checkpoint(temporary, 0, networks, {}, manifest, keep=1)
+    write_config(config, temporary / "config.yaml")
+    os.replace(temporary, folder)
+
+
+def _report(folder: Path, config: Config, imported: Imported) -> None:
+    guidance, data = config.guidance, config.data.open()
+    inside = f" in {list(guidance.interval)}" if guidance.interval != (0.0, 1.0) else ""
+    first = f", first {guidance.channels} channels" if guidance.channels else ""
+    dropped = f"\n  not needed: {', '.join(imported.dropped[:4])}" if imported.dropped else ""
+    more = f" and {len(imported.dropped) - 4} more" if len(imported.dropped) > 4 else ""
+    print(
+        f"run {folder}: {type(imported.network).__name__} with "
+        f"{count_parameters(imported.network):,} parameters, {data.num_classes} classes\n"
+        f"  transport {config.objective.transport}, {config.sampler.steps} steps, guidance "
+        f"{guidance.scale}{inside}{first}\n"
+        f"  latents {'x'.join(map(str, data.shape))}: "
+        f"{data.codec.describe() if data.codec else 'pixels' if data.decodes else 'not known'}"
+        f"{dropped}{more}"
+    )
+    if not data.decodes:
+        print(
+            "  `ucgm sample` will write latents: the statistics of these are in a file beside the "
+            "weights; import again with --stats FILE (and --vae) for images"
+        )
