@@ -64,6 +64,29 @@ def test_features_do_not_depend_on_the_caller(tmp_path):
         open_extractor("digits", str(tmp_path / "x.safetensors"))
 
 
+def build_flat(weights):
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, images):
+            return {"features": images.flatten(1).float() * self.weight}
+
+    return Extractor("flat", "00", Flat(), {"features": 64}, 1)
+
+
+def test_your_own_by_module_and_function():
+    name = "tests.test_extractors:build_flat"
+    images = torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)
+    for _ in range(2):  # a second time as well
+        assert open_extractor(name)(images)["features"].unique().tolist() == [7.0]
+    with pytest.raises(ValueError, match="cannot be imported"):
+        open_extractor("tests.nowhere:build")
+    with pytest.raises(ValueError, match="or your own as module:function"):
+        open_extractor("nothing")
+
+
 def test_features_that_are_not_finite_are_refused():
     class Broken(nn.Module):
         def __init__(self):

@@ -2,6 +2,7 @@
 
     python scripts/bench/metrics.py                 # everything, about five minutes on one core
     python scripts/bench/metrics.py --dimension 512 --samples 10000
+    python scripts/bench/metrics.py --digits 2000 50000    # memory of whole benchmarks
 
 Prints CPU seconds (process time; the fair figure on a shared machine), the median of the repeats,
 and for the accumulation the peak memory above what the features of one batch need, each in a
@@ -134,16 +135,52 @@ def accumulation(samples, dimension):
     print(f"{found['streamed']['mib'] / found['kept']['mib']:.2f}")
 
 
+def digits(samples):
+    """One process: peak memory of a one-step benchmark above that of the loaded model."""
+    import contextlib
+    import io
+    import tempfile
+    from pathlib import Path
+
+    import matplotlib.pyplot  # noqa: F401
+
+    from ucgm.benchmark import benchmark
+    from ucgm.checkpoint import Run
+    from ucgm.config import Config
+    from ucgm.nn import DiTConfig
+
+    network = DiTConfig(size="T/2").build((1, 8, 8), 10).eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run = Run(Path(folder), Config(), network, 0, "ema", "0" * 64, (1, 8, 8), 10)
+        network(torch.zeros(250, 1, 8, 8), torch.ones(250), torch.zeros(250, dtype=torch.int64))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with contextlib.redirect_stdout(io.StringIO()):
+            benchmark(run, (1,), samples)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(
+        f"benchmark of {samples:,} digits: peak {peak / 1024:,.0f} MiB above the model", flush=True
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", choices=("streamed", "kept"))
+    parser.add_argument("--digits", type=int, nargs="+")
+    parser.add_argument("--one-digits", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.worker:
         accumulate(options.worker, options.samples, options.dimension)
+        return
+    if options.one_digits:
+        digits(options.one_digits)
+        return
+    for samples in options.digits or ():
+        subprocess.run([sys.executable, __file__, "--one-digits", str(samples)], check=True)
+    if options.digits:
         return
     accumulation(options.samples, options.dimension)
     distance(options.dimension, min(options.samples, 4 * options.dimension), options.repeats)

@@ -10,6 +10,7 @@ It runs in float32 with autocast and TF32 off, in evaluation mode, and is known 
 the hash of its weights: two numbers compare only when both agree.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,16 +118,25 @@ def open_extractor(
     """The extractor registered as ``name``, on ``device``.
 
     Args:
-        name: ``digits``, ``inception`` or a name given to :func:`register_extractor`.
+        name: ``digits``, ``inception``, ``dinov2``, a name given to :func:`register_extractor`, or
+            ``package.module:function`` of your own, which is imported and called as a builder.
         weights: path of its weights; None for those it ships with or downloads.
         device: where it runs.
 
     Raises:
         ValueError: for an unknown name, or when the weights are missing or of another network.
     """
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            register_extractor(name, getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"extractor {name} cannot be imported: {error}.") from error
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
-        raise ValueError(f"unknown extractor {name!r}: choose one of {known}, or register it.")
+        raise ValueError(
+            f"unknown extractor {name!r}: choose one of {known}, or your own as module:function."
+        )
     extractor = _REGISTRY[name](weights)
     extractor.module.to(device).eval().requires_grad_(False)
     return extractor
