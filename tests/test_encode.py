@@ -391,6 +391,29 @@ def test_label_out_of_range(encode, tmp_path):
         encode(lightningdit(tmp_path / "source"), num_classes=3)
 
 
+def test_statistics_are_checked_before_the_first_image(encode, tmp_path):
+    with pytest.raises(ValueError, match="there is no statistics file"):
+        encode(normalise=str(tmp_path / "latents_stats.pt"))
+    torch.save({"mean": torch.zeros(32), "std": torch.ones(32)}, tmp_path / "latents_stats.pt")
+    with pytest.raises(ValueError, match="4 latent channels, its statistics 32 means"):
+        encode(normalise=str(tmp_path / "latents_stats.pt"))
+    with pytest.raises(ValueError, match="identity keeps pixels: normalise must be none"):
+        encode(model="identity", normalise="channel")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_autoencoder_that_moved(vae, tree, tmp_path, encode):
+    shutil.copytree(vae, tmp_path / "vae")
+    folder = str(encode(model=str(tmp_path / "vae")))
+    open_autoencoder.cache_clear()
+    x = Latents(folder).open().__getitems__([0])[0]
+    (tmp_path / "vae").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="no autoencoder .*/vae.* data.vae_path"):
+        Latents(folder).open().decode(x)
+    moved = Latents(folder, vae_path=str(tmp_path / "moved")).open()
+    assert moved.decode(x).shape == (1, 3, SIZE, SIZE)
+
+
 def test_folders_of_others_are_refused(encode, tree, tmp_path):
     folder = encode()
     before = toys.folder_bytes(folder)

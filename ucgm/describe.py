@@ -1,7 +1,7 @@
 """What is in a data set: ``ucgm data DIR``, for shards, image folders and configurations alike.
 
     report.json   rows, classes, counts per class, channel statistics, codec, problems
-    grid.png      decoded samples, one class per row of the sheet
+    grid.png      decoded samples, spread evenly over the set
 
 Every shard is read once in full: its checksum against the manifest, every latent finite, every
 label in range.  The statistics are of normalised latents: mean 0 and deviation ``scale`` where the
@@ -245,7 +245,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _save_grid(dataset: Dataset, path: Path, count: int) -> None:
-    """Decoded samples spread evenly over the set, in its order: classes come one after another."""
+    """Decoded samples in the order of the set: classes come one after another."""
     indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
     sheet = grid(dataset.decode(dataset.__getitems__(indices)[0]))
     write_atomic(path, lambda p: sheet.save(p, format="PNG"))

@@ -54,14 +54,18 @@ class CodecSettings:
         """These settings with every null replaced.
 
         Raises:
-            ValueError: for samples or moments of a model that has no posterior.
+            ValueError: for samples or moments of a model that has no posterior, or pixels that
+            should be normalised.
         """
         known = KNOWN.get(self.vae)
         store = self.store or (known.store if known else "mean" if deterministic else "sample")
         if deterministic and store != "mean":
             raise ValueError(f"{self.vae} gives one latent per image: store must be mean.")
         usual = known.normalise if known else "none" if self.vae == "identity" else "channel"
-        return replace(self, store=store, normalise=self.normalise or usual)
+        rule = self.normalise or usual
+        if self.vae == "identity" and rule != "none":
+            raise ValueError(f"identity keeps pixels: normalise must be none, got {rule}.")
+        return replace(self, store=store, normalise=rule)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,10 @@ class Codec:
         Raises:
             ValueError: it is not where the codec says, or has other weights.
         """
-        found = open_autoencoder(self.place or self.vae)
+        try:
+            found = open_autoencoder(self.place or self.vae)
+        except ValueError as error:
+            raise ValueError(f"{error} A copy elsewhere can be named as data.vae_path.") from error
         if self.digest and found.digest != self.digest:
             raise ValueError(
                 f"the autoencoder at {self.place or self.vae} has weights {found.digest[:12]} and "

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ucgm.data.autoencoder import Autoencoder, open_autoencoder
-from ucgm.data.codec import CodecSettings
+from ucgm.data.codec import Codec, CodecSettings, normalisation
 from ucgm.data.encoder import Encoder
 from ucgm.data.sources import ShardSource, Source
 
@@ -85,6 +86,28 @@ class Job:
             self.autoencoder, recipe.codec.store, dtype, recipe.flips, recipe.seed, device
         )
 
+    def codec(self, data: tuple[Tensor, Tensor] | None) -> Codec:
+        """The codec of the shards, given mean (C,) and deviation (C,) of what they hold.
+
+        Raises:
+            ValueError: statistics that cannot be read, or are of another autoencoder.
+        """
+        asked, model = self.recipe.codec, self.autoencoder
+        assert asked.store is not None and asked.normalise is not None
+        mean, std, scale = normalisation(asked.normalise, model, data, self.shape[0])
+        return Codec(
+            vae=asked.vae,
+            kind=model.kind,
+            digest=model.digest,
+            size=asked.size,
+            shape=self.shape,
+            store=asked.store,
+            normalise=asked.normalise,
+            mean=mean,
+            std=std,
+            scale=scale,
+        )
+
     def num_bytes(self) -> int:
         """About the size of the finished set."""
         numbers = torch.Size(self.shape).numel() * (1 + self.recipe.flips)
@@ -128,7 +151,9 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
         flips = False
     count = _count_classes(source, recipe.num_classes)
     recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
-    return Job(source, recipe, autoencoder, shape)
+    job = Job(source, recipe, autoencoder, shape)
+    job.codec((torch.zeros(shape[0]), torch.ones(shape[0])))  # fails now, not after the last shard
+    return job
 
 
 def _fit_shards(

@@ -107,8 +107,6 @@ class Latents(DataConfig):
     """where the autoencoder is on this machine, when not where the codec says."""
     flips: bool = True
     """show half of the samples mirrored, where flips are stored."""
-    held_out_path: str | None = None
-    """a folder of real data of the same kind that training does not see."""
 
     def open(self) -> LatentDataset:
         """Read headers and manifest; a ValueError says what does not fit."""
@@ -119,12 +117,6 @@ class Latents(DataConfig):
         if self.codec is not None:
             check_settings(self.codec, dataset.codec, folder)
         return dataset
-
-    def held_out(self) -> "Latents | None":
-        """The held-out folder, read with the same codec."""
-        if self.held_out_path is None:
-            return None
-        return Latents(self.held_out_path, self.codec, self.vae_path, False)
 
 
 def check_settings(settings: CodecSettings, codec: Codec, folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.codec import Codec, normalisation
+from ucgm.data.codec import Codec
 from ucgm.data.encoder import channel_moments, merge_moments
 from ucgm.data.files import write_atomic
 from ucgm.data.job import Job
@@ -128,27 +128,12 @@ def finish(folder: Path, job: Job, tell: Callable[[str], object] = print) -> Cod
     if lost:
         raise ValueError(f"shard {lost[0]} has disappeared from {folder}: run the command again.")
     whole = [record for record in records if record is not None]
-    settings, channels = job.recipe.codec, job.shape[0]
     parts = [
         (n, torch.tensor(mean, dtype=torch.float64), torch.tensor(m2, dtype=torch.float64))
         for record in whole
         for n, mean, m2 in record["moments"]
     ]
-    data = merge_moments(parts) if parts else None
-    assert settings.normalise is not None and settings.store is not None
-    mean, std, scale = normalisation(settings.normalise, job.autoencoder, data, channels)
-    codec = Codec(
-        settings.vae,
-        job.autoencoder.kind,
-        job.autoencoder.digest,
-        settings.size,
-        job.shape,
-        settings.store,
-        settings.normalise,
-        mean,
-        std,
-        scale,
-    )
+    codec = job.codec(merge_moments(parts) if parts else None)
     skipped = [pair for record in whole for pair in record["skipped"]]
     manifest = {
         "format": 1,
