@@ -78,10 +78,14 @@ def encode_data(
     world = join_world(device)
     items = open_source(source, split, image_column, label_column)
     job = make_job(items, recipe, world.device)
-    folder = Path(out)
+    if world.first and flips and not job.recipe.flips and job.recipe.dtype != "uint8":
+        print(f"note: {source} has no mirrored latents, so none are stored.")
+    return run_job(job, Path(out), world, num_workers)
+
+
+def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
+    """Make what is missing of ``job`` in ``folder``, on all processes."""
     if world.first:
-        if flips and not job.recipe.flips and job.recipe.dtype != "uint8":
-            print(f"note: {source} has no mirrored latents, so none are stored.")
         claim_folder(folder, job)
     world.wait()
     # Every process lists what is missing before any makes a new one: all share the same list.
@@ -91,7 +95,6 @@ def encode_data(
     world.wait()
     if world.first:
         finish(folder, job)
-    world.wait()
     world.leave()
     return folder
 

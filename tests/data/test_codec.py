@@ -9,15 +9,9 @@ from safetensors.torch import save_file
 
 from tests.data import toys
 from ucgm.data.autoencoder import open_autoencoder, state_digest
-from ucgm.data.codec import (
-    EDM2_MEAN,
-    EDM2_STD,
-    Codec,
-    CodecSettings,
-    normalisation,
-    read_statistics,
-)
+from ucgm.data.codec import Codec, CodecSettings
 from ucgm.data.images import from_uint8, to_uint8
+from ucgm.data.scaling import EDM2_MEAN, EDM2_STD, normalisation, read_statistics
 
 
 def codec_for(where, size, rule="channel"):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ucgm.data.autoencoder import Autoencoder, open_autoencoder
-from ucgm.data.codec import Codec, CodecSettings, normalisation
+from ucgm.data.codec import Codec, CodecSettings
 from ucgm.data.encoder import Encoder
+from ucgm.data.scaling import normalisation
 from ucgm.data.sources import ShardSource, Source
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
