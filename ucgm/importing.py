@@ -24,7 +24,7 @@ from ucgm.checkpoint import save_checkpoint, sha256
 from ucgm.config import Config, write_config
 from ucgm.data import Codec, Declared
 from ucgm.data.autoencoder import KNOWN, Autoencoder, open_autoencoder
-from ucgm.data.codec import EDM2_MEAN, EDM2_STD, normalisation
+from ucgm.data.scaling import EDM2_MEAN, EDM2_STD, normalisation
 from ucgm.nn import Imported, Source, import_weights, read_checkpoint
 from ucgm.nn.cost import count_parameters
 from ucgm.nn.sources import ARCHITECTURES, published_at
