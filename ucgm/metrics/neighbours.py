@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def precision_recall(
-    generated: Tensor, reference: Tensor, k: int = 3, block: int = 2048
+    generated: Tensor, reference: Tensor, k: int = 3, block: int = 1024
 ) -> tuple[float, float]:
     """Precision and recall of ``generated`` (N, d) against ``reference`` (M, d), in this order.
 
