@@ -250,7 +250,7 @@ def test_mixture_flow_has_no_residual():
         t = torch.linspace(0.15, 0.85, 41, dtype=F64)
         x = oracle_1d.quantile(path, torch.linspace(0.03, 0.97, 41, dtype=F64), t)
         s = torch.zeros_like(t)
-        field = exact_field(oracle_1d, path, x, t)
+        field = oracle_1d.mean_field(path, x, t)
 
         def evaluate(state, time, path=path, s=s):
             flat = state.flatten()
@@ -269,17 +269,6 @@ def test_mixture_flow_has_no_residual():
             for step in (0.004, 0.002)
         ]
         assert sizes[0] < 0.05 and 3.0 < sizes[0] / sizes[1] < 5.0
-
-
-def exact_field(oracle, path, x, t):
-    """E[F | x_t] of the mixture in closed form."""
-    c = path.coefficients(t)
-    weights, means, deviations = oracle.parts(path, t)
-    share = (weights.log() - 0.5 * ((x[:, None] - means) / deviations) ** 2).softmax(1)
-    gain = (c.alpha * oracle.DEVIATION**2)[:, None] / deviations**2
-    x_hat = (share * (oracle.MIXTURE[1] + gain * (x[:, None] - means))).sum(1)
-    z_hat = (x - c.alpha * x_hat) / c.sigma
-    return c.alpha_pred * x_hat + c.sigma_pred * z_hat
 
 
 @pytest.mark.parametrize("name", ["meanflow", "imf", "rcgm", "shortcut"])
