@@ -7,4 +7,4 @@ bash scripts/install.sh data,dev
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
 .venv/bin/basedpyright
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile "$@"
