@@ -182,8 +182,8 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
 def _path(name: str, **settings: Any) -> Transport:
     cls = getattr(paths, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Transport)) or cls is Transport:
-        known = ", ".join(sorted(c.__name__ for c in Transport.__subclasses__()))
-        raise ValueError(f"transport must be one of {known}, got {name!r}")
+        ours = (c.__name__ for c in Transport.__subclasses__() if c.__module__ == paths.__name__)
+        raise ValueError(f"transport must be one of {', '.join(sorted(ours))}, got {name!r}")
     return cls(**settings)
 
 

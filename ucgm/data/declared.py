@@ -8,7 +8,7 @@ to refuse others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from torch import Tensor
@@ -27,6 +27,8 @@ class DeclaredDataset(Dataset):
         self.num_classes = declared.num_classes
         self.class_names = declared.class_names
         self.codec = declared.codec
+        if declared.codec is not None and declared.vae_path is not None:
+            self.codec = replace(declared.codec, place=declared.vae_path)
         self.pixels = declared.pixels
         self.decodes = self.pixels or self.codec is not None
 
@@ -51,8 +53,8 @@ class DeclaredDataset(Dataset):
             return self.codec.decode(x)
         except ValueError as error:
             raise ValueError(
-                f"{error} Name a copy as data.codec.place in the run's config.yaml, import again "
-                "with --vae, or write latents with `ucgm sample --format latents`."
+                f"{error} (In config.yaml of the run; or import again with --vae, or write latents "
+                "with `ucgm sample --format latents`.)"
             ) from error
 
     def describe(self) -> str:
@@ -77,6 +79,8 @@ class Declared(DataConfig):
     """the network sees pixels, and there is no codec."""
     codec: Codec | None = None
     """between images and latents; null: not known, so latents cannot be decoded."""
+    vae_path: str | None = None
+    """where the autoencoder is on this machine, when not where the codec says."""
 
     def __post_init__(self) -> None:
         """Refuse a codec of other latents."""

@@ -80,7 +80,7 @@ class DiscreteSteps(Orientation):
     def time(self, t: Tensor) -> Tensor:
         """Index k in [0, 999], piecewise linear in t."""
         times = self.steps.table
-        below = torch.searchsorted(times, t.detach().to(times.dtype)).clamp(1, 999) - 1
+        below = torch.searchsorted(times, t.detach().to(times.dtype).contiguous()).clamp(1, 999) - 1
         low, high = times[below], times[below + 1]
         return (below + (t - low) / (high - low)).clamp(0, 999)
 

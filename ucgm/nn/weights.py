@@ -52,7 +52,7 @@ def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, 
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        called = re.search(r"(?:GLOBAL|class) (\w+(?:\.\w+)+)", str(error))
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it calls {called[1]}" if called else "or it is damaged, or no weight file at all"
         raise ValueError(
             f"{path} was not loaded: it is no plain file of tensors, and reading it would run code "

@@ -1,0 +1,187 @@
+"""A run in the layout of diffusers: ``ucgm export RUN --diffusers OUT``.
+
+    OUT/model_index.json   the pipeline: class names, scaling of latents, guidance
+    OUT/model/             config.json and the EMA weights (``variant="raw"``: the others)
+    OUT/scheduler/         the run's sampler
+    OUT/vae/               its autoencoder, for latents
+    OUT/pipeline.py        with --bundle-code: the source of ucgm, for machines without it
+
+    ucgm.UCGMPipeline.from_pretrained(OUT)
+    diffusers.DiffusionPipeline.from_pretrained(OUT, trust_remote_code=True)
+
+The first needs ucgm; the second the bundle, and not ucgm.
+
+The folder is what ``huggingface-cli upload`` takes.  Weights and configuration run no code; only
+the bundle does, and diffusers asks before it reads that.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ucgm.checkpoint import Run, load_run
+from ucgm.data import open_for_sampling
+from ucgm.integrations.pipeline import UCGMPipeline
+
+# What the parts of a pipeline are imported from.
+_ROOTS = ("ucgm", "ucgm.integrations", "ucgm.nn", "ucgm.objective")
+
+_STUB = '''"""ucgm, bundled by `ucgm export --bundle-code`; an installed ucgm is used instead.
+
+SOURCES holds the modules as they are in the package: name -> (is a package, source).
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+
+SOURCES = {
+%s
+}
+
+
+class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finds and loads the modules of SOURCES."""
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in SOURCES else None
+
+    def is_package(self, name):
+        return SOURCES[name][0]
+
+    def get_source(self, name):
+        return SOURCES[name][1]
+
+
+if importlib.util.find_spec("ucgm") is None:
+    sys.meta_path.append(Bundle())
+UCGMPipeline = importlib.import_module("ucgm").UCGMPipeline
+'''
+
+
+def export_run(
+    run_dir: str,
+    diffusers: str | None = None,
+    bundle_code: bool = False,
+    raw: bool = False,
+    weights: Literal["ema", "network"] = "ema",
+    checkpoint: int | None = None,
+) -> Path:
+    """Write a run as a pipeline of diffusers.
+
+    Args:
+        run_dir: folder of the run.
+        diffusers: folder to make.
+        bundle_code: add the source of ucgm, so that diffusers alone can load the folder.
+        raw: add the weights without averaging, as the variant raw.
+        weights: ema or network, which become the default weights.
+        checkpoint: training step of the checkpoint; the latest when left out.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: the run has something that a pipeline cannot express, or no autoencoder.
+    """
+    if diffusers is None:
+        raise ValueError("--diffusers is missing: name the folder to make")
+    out = Path(diffusers)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something, nothing was written: choose another folder")
+    run = load_run(run_dir, step=checkpoint, weights=weights)
+    pipeline = pipeline_of(run)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    if raw:
+        other: Any = load_run(run_dir, step=checkpoint, weights="network").network
+        other.save_pretrained(temporary / "model", variant="raw")
+    if bundle_code:
+        _bundle(temporary)
+    os.replace(temporary, out)
+    loader = 'DiffusionPipeline.from_pretrained("{}", trust_remote_code=True)'
+    loader = loader if bundle_code else 'ucgm.UCGMPipeline.from_pretrained("{}")'
+    print(f"pipeline: {out}\nload it:  {loader.format(out)}")
+    return out
+
+
+def pipeline_of(run: Run) -> UCGMPipeline:
+    """The pipeline of a run; refuses what it would draw differently.
+
+    Raises:
+        ValueError: guidance by a second network or by an input, latents that cannot be decoded.
+    """
+    guidance = run.config.guidance
+    if guidance.scale != 1.0 and guidance.kind != "classifier_free":
+        raise ValueError(
+            f"guidance.kind {guidance.kind} is not part of a diffusers pipeline: set "
+            f"guidance.scale to 1 or guidance.kind to classifier_free in {run.run_dir}/config.yaml"
+        )
+    if not open_for_sampling(run.config.data, run.run_dir).decodes:
+        raise ValueError(
+            f"the autoencoder of {run.run_dir} or its scaling is not known, so the pipeline could "
+            "not make images: import it again with --vae and --stats"
+        )
+    pipeline = UCGMPipeline.from_run(run)
+    channels = guidance.channels if guidance.scale != 1.0 else None
+    if channels is not None and pipeline.config.get("guidance_channels") != channels:
+        warnings.warn(
+            f"the pipeline guides all channels and {run.run_dir} the first {channels}: pass "
+            f"guidance_channels={channels} when you call it",
+            stacklevel=2,
+        )
+    return pipeline
+
+
+def _bundle(folder: Path) -> None:
+    """Add pipeline.py, and name it in model_index.json."""
+    lines = [
+        f"    {json.dumps(name)}: ({package}, {json.dumps(source)}),"
+        for name, (package, source) in sorted(_closure(_ROOTS).items())
+    ]
+    (folder / "pipeline.py").write_text(_STUB % "\n".join(lines))
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text())
+    content["_class_name"] = ["pipeline", "UCGMPipeline"]
+    index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _closure(roots: tuple[str, ...]) -> dict[str, tuple[bool, str]]:
+    """Modules of this package that ``roots`` import, directly or not, and their packages."""
+    found: dict[str, tuple[bool, str]] = {}
+    todo = list(roots)
+    while todo:
+        name = todo.pop()
+        if name in found:
+            continue
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        source = Path(spec.origin).read_text()
+        found[name] = (spec.submodule_search_locations is not None, source)
+        todo += _imports(ast.parse(source))
+        todo += [name.rpartition(".")[0]] * ("." in name)
+    return found
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Modules of this package that a module imports when it runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (n.name for n in node.names if n.name.split(".")[0] == "ucgm")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ucgm":
+            assert node.module is not None
+            yield node.module
+            inside = [f"{node.module}.{n.name}" for n in node.names]
+            package = importlib.util.find_spec(node.module)
+            if package is not None and package.submodule_search_locations is not None:
+                yield from (name for name in inside if importlib.util.find_spec(name) is not None)
+        yield from _imports(node)
