@@ -212,6 +212,13 @@ def test_models_that_cannot_be_used(tmp_path):
         open_autoencoder(str(tmp_path / "b"))
 
 
+def test_rae_says_what_it_needs(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderRAE"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install transformers"):
+        open_autoencoder(str(tmp_path))
+
+
 def test_sizes_the_model_cannot_take(tmp_path):
     toys.tiny_kl(levels=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="turns 18x18 pixels into 16x16: choose --size 16"):

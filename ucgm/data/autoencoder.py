@@ -14,7 +14,7 @@ with ``weights_only=True``, and a file whose tensors do not fit the model exactl
 """
 
 import hashlib
-import importlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,6 +179,8 @@ def _from_diffusers(where: str, source: str | Path) -> nn.Module:
         name = config.get("_class_name")
         if name not in KINDS:
             raise ValueError(f"it is a {name}; supported are {', '.join(KINDS)}.")
+        if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
+            raise ValueError("its encoder needs one more package: pip install transformers")
         cls = getattr(diffusers, name)
         module, report = cls.from_pretrained(
             str(source), torch_dtype=torch.float32, output_loading_info=True
