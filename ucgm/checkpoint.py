@@ -4,6 +4,7 @@
     metrics.jsonl                  one line per period
     latest                         name of the newest checkpoint
     teacher.safetensors            frozen teacher of a few-step training
+    ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target] .safetensors, optimizer.pt, manifest.json
 
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ucgm.config import Config, read_config
 
 CHECKPOINTS = "checkpoints"
+EMA_FOLDER = "ema"
 MANIFEST = "manifest.json"
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
@@ -191,6 +194,44 @@ def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] 
     network.load_state_dict(state, strict=False)
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the header of a file of RUN/ema says: step, updates and std.
+
+    Raises:
+        ValueError: not a whole file of this kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
+        ) from error
+
+
+def _find_weights(
+    run_dir: Path, folder: Path, manifest: dict[str, Any], weights: str
+) -> tuple[Path, int, str]:
+    """File, training step and SHA-256 of named weights: a checkpoint's, or an average of RUN/ema.
+
+    Raises:
+        ValueError: there are none of this name, with what there is.
+    """
+    name = f"{weights}.safetensors"
+    if name in manifest["files"]:
+        return folder / name, manifest["step"], manifest["files"][name]["sha256"]
+    path = run_dir / EMA_FOLDER / name
+    if path.parent != run_dir / EMA_FOLDER or not path.is_file():
+        files = [Path(n) for n in manifest["files"] if not n.startswith("log_variance")]
+        files += sorted((run_dir / EMA_FOLDER).glob("std_*"))
+        there = ", ".join(p.stem for p in files if p.suffix == ".safetensors")
+        raise ValueError(
+            f"{run_dir} has no weights {weights!r}; there are {there}. `ucgm ema` makes averages "
+            "of other lengths"
+        )
+    return path, int(read_facts(path)["step"]), sha256(path)
+
+
 def load_run(
     run_dir: str | Path, step: int | None = None, weights: str = "ema", device: str = "cpu"
 ) -> Run:
@@ -199,7 +240,7 @@ def load_run(
     Args:
         run_dir: the folder.
         step: checkpoint; None: the newest intact one.
-        weights: ``ema``, or ``network`` for the raw weights.
+        weights: ``ema``, ``network`` for the raw weights, or an average of ``ucgm ema``.
         device: where to put the network.
 
     Raises:
@@ -218,19 +259,19 @@ def load_run(
             there = [p.name for p in sorted((run_dir / CHECKPOINTS).glob("step_*"))]
             raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are {there}")
         manifest = verify(folder)
-    name = f"{weights}.safetensors"
-    if name not in manifest["files"]:
-        raise ValueError(f"weights must be ema or network, got {weights!r}")
+    path, trained, digest = _find_weights(run_dir, folder, manifest, weights)
+    if step not in (None, trained):
+        raise ValueError(f"the weights {weights} are of step {trained}: leave the checkpoint out")
     shape = tuple(manifest["shape"])
     network = config.model.build(shape, manifest["num_classes"])
-    load_weights(network, folder / name)
+    load_weights(network, path)
     return Run(
         run_dir=run_dir,
         config=config,
         network=network.to(device).eval().requires_grad_(False),
-        step=manifest["step"],
+        step=trained,
         weights=weights,
-        digest=manifest["files"][name]["sha256"],
+        digest=digest,
         shape=shape,
         num_classes=manifest["num_classes"],
     )

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import inspect
 import itertools
+import json
 import re
 import sys
 import typing
@@ -23,12 +24,17 @@ COMMANDS = {
     "train": "train a model, or tune one into a few-step model (--train.init RUN)",
     "sample": "draw images from a run",
     "benchmark": "quality against the number of sampling steps, as tables and pictures",
+    "evaluate": "score images from anywhere against a reference",
+    "reference": "statistics of real images, for benchmarks",
+    "compare": "benchmarks of several runs side by side",
     "tune-sampler": "find the sampler of a run for a number of network passes per image",
     "encode": "images to latent shards, with the codec and the statistics beside them",
     "data": "describe and check a data set: counts, statistics, a grid, every shard",
     "import": "public weights to a run that sample, benchmark and train take",
     "export": "a run to the diffusers layout",
     "models": "sizes, parameters and multiply-adds of the published networks",
+    "ema": "averages of other lengths, from the snapshots of a training",
+    "plot": "training curves of runs against each other",
     "presets": "list the training objectives",
     "demo": "the whole road on the embedded digits, in a few minutes",
 }
@@ -37,12 +43,17 @@ COMMANDS = {
 _FUNCTIONS = {
     "sample": ("ucgm.generate", "sample_run"),
     "benchmark": ("ucgm.benchmark", "benchmark_run"),
+    "evaluate": ("ucgm.evaluate", "evaluate_run"),
+    "reference": ("ucgm.evaluate", "reference_run"),
+    "compare": ("ucgm.compare", "compare_run"),
     "tune-sampler": ("ucgm.tune", "tune_sampler"),
     "encode": ("ucgm.encode", "encode_data"),
     "data": ("ucgm.describe", "describe_data"),
     "import": ("ucgm.importing", "import_run"),
     "export": ("ucgm.integrations.export", "export_run"),
     "models": ("ucgm.nn.cost", "print_models"),
+    "ema": ("ucgm.posthoc", "make_averages"),
+    "plot": ("ucgm.plot", "plot_runs"),
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.demo", "demo"),
 }
@@ -242,7 +253,11 @@ def _call(command: str, words: list[str]) -> None:
     module, name = _FUNCTIONS[command]
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(function)
-    lists = [k for k in inspect.signature(function).parameters if "list[" in str(hints.get(k))]
+    names = list(inspect.signature(function).parameters)
+    lists = [k for k in names if "list[" in str(hints.get(k))]
+    if names[:1] == lists[:1]:  # plot RUN RUN ...
+        first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        words = ([json.dumps(first)] if first else []) + words[len(first) :]
     switches = [k for k, hint in hints.items() if hint is bool]
     parser = _parser(prog=f"ucgm {command}")
     parser.add_function_arguments(function, as_positional=True)

@@ -13,7 +13,7 @@ from ucgm import checkpoint
 from ucgm.config import Config, differences, read_config, write_config
 from ucgm.data import Dataset, open_for_sampling
 from ucgm.data.loader import BatchPlan
-from ucgm.ema import EMA, frozen_copy
+from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.journal import Journal
 from ucgm.launch import make_accelerator, precision
 from ucgm.objective import LogVariance
@@ -42,6 +42,7 @@ class Parts:
     optimizer: Any
     ema: EMA
     target: EMA | None
+    tracked: dict[float, EMA]
     teacher: nn.Module | None
     log_variance: LogVariance | None
     journal: Journal
@@ -63,6 +64,10 @@ class Parts:
         modules = [m for m in (self.network, self.log_variance) if m is not None]
         return [p for m in modules for p in m.parameters() if p.requires_grad]
 
+    def averages(self) -> list[EMA]:
+        """Every average of the weights."""
+        return [a for a in (self.ema, self.target, *self.tracked.values()) if a is not None]
+
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file stem."""
         named = {
@@ -71,6 +76,7 @@ class Parts:
             "target": self.target.network if self.target else None,
             "log_variance": self.log_variance,
         }
+        named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
         return {name: module for name, module in named.items() if module is not None}
 
 
@@ -98,10 +104,11 @@ def build(config: Config, run_dir: Path) -> Parts:
             f"the preset {config.objective.preset} learns from a trained model: set train.init to "
             "the run folder of a multi-step model"
         )
-    ema = EMA(network, config.ema.decay, config.ema.warmup)
+    ema = EMA(network, config.ema.decay, config.ema.warmup, config.ema.std)
     target = None
     if config.objective.needs_target and config.ema.target_decay is not None:
         target = EMA(network, config.ema.target_decay, config.ema.warmup)
+    tracked = {std: EMA(network, 0.0, std=std) for std in config.ema.tracked}
     log_variance = LogVariance().to(accelerator.device) if config.objective.log_variance else None
     heads = () if log_variance is None else log_variance.parameters()
     optimizer = config.optimizer.build([*network.parameters(), *heads])
@@ -122,6 +129,7 @@ def build(config: Config, run_dir: Path) -> Parts:
         optimizer=optimizer,
         ema=ema,
         target=target,
+        tracked=tracked,
         teacher=teacher,
         log_variance=log_variance,
         journal=journal,
@@ -230,9 +238,8 @@ def _resume(parts: Parts) -> None:
     folder, manifest = found
     for name, network in parts.networks().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
-    for average in (parts.ema, parts.target):
-        if average is not None:
-            average.updates = manifest["ema_updates"]
+    for average in parts.averages():
+        average.updates = manifest["ema_updates"]
     state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     parts.optimizer.load_state_dict(state)
     parts.step, parts.skipped = manifest["step"], manifest["skipped"]

@@ -18,6 +18,7 @@ from ucgm.data.loader import batches
 from ucgm.generate import SampleSet, save_preview
 from ucgm.launch import autocast
 from ucgm.parts import Parts, build
+from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
 
 
@@ -62,9 +63,8 @@ def train(config: Config, run_dir: str | Path) -> Path:
         norm = nn.utils.clip_grad_norm_(parts.trained(), limit or float("inf"))
         if bool(torch.isfinite(norm)):
             parts.optimizer.step()
-            parts.ema.update()
-            if parts.target is not None:
-                parts.target.update()
+            for average in parts.averages():
+                average.update()
             skipped_in_a_row = 0
         else:
             parts.skipped += 1
@@ -110,6 +110,9 @@ def _report(parts: Parts, skipped_in_a_row: int, stop: bool) -> None:
         device = parts.accelerator.device
         samples = SampleSet(parts.ema.network, parts.config.sampler, parts.dataset, device=device)
         save_preview(samples, parts.run_dir / "samples" / f"step_{step:07d}.png")
+    if main and (step % parts.config.ema.snapshot_every == 0 or step == train.steps):
+        for std, average in parts.tracked.items():
+            save_snapshot(parts.run_dir, step, std, average)
     if main and (step % train.checkpoint_every == 0 or last):
         facts = {
             "shape": parts.dataset.shape,

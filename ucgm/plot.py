@@ -1,0 +1,122 @@
+"""Curves of trainings against each other: ``ucgm plot RUN RUN ... --out curves.png``.
+
+Every training writes one line of numbers per period to ``metrics.jsonl``; a panel shows one of them
+over the step for all runs.  A run that is still going can be drawn at any time.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ucgm.data.files import write_atomic
+
+METRICS_FILE = "metrics.jsonl"
+# Key in metrics.jsonl -> (title of the panel, logarithmic axis).
+PANELS = {
+    "loss": ("loss", True),
+    "grad_norm": ("gradient norm", True),
+    "lr": ("learning rate", False),
+    "images_per_second": ("images per second", False),
+}
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that is being written is left out.
+
+    Raises:
+        ValueError: no run folder, or no line yet.
+    """
+    path = run_dir / METRICS_FILE
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        raise ValueError(f"{run_dir} has no {METRICS_FILE}: is it a run folder?") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is damaged: delete that line") from None
+    if not rows:
+        raise ValueError(f"{path} has no line yet: the first comes after train.log_every steps")
+    return rows
+
+
+def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one number, where it was logged; what is not finite leaves a gap."""
+    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    values = [float(v) if math.isfinite(v) else math.nan for _, v in found]
+    return [step for step, _ in found], values
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """Shortest ends of the paths that tell the runs apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    raise AssertionError("paths that differ have ends that differ")
+
+
+def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None = None) -> Path:
+    """Draw the training curves of runs against each other.
+
+    Args:
+        runs: run folders.
+        out: the picture, PNG.
+        keys: numbers of metrics.jsonl, one panel each; loss, gradient norm, learning rate and
+            images per second when left out.
+
+    Returns:
+        the picture.
+    """
+    folders = [Path(run) for run in dict.fromkeys(runs)]
+    if not folders:
+        raise ValueError("no run was named: ucgm plot RUN RUN ...")
+    logs = [read_metrics(folder) for folder in folders]
+    known = sorted({key for rows in logs for row in rows for key in row} - {"step"})
+    unknown = [key for key in keys or [] if key not in known]
+    if unknown:
+        raise ValueError(f"no run logged {', '.join(unknown)}; there are {', '.join(known)}")
+    path = Path(out)
+    if path.suffix != ".png":
+        raise ValueError(f"the picture is a PNG: name it with .png, not {out}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = keys or [key for key in PANELS if key in known]
+    _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
+    for name, rows in zip(names_of(folders), logs, strict=True):
+        last = "  ".join(f"{k} {rows[-1][k]:.4g}" for k in chosen if k in rows[-1])
+        print(f"{name}: step {rows[-1]['step']}  {last}")
+    print(f"picture: {path}")
+    return path
+
+
+def _draw(runs: list[tuple[str, list[dict[str, Any]]]], keys: list[str], path: Path) -> None:
+    """One panel per key, two in a row, one colour per run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(5.4 * columns, 3.4 * rows + 0.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, key in enumerate(keys):
+        title, logarithmic = PANELS.get(key, (key, False))
+        axes = figure.add_subplot(rows, columns, number + 1)
+        lowest = math.inf
+        for color, (name, log) in enumerate(runs):
+            steps, values = curve(log, key)
+            mark = "." if len(steps) < 3 else None
+            axes.plot(steps, values, color=f"C{color}", label=name, marker=mark, linewidth=1.2)
+            lowest = min([lowest, *(v for v in values if not math.isnan(v))])
+        if logarithmic and 0 < lowest < math.inf:
+            axes.set_yscale("log")
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3, which="both")
+        if number == 0:
+            axes.legend(fontsize="small")
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
