@@ -12,7 +12,7 @@ from ucgm.randomness import RowRandom
 from ucgm.sampler import NAMED, Churn, Grid, Restart, Sampler
 from ucgm.sampler.plan import knots
 from ucgm.sampler.program import compile_plan
-from ucgm.transport import VP, Linear, Trig
+from ucgm.transport import EDM, VP, Linear, Trig
 
 ROWS = {
     **NAMED,
@@ -224,6 +224,39 @@ def test_churn_raises_the_noise_level_by_its_factor():
             before, after = knots(path, [still.s, step.s])
             assert after.ratio == pytest.approx(1.2 * before.ratio)
             assert step.noise / after.alpha == pytest.approx(before.ratio * math.sqrt(1.2**2 - 1))
+
+
+@pytest.mark.parametrize("churn", [0.0, 3.0])
+@pytest.mark.parametrize("path", [EDM(), Linear()], ids=str)
+def test_heun_in_noise_is_algorithm_2_of_edm(path, churn):
+    """The loop of arXiv 2206.00364 in its own variables: y = x / alpha, u = sigma / alpha."""
+    steps, network = 7, gaussian_network(path)
+    grid = Grid(gap=(0.01, 0.01), spacing="karras")
+    settings = {"solver": "heun", "variable": "noise", "grid": grid}
+    sampler = Sampler(path, steps, churn=Churn(churn, (0.0, 0.9), 1.003), **settings)
+    out = sampler(network, points(), None, RowRandom.for_samples(0, torch.arange(16)))
+
+    def slope(y, u):
+        t = path.time_at_log_snr(torch.full((16,), -2 * math.log(u), dtype=torch.float64))
+        alpha = path.coefficients(t).alpha[:, None, None, None]
+        return (y - path.split(alpha * y, network(alpha * y, t), t)[0]) / u
+
+    times = grid.times(steps, path)[:-1]
+    levels = (-0.5 * path.log_snr(times)).exp().tolist()
+    random = RowRandom.for_samples(0, torch.arange(16))
+    y = points() / float(path.coefficients(times).alpha[0])
+    for i, (u, following) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
+        gain = min(churn / steps, 2**0.5 - 1) if i > 0 and times[i] <= 0.9 else 0.0
+        if gain > 0:
+            noise = random.normal(1, 1, 1, dtype=torch.float64)
+            y = y + 1.003 * u * ((1 + gain) ** 2 - 1) ** 0.5 * noise
+            u = (1 + gain) * u
+        d = slope(y, u)
+        ahead = y + (following - u) * d
+        if following > 0:
+            ahead = y + (following - u) * (d + slope(ahead, following)) / 2
+        y = ahead
+    torch.testing.assert_close(out, y, rtol=0, atol=1e-6)
 
 
 def test_restart_goes_over_the_interval_again():

@@ -71,15 +71,15 @@ def _log_alpha(path: DiscreteVP) -> Tensor:
     """log alpha at t = 0, 1/N, ..., 1 as (N + 1,) float64."""
     n = path.num_levels
     if path.betas is not None:
-        beta = torch.tensor(path.betas, dtype=torch.float64)
+        beta = torch.tensor(path.betas, dtype=torch.float64, device="cpu")
     elif path.schedule == "squaredcos_cap_v2":
-        t = torch.arange(n + 1, dtype=torch.float64) / n
+        t = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
         bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         beta = (1.0 - bar[1:] / bar[:-1]).clamp(max=0.999)
     else:
         power = 2 if path.schedule == "scaled_linear" else 1
         low, high = (b ** (1 / power) for b in path.beta)
-        beta = torch.linspace(low, high, n, dtype=torch.float64) ** power
+        beta = torch.linspace(low, high, n, dtype=torch.float64, device="cpu") ** power
     log_alpha = 0.5 * torch.log1p(-beta).cumsum(0)
     if path.zero_terminal:
         root = log_alpha.exp()

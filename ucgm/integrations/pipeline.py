@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ucgm.checkpoint import Run
+from ucgm.data.card import open_for_sampling
 from ucgm.data.images import to_uint8
 from ucgm.integrations.foreign import random_of
 from ucgm.integrations.scheduler import UCGMScheduler
@@ -87,7 +88,7 @@ class UCGMPipeline(DiffusionPipeline):
     @classmethod
     def from_run(cls, run: Run, **settings: Any) -> "UCGMPipeline":
         """The pipeline of a trained run, with its sampler, guidance, classes and codec."""
-        data = run.config.data.open()
+        data = open_for_sampling(run.config.data, run.run_dir)
         codec = getattr(data, "codec", None)
         if codec is not None and codec.kind != "identity":
             std = [s / codec.scale for s in codec.std]

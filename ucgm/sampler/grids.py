@@ -23,6 +23,11 @@ from torch import Tensor
 from ucgm.transport import Linear, Transport
 
 
+def _host(numbers: list[float]) -> Tensor:
+    """float64 on the CPU, whatever the default device is."""
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
 @dataclass(frozen=True)
 class Grid:
     """The times at which a sampler evaluates the network."""
@@ -83,10 +88,11 @@ class Grid:
                     f"grid.explicit has {len(self.explicit)} times and the sampler {steps} steps: "
                     f"set steps to {len(self.explicit)}, or leave grid.explicit out"
                 )
-            return torch.tensor([*self.explicit, 0.0], dtype=torch.float64)
+            return _host([*self.explicit, 0.0])
         start, end = self.gap
         ends = (start, 1.0 - end) if self.spacing == "uniform" else (0.0, 1.0)
-        u = torch.linspace(*ends, steps + 1 if end == 0 else steps, dtype=torch.float64)[:steps]
+        count = steps + 1 if end == 0 else steps
+        u = torch.linspace(*ends, count, dtype=torch.float64, device="cpu")[:steps]
         a, b, c = self.warp
         u = (1.0 - (1.0 - u**a) ** b) ** c
         t = 1.0 - u if self.spacing == "uniform" else self._spaced(u, transport or Linear())
@@ -101,7 +107,7 @@ class Grid:
 
     def _spaced(self, u: Tensor, transport: Transport) -> Tensor:
         """Times at positions ``u`` in [0, 1] between the ends, in the coordinate of the spacing."""
-        ends = torch.tensor([1.0 - self.gap[0], self.gap[1]], dtype=torch.float64)
+        ends = _host([1.0 - self.gap[0], self.gap[1]])
         log_ratio = -0.5 * transport.log_snr(ends)  # log(sigma / alpha)
         if self.spacing == "log_snr":
             coordinate = log_ratio

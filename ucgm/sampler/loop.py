@@ -219,7 +219,7 @@ class _Run:
 
     def _rows(self, times: list[float]) -> tuple[Tensor, ...]:
         """(B,) tensors of the times, made with one copy to the device."""
-        column = torch.tensor(times, dtype=self.start.dtype).to(self.start.device)
+        column = torch.tensor(times, dtype=self.start.dtype, device=self.start.device)
         return column[:, None].expand(-1, len(self.start)).unbind(0)
 
     def predict(self, i: int, x: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Restart:
 
 def knots(transport: Transport, times: Sequence[float]) -> list[Knot]:
     """The knots at ``times``."""
-    t = torch.tensor(list(times), dtype=torch.float64)
+    t = torch.tensor(list(times), dtype=torch.float64, device="cpu")
     columns = (t, *transport.coefficients(t), *transport.derivatives(t))
     return [Knot(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 

@@ -83,7 +83,10 @@ def _coordinates(pair: Pair, bases: list[Pair]) -> list[float]:
 
 
 class Memory:
-    """The tensors that one trajectory has to keep between evaluations."""
+    """The tensors that one trajectory has to keep between evaluations.
+
+    A prediction may be kept as it is, so a network must not write into what it has returned.
+    """
 
     def __init__(self, updates: Sequence[Update]) -> None:
         self.updates = updates

@@ -52,7 +52,7 @@ class Churn:
 
 def time_at_ratio(transport: Transport, ratio: float) -> float:
     """The time with sigma / alpha = ratio."""
-    log_snr = torch.tensor(-2.0 * math.log(ratio), dtype=torch.float64)
+    log_snr = torch.tensor(-2.0 * math.log(ratio), dtype=torch.float64, device="cpu")
     return float(transport.time_at_log_snr(log_snr))
 
 
