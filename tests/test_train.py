@@ -198,7 +198,7 @@ def test_load_run_says_what_there_is(six_steps, tmp_path):
     assert same(dict(run.network.state_dict()), weights(six_steps, 3))
     with pytest.raises(ValueError, match="step_0000003"):
         checkpoint.load_run(six_steps, step=4)
-    with pytest.raises(ValueError, match="ema or network"):
+    with pytest.raises(ValueError, match="no weights 'best'; there are ema, network"):
         checkpoint.load_run(six_steps, weights="best")
     with pytest.raises(ValueError, match="is .* a run folder"):
         checkpoint.load_run(tmp_path)
