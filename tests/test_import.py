@@ -1,9 +1,11 @@
 """Public checkpoints from the file to diffusers: import, sample, tune, sample, export, load."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +389,36 @@ def test_models_prints_the_published_sizes(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["DiT-XL/2", "4x32x32", "675.1", "M", "118.6", "G"]
     assert "EDM2-XS" in refused(capsys, "models", "--name", "GPT")
+
+
+@pytest.mark.parametrize("name", ["ddt", "lightningdit", "repa", "repae"])
+def test_the_configurations_of_published_rows_fit_imported_runs(name, monkeypatch):
+    """At toy width: same network, path, sampler and guidance from the file and from the YAML."""
+    configs, found = Path(__file__).parents[1] / "configs", []
+    module = importlib.import_module("ucgm.train")
+    monkeypatch.setattr(module, "train", lambda config, run_dir: found.append(config))
+    for kind in ("tune", "sample"):
+        row = configs / kind / f"imagenet256_{name}.yaml"
+        if row.exists():
+            layers = re.search(r"# layers: (.*)", row.read_text())[1].split()
+            files = [str(configs.parent / layer) for layer in layers] + [str(row)]
+            words = [word for file in files for word in ("--config", file)]
+            cli.main(["train", *words, "--run-dir", "unused"])
+    tune, *sample = found
+    patch, channels = tune.model.size[-1], 4 if name in ("ddt", "repa") else 32
+    small = {"size": f"N/{patch}"} | ({"encoder_depth": 1} if name == "ddt" else {})
+    network = replace(tune.model, **small).build((channels, 8, 8), 10)
+    options = {"encoder_depth": 1} if name == "ddt" else {"num_heads": 4}
+    weights = import_weights(name, network.state_dict(), input_size=8, **options)
+    ours, theirs = (
+        {k: v for k, v in n.config.items() if not k.startswith("_")}
+        for n in (network, weights.network)
+    )
+    assert ours == theirs
+    config = config_of(name, weights)
+    assert config.objective.transport == tune.objective.transport
+    for other in sample:
+        assert config.sampler == other.sampler and config.guidance == other.guidance
 
 
 def test_the_manifest_says_where_the_weights_are_from(place, tmp_path):
