@@ -83,12 +83,12 @@ def test_scores_do_not_depend_on_how_far_others_got():
     assert bench.images == 90 and again.images == 90
 
 
-def make_bench(run):
+def make_bench(run, seed=0):
     from ucgm.generate import Settings, samples_of_run
     from ucgm.references import open_judge
     from ucgm.scoring import Ruler
 
-    base = samples_of_run(run, Settings())
+    base = samples_of_run(run, Settings(seed=seed))
     return Bench(base, open_judge(Ruler(), run.config.data, base.data), "fid")
 
 
@@ -119,6 +119,15 @@ def test_the_winner_beats_the_default_on_the_held_out_seed(tuned):
     assert all(len(v) == 2 for s in held_out.values() for v in s.values())
     assert "fid_heldout" in held_out["tuned"]
     assert tuned["tuned"]["passes"] <= 3 and tuned["default"]["passes"] == 3
+
+
+def test_the_final_figures_are_those_of_seed_one(tuned):
+    sampler = from_dict(Sampler, tuned["tuned"]["sampler"])
+    guidance = from_dict(Guidance, tuned["tuned"]["guidance"])
+    bench = make_bench(make_run("run", Memoriser()), seed=1)
+    score = bench(Candidate(sampler, guidance, None, "tuned"), 300)
+    assert score == pytest.approx(tuned["held_out"]["tuned"]["fid"][0], rel=1e-5)
+    assert all(trial["samples"] in (60, 180) for trial in tuned["trials"])
 
 
 def test_what_is_written_can_be_layered(tuned):

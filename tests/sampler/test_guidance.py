@@ -62,6 +62,9 @@ def test_the_interval_is_decided_by_the_plans_time():
     guided = Guided(Counted(), 2.0, (0.0, grid_time), null_label=9)
     assert guided.at(grid_time) == guided.guided
     assert float(torch.tensor(grid_time)) > grid_time
+    closed = Guided(Counted(), 2.0, (0.3, 0.6), null_label=9)
+    on = [closed.at(t) == closed.guided for t in (0.2999, 0.3, 0.6, 0.6001)]
+    assert on == [False, True, True, False]
 
 
 def test_channels():
