@@ -191,3 +191,9 @@ def test_sampling_rows_are_what_an_import_writes(name, resolve):
         source.guidance_scale, source.guidance_interval, source.guidance_channels,
     )  # fmt: skip
     assert config.data.codec.vae == source.vae
+
+
+def test_the_guide_lists_every_row():
+    guide = (CONFIGS.parent / "docs" / "training.md").read_text()
+    for path in ROWS:
+        assert f"`{path.relative_to(CONFIGS)}`" in guide
