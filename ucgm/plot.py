@@ -12,7 +12,7 @@ from typing import Any
 from ucgm.data.files import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
-# Key in metrics.jsonl -> (title of the panel, logarithmic axis).
+# Key in metrics.jsonl -> (title of the panel, logarithmic axis where it spans a decade).
 PANELS = {
     "loss": ("loss", True),
     "grad_norm": ("gradient norm", True),
@@ -106,14 +106,17 @@ def _draw(runs: list[tuple[str, list[dict[str, Any]]]], keys: list[str], path: P
     for number, key in enumerate(keys):
         title, logarithmic = PANELS.get(key, (key, False))
         axes = figure.add_subplot(rows, columns, number + 1)
-        lowest = math.inf
+        seen: list[float] = []
         for color, (name, log) in enumerate(runs):
             steps, values = curve(log, key)
             mark = "." if len(steps) < 3 else None
             axes.plot(steps, values, color=f"C{color}", label=name, marker=mark, linewidth=1.2)
-            lowest = min([lowest, *(v for v in values if not math.isnan(v))])
-        if logarithmic and 0 < lowest < math.inf:
+            seen += [value for value in values if not math.isnan(value)]
+        # Below a decade the ticks of a logarithmic axis cannot be read.
+        if logarithmic and seen and 0 < 10 * min(seen) < max(seen):
             axes.set_yscale("log")
+        if key == "images_per_second":
+            axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3, which="both")
