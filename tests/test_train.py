@@ -184,6 +184,7 @@ def test_few_step_tuning_without_a_teacher_or_with_another_path(six_steps, tmp_p
     few = replace(tiny(), objective=preset("ucgm_few"))
     with pytest.raises(ValueError, match="train.init"):
         train(few, tmp_path / "one")
+    assert not (tmp_path / "one").exists()  # so the corrected command finds a free folder
     other = replace(tiny(init=str(six_steps)), objective=preset("ucgm_few", transport=Trig()))
     with pytest.raises(ValueError, match="objective.transport"):
         train(other, tmp_path / "two")

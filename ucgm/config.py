@@ -44,7 +44,7 @@ class TrainConfig:
     init: str | None = None
     """run folder whose EMA weights the training starts from; they also are the frozen teacher."""
     num_workers: int = 0
-    """loader processes."""
+    """loader threads that read ahead."""
     log_every: int = 50
     """period of a line in metrics.jsonl."""
     preview_every: int = 1000

@@ -11,18 +11,22 @@ from torch import nn
 
 from ucgm import checkpoint
 from ucgm.config import Config, differences, read_config, write_config
-from ucgm.data import Dataset, open_for_sampling
+from ucgm.data import Dataset, keep_card, open_for_sampling
 from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.journal import Journal
 from ucgm.launch import make_accelerator, precision
 from ucgm.objective import LogVariance
 
+# The weights a run started from; they are also its frozen teacher.
+START = "teacher.safetensors"
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE_TO_CHANGE = (
     "train.num_workers",
     "train.keep_checkpoints",
     "train.tracker",
+    "data.path",
+    "data.vae_path",
     "sampler.",
     "guidance.",
 )
@@ -93,17 +97,18 @@ def build(config: Config, run_dir: Path) -> Parts:
     plan = BatchPlan(
         config.train.global_batch, config.train.accumulation, accelerator.process_index, world
     ).check()
-    _claim(config, run_dir, accelerator)
-
+    _refuse_another(config, run_dir)
     torch.manual_seed(config.train.seed)
     network = config.model.build(dataset.shape, dataset.num_classes).to(accelerator.device)
     _check_inputs(config, network)
-    teacher = _initialise(config, run_dir, network, dataset, accelerator)
-    if config.objective.needs_teacher and teacher is None:
-        raise ValueError(
-            f"the preset {config.objective.preset} learns from a trained model: set train.init to "
-            "the run folder of a multi-step model"
-        )
+    _start_from(config, run_dir, network, dataset)
+    # Every process has looked at the folder before one of them writes to it.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _claim(config, run_dir, network)
+        keep_card(dataset, run_dir)
+    accelerator.wait_for_everyone()
+    teacher = frozen_copy(network) if config.objective.needs_teacher else None
     ema = EMA(network, config.ema.decay, config.ema.warmup, config.ema.std)
     target = None
     if config.objective.needs_target and config.ema.target_decay is not None:
@@ -156,8 +161,8 @@ def _check_inputs(config: Config, network: nn.Module) -> None:
             )
 
 
-def _claim(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
-    """Make ``run_dir`` this configuration's folder, or refuse the folder of another one."""
+def _refuse_another(config: Config, run_dir: Path) -> None:
+    """Refuse the run folder of another configuration, and a folder that is none."""
     path = run_dir / "config.yaml"
     if path.exists():
         changed = differences(read_config(path), config)
@@ -169,13 +174,19 @@ def _claim(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
             )
     elif run_dir.exists() and any(run_dir.iterdir()):
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (run_dir / "samples").mkdir(parents=True, exist_ok=True)
-        temporary = run_dir / "config.yaml.tmp"
-        write_config(config, temporary)
-        os.replace(temporary, path)
-    accelerator.wait_for_everyone()
+
+
+def _claim(config: Config, run_dir: Path, network: nn.Module) -> None:
+    """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
+    (run_dir / "samples").mkdir(parents=True, exist_ok=True)
+    temporary = run_dir / "config.yaml.tmp"
+    write_config(config, temporary)
+    os.replace(temporary, run_dir / "config.yaml")
+    kept = run_dir / START
+    if config.train.init is not None and not kept.exists():
+        temporary = kept.with_suffix(".tmp")
+        checkpoint.save_weights(network, temporary)
+        os.replace(temporary, kept)
 
 
 def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
@@ -207,27 +218,23 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
         codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
 
 
-def _initialise(
-    config: Config, run_dir: Path, network: nn.Module, dataset: Dataset, accelerator: Accelerator
-) -> nn.Module | None:
-    """Load ``train.init`` into the network; the frozen teacher, kept in the run folder."""
+def _start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:
+    """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
     if config.train.init is None:
-        return None
-    kept = run_dir / "teacher.safetensors"
-    if not kept.exists():
-        run = checkpoint.load_run(config.train.init)
-        _check_start(config, run, network, dataset)
-        source = checkpoint.newest_checkpoint(Path(config.train.init))
-        assert source is not None
-        checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
-        if accelerator.is_main_process:
-            temporary = kept.with_suffix(".tmp")
-            checkpoint.save_weights(network, temporary)
-            os.replace(temporary, kept)
-        accelerator.wait_for_everyone()
-    else:
-        checkpoint.load_weights(network, kept)
-    return frozen_copy(network) if config.objective.needs_teacher else None
+        if config.objective.needs_teacher:
+            raise ValueError(
+                f"the preset {config.objective.preset} learns from a trained model: set train.init "
+                "to the run folder of a multi-step model"
+            )
+        return
+    if (run_dir / START).exists():
+        checkpoint.load_weights(network, run_dir / START)
+        return
+    run = checkpoint.load_run(config.train.init)
+    _check_start(config, run, network, dataset)
+    source = checkpoint.newest_checkpoint(Path(config.train.init))
+    assert source is not None
+    checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
 
 
 def _resume(parts: Parts) -> None:

@@ -32,7 +32,12 @@ def train(config: Config, run_dir: str | Path) -> Path:
     parts = build(config, Path(run_dir))
     accelerator, objective = parts.accelerator, config.objective
     stream = batches(
-        parts.dataset, parts.plan, config.train.seed, parts.step, config.train.num_workers
+        parts.dataset,
+        parts.plan,
+        config.train.seed,
+        parts.step,
+        config.train.num_workers,
+        accelerator.device,
     )
     stopped = _listen_for_signals()
     skipped_in_a_row = 0
