@@ -52,6 +52,8 @@ class Affine(nn.Module):
 
 
 def make_run(folder, network=None, digest="0" * 64, guidance=None, **sampler):
-    config = Config(data=Digits(), sampler=Sampler(**{"steps": 2, **sampler}), guidance=guidance or Guidance())
+    config = Config(
+        data=Digits(), sampler=Sampler(**{"steps": 2, **sampler}), guidance=guidance or Guidance()
+    )
     network = (network or Affine()).eval()
     return Run(folder, config, network, 7, "ema", digest, (1, 8, 8), 10)

@@ -291,13 +291,15 @@ def test_killed_at_any_moment_the_same_command_continues(six_steps, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_well(tmp_path):
+@pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN], ids=["one", "two"])
+def test_sigterm_saves_and_ends_well(tmp_path, launcher):
+    """With torchrun the signal reaches its workers in different steps, and they stop in one."""
     run = tmp_path / "run"
-    process = start([sys.executable], "--run-dir", str(run), "--train.steps", "100000")
+    process = start(launcher, "--run-dir", str(run), "--train.steps", "100000")
     for line in process.stdout:
         if line.startswith("step 5"):
             break
     process.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, output
+    output = process.communicate(timeout=90)[0]
+    assert process.returncode == 0 or launcher is TORCHRUN, output  # torchrun itself reports 1
     assert checkpoint.load_run(run).step >= 5

@@ -22,6 +22,7 @@ from ucgm.objective import LogVariance
 START = "teacher.safetensors"
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE_TO_CHANGE = (
+    "train.accumulation",
     "train.num_workers",
     "train.keep_checkpoints",
     "train.tracker",

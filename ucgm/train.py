@@ -21,6 +21,9 @@ from ucgm.parts import Parts, build
 from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
 
+# Steps between the questions of several processes whether one of them was told to stop.
+STOP_EVERY = 10
+
 
 def train(config: Config, run_dir: str | Path) -> Path:
     """Train, or continue the training in ``run_dir``; returns the run folder.
@@ -78,7 +81,7 @@ def train(config: Config, run_dir: str | Path) -> Path:
         parts.step += 1
         parts.journal.add(grad_norm=norm.detach())
         parts.journal.count_step()
-        stop = stopped()
+        stop = _agree(parts, stopped())
         _report(parts, skipped_in_a_row, stop)
         if stop:
             break
@@ -90,6 +93,21 @@ def _dropout_seed(parts: Parts) -> int:
     """Seed of the dropout masks of this step on this rank."""
     keys = RowRandom.for_rows(parts.config.train.seed, parts.step, torch.tensor([parts.plan.rank]))
     return int(keys.keys[0]) % 2**32
+
+
+def _agree(parts: Parts, signalled: bool) -> bool:
+    """Whether to stop after this step: alike on every process, which ask each other at times.
+
+    A signal reaches the processes in different steps; one that left alone would leave the others
+    waiting for its gradients.
+    """
+    if parts.accelerator.num_processes == 1:
+        return signalled
+    if parts.step % STOP_EVERY:
+        return False
+    flag = torch.tensor(float(signalled), device=parts.accelerator.device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag > 0)
 
 
 def _listen_for_signals() -> Callable[[], bool]:
