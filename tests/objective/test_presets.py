@@ -188,6 +188,24 @@ class TestGuidanceInTrainingConverges:
         assert torch.equal(terms.target, x + 2.0)
 
 
+def test_own_samples_of_twinflow_are_their_own_data():
+    """Whatever the field, those rows learn the velocity of the sample they are."""
+    objective = preset("twinflow", field="distillation", enhancement_ratio=1.0)
+    x, y = batch(32)
+    draw = objective.draw(x, y, 5, RowRandom.for_rows(0, 0, torch.arange(32)))
+    network = tiny_dit(objective)
+    seen = []
+
+    def teacher(x, t, y, s):
+        seen.append(t.min().item())
+        return torch.full_like(x, 100.0)
+
+    terms = objective.terms(network, draw, target=network, teacher=teacher)
+    own = draw.twin.part == 3
+    assert own.any() and min(seen) >= 0
+    assert terms.target[own].abs().max() < 50 < terms.target[draw.twin.part == 1].abs().max()
+
+
 def deviations_of_lambda(ratio, s, rounds=4000):
     """T4: c(1) = prod rho(t_k, t_k+1), t_k = lambda^k, on the linear path with N(0, s^2) data."""
     t, c = 1.0, 1.0

@@ -159,6 +159,8 @@ def field_at(
     ):
         return data
     rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
+    if draw.twin is not None:  # TwinFlow's own samples are their own data, under every rule
+        table[:, draw.twin.part == 3] = torch.tensor(DATA, dtype=table.dtype)[:, None]
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data

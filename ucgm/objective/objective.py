@@ -188,9 +188,7 @@ class Objective:
         if self.guidance_range is not None:
             low, high = self.guidance_range
             guidance = (low * (high / low) ** numbers.uniform(dtype=torch.float64)).to(dtype)
-        # TwinFlow's own samples are never enhanced: to the field they are rows without a label.
-        own = isinstance(self.destination, Quarters) and Quarters.part(u) == 3
-        host = HostTimes(t, s, self._anchor(t, s, progress), dropped | own, guidance)
+        host = HostTimes(t, s, self._anchor(t, s, progress), dropped, guidance)
         z = noise.normal(*x.shape[1:], dtype=dtype)
         if self.coupling == "optimal_transport":
             z = transported(x, z)
