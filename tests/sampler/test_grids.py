@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.test_transport import TRANSPORTS
-from ucgm.sampler import Grid, Sampler
+from ucgm.sampler import Churn, Grid, Restart, Sampler
 from ucgm.transport import EDM, Linear, Trig
 
 
@@ -60,6 +60,17 @@ def test_karras_noise_levels_are_edms():
     i = torch.arange(18, dtype=torch.float64)
     expected = (75 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 75 ** (1 / 7))) ** 7
     torch.testing.assert_close(noise, expected, rtol=1e-6, atol=0)
+
+
+def test_lists_are_as_good_as_tuples():
+    listed = Sampler(
+        steps=2,
+        solver="heun",
+        grid=Grid(warp=[1.0, 1.0, 1.0], gap=[0.1, 0.1], explicit=[0.9, 0.4]),
+        churn=Churn(1.0, [0.1, 0.9]),
+        restart=Restart([0.3, 0.6]),
+    )
+    assert listed.nfe == 2 * 2 + 2 * 2 - 1
 
 
 def test_explicit():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ucgm.nn import DiTConfig
 from ucgm.sampler import Autoguided, Guidance, GuidanceInput, Guided, Sampler
 from ucgm.transport import Linear
 
@@ -134,3 +135,23 @@ def test_what_is_missing():
         Guidance(2.0, kind="auto").apply(Counted(), 9)
     with pytest.raises(ValueError, match="labels must be 0 to 8"):
         Sampler(Linear(), 2)(Guided(Counted(), 2.0, null_label=9), X, Y + 8)
+
+
+def test_a_real_network_with_all_inputs():
+    """Second time and guidance reach the network, and the wrappers cost what they say."""
+    network = DiTConfig(size="T/2", second_time=True, guidance_input=True).build((1, 8, 8), 10)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    z, y = torch.randn(2, 1, 8, 8, generator=generator), torch.tensor([3, 10])
+    network.eval()
+    results = [
+        sampler(guided, z, y)
+        for sampler in (Sampler(Linear(), 3), Sampler(Linear(), 3, solver="jump"))
+        for guided in (network, GuidanceInput(network, 2.0), Guided(network, 2.0, null_label=10))
+    ]
+    for i, one in enumerate(results):
+        assert torch.isfinite(one).all()
+        assert all((one - two).abs().max() > 1e-4 for two in results[:i])
+    direct = network(z, torch.ones(2), y, guidance=torch.full((2,), 2.0))
+    torch.testing.assert_close(GuidanceInput(network, 2.0)(z, torch.ones(2), y), direct)

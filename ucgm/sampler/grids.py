@@ -46,7 +46,10 @@ class Grid:
     """the times themselves, falling, without the final 0; replaces all of the above."""
 
     def __post_init__(self) -> None:
-        """Refuse grids that do not fall from noise to data."""
+        """Refuse grids that do not fall from noise to data; lists become tuples."""
+        for name in ("warp", "gap", "explicit"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.warp) != 3 or min(self.warp) <= 0:
             raise ValueError(f"grid.warp must be three positive numbers, got {self.warp}")
         if len(self.gap) != 2 or min(self.gap) < 0 or sum(self.gap) >= 1:

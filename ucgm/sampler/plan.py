@@ -79,6 +79,7 @@ class Restart:
 
     def __post_init__(self) -> None:
         """Refuse intervals that do not rise and counts below one."""
+        object.__setattr__(self, "interval", tuple(self.interval))
         low, high = self.interval
         if not 0.0 < low < high <= 1.0:
             raise ValueError(f"restart.interval must be rising times in (0, 1]: {self.interval}")

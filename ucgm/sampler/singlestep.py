@@ -43,6 +43,7 @@ class Churn:
 
     def __post_init__(self) -> None:
         """Refuse negative noise and intervals that are not part of [0, 1]."""
+        object.__setattr__(self, "interval", tuple(self.interval))
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"churn.interval must be rising times in [0, 1]: {self.interval}")
