@@ -1,6 +1,7 @@
 """The whole road on the embedded digits, by the commands a user would type."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -36,7 +37,9 @@ def demo(out_dir: str = "runs/demo") -> None:
 def _ucgm(*words: str) -> None:
     """Run a command of this package in a process of its own, showing what is typed."""
     print(f"\n$ ucgm {' '.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "ucgm", *words], check=False)
+    # The model is too small to gain from threads, and on a busy machine they wait for each other.
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    done = subprocess.run([sys.executable, "-m", "ucgm", *words], env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"`ucgm {words[0]}` ended with exit code {done.returncode}; see above")
 
