@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         _fail("ucgm", f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}")
+    # Forward-mode differentiation makes torch warn about a deprecation inside torch.
+    warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
     try:
         _train(rest) if command == "train" else _call(command, rest)
     except (ValueError, RuntimeError) as error:
