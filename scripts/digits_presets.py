@@ -122,6 +122,7 @@ def main() -> None:
 
 def write_table(out_dir: Path, steps: int) -> str:
     """docs/results/digits.md from the reports that there are."""
+    steps_header = " | ".join(f"{n} steps" for n in STEPS)
     lines = [
         "# Every preset on the digits",
         "",
