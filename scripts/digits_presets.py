@@ -122,7 +122,6 @@ def main() -> None:
 
 def write_table(out_dir: Path, steps: int) -> str:
     """docs/results/digits.md from the reports that there are."""
-    steps_header = " | ".join(f"{n} steps" for n in STEPS)
     lines = [
         "# Every preset on the digits",
         "",
@@ -131,8 +130,8 @@ def write_table(out_dir: Path, steps: int) -> str:
         f"{steps} steps from scratch or {steps // 2} from the named run. Made by",
         f"`python scripts/digits_presets.py --steps {steps}`.",
         "It compares settings on a toy, not methods: no preset was tuned for these data, and all",
-        "but ucgm_few (RAdam 3e-4, clip 0.1, as published) share one optimizer; scm, which its paper",
-        "starts from a diffusion model, does not learn from scratch in this budget.",
+        "but ucgm_few (RAdam 3e-4, clip 0.1, as published) share one optimizer; scm, which its",
+        "paper starts from a diffusion model, does not learn from scratch in this budget.",
         "",
         "| preset | starts from | "
         + " | ".join(f"{n} steps" for n in STEPS)
