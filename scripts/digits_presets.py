@@ -11,7 +11,7 @@ The table goes to docs/results/digits.md.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,33 +24,51 @@ from ucgm.objective import PRESETS, preset
 from ucgm.optim import OptimizerConfig
 from ucgm.sampler import Grid, Sampler
 from ucgm.train import train
-from ucgm.transport import EDM
+from ucgm.transport import EDM, Trig
 
 STEPS = [1, 2, 4, 8, 16]
 DIGITS_EDM = {"transport": EDM(sigma_data=0.75)}  # the digits' own standard deviation
 UNGUIDED = {"field": "data"}
-# preset -> (run it starts from, settings beside the preset's own)
-ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
-    "ddpm": (None, {}),
-    "v_prediction": (None, {}),
-    "edm": (None, DIGITS_EDM),
-    "edm2": (None, DIGITS_EDM),
-    "flow_matching": (None, {}),
-    "lightningdit": (None, {}),
-    "ot_cfm": (None, {}),
-    "ucgm_multi": (None, {}),
-    "ucgm_lambda": ("flow_matching", {}),
-    # The teachers here are not guided, so a ratio of 1 makes their velocity the target.
-    "ucgm_few": ("flow_matching", {"enhancement_ratio": 1.0, "enhancement_interval": (0.0, 1.0)}),
-    "ect": ("edm", DIGITS_EDM),
-    "scm": (None, {}),
-    "meanflow": (None, {}),
-    "imf": (None, {}),
-    "alpha_flow": (None, {}),
-    "shortcut": (None, {}),
-    "rcgm": ("flow_matching", UNGUIDED),
-    "facm": ("flow_matching", {"field": "distillation", "enhancement_ratio": 1.0}),
-    "twinflow": ("flow_matching", UNGUIDED),
+# The teachers here are not guided, so a ratio of 1 makes their velocity the target.
+TAUGHT = {"field": "distillation", "enhancement_ratio": 1.0}
+
+
+class Row(NamedTuple):
+    """A preset, the row whose run it starts from, and settings beside the preset's own."""
+
+    preset: str
+    init: str | None = None
+    settings: dict[str, Any] = {}
+
+
+# The name of a run -> what it is.
+ROWS: dict[str, Row] = {
+    "ddpm": Row("ddpm"),
+    "v_prediction": Row("v_prediction"),
+    "edm": Row("edm", None, DIGITS_EDM),
+    "edm2": Row("edm2", None, DIGITS_EDM),
+    "flow_matching": Row("flow_matching"),
+    "flow_matching_trig": Row("flow_matching", None, {"transport": Trig()}),
+    "lightningdit": Row("lightningdit"),
+    "ot_cfm": Row("ot_cfm"),
+    "ucgm_multi": Row("ucgm_multi"),
+    "ucgm_lambda": Row("ucgm_lambda", "flow_matching"),
+    "ucgm_few": Row(
+        "ucgm_few",
+        "flow_matching",
+        {"enhancement_ratio": 1.0, "enhancement_interval": (0.0, 1.0)},
+    ),
+    "ect": Row("ect", "edm", DIGITS_EDM),
+    "scm": Row("scm", "flow_matching_trig"),
+    "scm_taught": Row("scm", "flow_matching_trig", TAUGHT),
+    "meanflow": Row("meanflow"),
+    "imf": Row("imf"),
+    "alpha_flow": Row("alpha_flow"),
+    "shortcut": Row("shortcut"),
+    "rcgm": Row("rcgm", "flow_matching", UNGUIDED),
+    "rcgm_taught": Row("rcgm", "flow_matching", TAUGHT),
+    "facm": Row("facm", "flow_matching", TAUGHT),
+    "twinflow": Row("twinflow", "flow_matching", UNGUIDED),
 }
 
 
@@ -60,9 +78,9 @@ OPTIMIZERS = {"ucgm_few": (OptimizerConfig("radam", 3e-4, (0.9, 0.999)), 0.1)}
 
 def config_of(name: str, out_dir: Path, steps: int) -> Config:
     """The one network and budget, with what the preset's kind of model asks for."""
-    init, settings = ROWS[name]
-    objective = preset(name, **settings)
-    tuned = init is not None
+    row = ROWS[name]
+    objective = preset(row.preset, **row.settings)
+    tuned = row.init is not None
     if objective.two_time:
         # Jumps between the grid's times; FACM knows the data as its only destination.
         sampler = Sampler(steps=2, solver="jump", grid=Grid(gap=(0.0, 0.0)))
@@ -92,7 +110,7 @@ def config_of(name: str, out_dir: Path, steps: int) -> Config:
             steps=steps // 2 if tuned else steps,
             global_batch=128,
             grad_clip=clip,
-            init=str(out_dir / init) if init else None,
+            init=str(out_dir / row.init) if row.init else None,
             log_every=100,
             preview_every=10**6,
             checkpoint_every=250,
@@ -108,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=Path("runs/presets"))
     parser.add_argument("--steps", type=int, default=1000)
     arguments = parser.parse_args()
-    assert set(ROWS) | {"ucgm_paper"} == set(PRESETS)
+    assert {row.preset for row in ROWS.values()} | {"ucgm_paper"} == set(PRESETS)
     torch.set_num_threads(1)
     for name in arguments.names:
         run_dir = arguments.out_dir / name
@@ -130,21 +148,21 @@ def write_table(out_dir: Path, steps: int) -> str:
         f"{steps} steps from scratch or {steps // 2} from the named run. Made by",
         f"`python scripts/digits_presets.py --steps {steps}`.",
         "It compares settings on a toy, not methods: no preset was tuned for these data, and all",
-        "but ucgm_few (RAdam 3e-4, clip 0.1, as published) share one optimizer; scm, which its",
-        "paper starts from a diffusion model, does not learn from scratch in this budget.",
+        "but ucgm_few (RAdam 3e-4, clip 0.1, as published) share one optimizer. Rows named",
+        "`taught` take the field from the model they start from instead of the data.",
         "",
         "| preset | starts from | "
         + " | ".join(f"{n} steps" for n in STEPS)
         + " | accuracy at 4 |",
         "|---|---|" + "---:|" * (len(STEPS) + 1),
     ]
-    for name, (init, _) in ROWS.items():
+    for name, row in ROWS.items():
         reports = list((out_dir / name).glob("benchmark/*/benchmark.json"))
         if not reports:
             continue
         rows = {r["steps"]: r["scores"] for r in json.loads(reports[0].read_text())["rows"]}
         cells = " | ".join(f"{rows[n]['fid']:.3f}" for n in STEPS)
-        lines.append(f"| {name} | {init or 'scratch'} | {cells} | {rows[4]['accuracy']:.3f} |")
+        lines.append(f"| {name} | {row.init or 'scratch'} | {cells} | {rows[4]['accuracy']:.3f} |")
     text = "\n".join(lines) + "\n"
     path = Path(__file__).parents[1] / "docs/results/digits.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ generator of its own.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -216,6 +217,9 @@ class Quarters(Destination):
     One step from noise to data (t = 1, s = 0), short jumps (s within 5 % of t), any jump
     (s ~ U(0, t)), and the network's own samples at negative time (s = t).
     """
+
+    share: ClassVar[float] = 0.25
+    """expected share of the rows in each part."""
 
     def pair(
         self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport

@@ -18,6 +18,7 @@ from torch.nn import functional
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
 from ucgm.objective.passes import Passes, bare, put, take
+from ucgm.timesteps import Quarters
 
 if TYPE_CHECKING:
     from ucgm.objective.objective import Objective
@@ -72,7 +73,11 @@ def own_samples(objective: "Objective", passes: Passes) -> Draw:
 def matching_term(
     objective: "Objective", passes: Passes, x_t: Tensor, prediction: Tensor
 ) -> Tensor:
-    """Mean over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered."""
+    """Mean over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
+
+    The sum is divided by the expected number of such rows, a quarter, and not by the number drawn:
+    so the mean of several processes, which draw different numbers, is that of one.
+    """
     draw, transport = passes.draw, objective.transport
     assert draw.twin is not None and draw.s is not None
     rows = draw.twin.part == 0
@@ -90,7 +95,8 @@ def matching_term(
         )
         wanted = said - (fake - real).clamp(-1.0, 1.0)
     error = said - wanted
-    return power_loss(error, objective.loss_power, objective.loss_epsilon, False).mean()
+    powered = power_loss(error, objective.loss_power, objective.loss_epsilon, False)
+    return powered.sum() / (Quarters.share * len(x_t))
 
 
 class Alignment(nn.Module):
