@@ -61,14 +61,8 @@ def test_three_steps_a_stop_and_three_more_equal_six(six_steps, tmp_path):
     run = copy_of(six_steps, tmp_path)
     shutil.rmtree(run / "checkpoints" / "step_0000006")
     train(tiny(), run)
-    for name in ("network", "ema", "target"):
+    for name in ("network", "ema", "target", "optimizer"):
         assert same(weights(run, 6, name), weights(six_steps, 6, name))
-    one, two = (
-        torch.load(r / "checkpoints/step_0000006/optimizer.pt", weights_only=True)
-        for r in (run, six_steps)
-    )
-    for key, state in one["state"].items():
-        assert all(torch.equal(v, two["state"][key][k]) for k, v in state.items())
     logs = [
         [json.loads(x) for x in (r / "metrics.jsonl").read_text().splitlines()]
         for r in (run, six_steps)

@@ -6,33 +6,43 @@
     teacher.safetensors            frozen teacher of a few-step training
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
-    checkpoints/step_0010000/      network, ema[, target] .safetensors, optimizer.pt, manifest.json
+    checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
 
-A checkpoint is written under a temporary name, synced, and renamed; its manifest has the size and
-SHA-256 of every file and is checked before anything is loaded.  There is no random state to save:
-data order, noise, times and dropout masks are functions of (seed, step, row).  Weights are
-safetensors, the optimizer is read with ``weights_only=True``: loading runs no code.
+How they are written is in :mod:`ucgm.saving`.  A manifest has the size and SHA-256 of every file
+and is checked before anything is loaded.  There is no random state to save: data order, noise,
+times and dropout masks are functions of (seed, step, row).  Everything is safetensors, with whole
+tensors by name: loading runs no code, and neither the number of processes nor whether they shard
+the weights is part of the format.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ucgm.config import Config, read_config
+from ucgm.saving import CHECKPOINTS, MANIFEST, save_checkpoint, sha256
+from ucgm.sharding import fill
 
-CHECKPOINTS = "checkpoints"
+__all__ = [
+    "CHECKPOINTS",
+    "EMA_FOLDER",
+    "OPTIONAL_INPUTS",
+    "Run",
+    "load_run",
+    "load_weights",
+    "newest_checkpoint",
+    "read_facts",
+    "save_checkpoint",
+    "sha256",
+    "verify",
+]
+
 EMA_FOLDER = "ema"
-MANIFEST = "manifest.json"
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
 
@@ -54,75 +64,6 @@ class Run:
     digest: str
     shape: tuple[int, int, int]
     num_classes: int
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
-
-
-def save_weights(network: nn.Module, path: Path) -> None:
-    """All parameters and persistent buffers as safetensors."""
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file(state, path)
-
-
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    networks: dict[str, nn.Module],
-    optimizer: dict[str, Any],
-    facts: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint of ``step`` so that a crash at any instant leaves the one before.
-
-    Args:
-        run_dir: the run folder.
-        step: optimizer steps done.
-        networks: file stem -> module.
-        optimizer: its state_dict.
-        facts: JSON values kept in the manifest (shape, classes, EMA updates).
-        keep: number of newest checkpoints to keep.
-    """
-    folder = run_dir / CHECKPOINTS
-    final = folder / f"step_{step:07d}"
-    temporary = folder / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, network in networks.items():
-        save_weights(network, temporary / f"{name}.safetensors")
-    torch.save(optimizer, temporary / "optimizer.pt")
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in temporary.iterdir()}
-    manifest = {"step": step, **facts, "files": files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _sync(folder)
-    write_text_atomically(run_dir / "latest", final.name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -165,33 +106,38 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] = ()) -> None:
-    """Load safetensors into ``network``; names and shapes must agree.
+    """Load safetensors into ``network``, which may be sharded; names and shapes must agree.
 
     Args:
         network: is modified.
         path: the file.
         allow_missing: prefixes of parameters that may keep their initial value.
     """
-    state: dict[str, Tensor] = load_file(path)
     own = network.state_dict()
-    missing = [k for k in own.keys() - state.keys() if not k.startswith(allow_missing or ("\0",))]
-    extra = sorted(state.keys() - own.keys())
-    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-    if missing or extra or wrong:
-        facts = [
-            f"{len(part)} {what} (first: {sorted(part)[0]})"
-            for what, part in (
-                ("missing", missing),
-                ("unknown", extra),
-                ("of another shape", wrong),
-            )
-            if part
-        ]
+    with safe_open(path, "pt") as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        _check_names({k: tuple(v.shape) for k, v in own.items()}, theirs, path, allow_missing)
+        for name in theirs:
+            fill(own[name], file.get_tensor(name))
+
+
+def _check_names(
+    own: dict[str, tuple[int, ...]],
+    theirs: dict[str, tuple[int, ...]],
+    path: Path,
+    allow_missing: tuple[str, ...],
+) -> None:
+    """Refuse names and shapes that differ, apart from the missing ones that are allowed."""
+    missing = [k for k in own.keys() - theirs.keys() if not k.startswith(allow_missing or ("\0",))]
+    extra = sorted(theirs.keys() - own.keys())
+    wrong = [k for k in own.keys() & theirs.keys() if own[k] != theirs[k]]
+    parts = (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+    facts = [f"{len(part)} {what} (first: {sorted(part)[0]})" for what, part in parts if part]
+    if facts:
         raise ValueError(
             f"{path} does not fit the network of this configuration: {', '.join(facts)}. "
             "Use the model section of the run it came from."
         )
-    network.load_state_dict(state, strict=False)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

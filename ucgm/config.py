@@ -11,7 +11,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -53,8 +53,14 @@ class TrainConfig:
     """period of checkpoints."""
     keep_checkpoints: int = 2
     """how many of the newest checkpoints are kept."""
+    milestone_every: int | None = None
+    """a checkpoint at every multiple of this step is made and kept for ever; null: none."""
     max_skipped: int = 20
-    """stop after so many steps in a row with a non-finite gradient."""
+    """stop after so many steps in a row with a non-finite loss or gradient."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """``fsdp2`` spreads weights, gradients, moments, averages and teacher over the processes."""
+    compile: bool = False
+    """compile every block of the networks."""
     tracker: str | None = None
     """an accelerate tracker beside metrics.jsonl, such as wandb or tensorboard."""
 
@@ -62,8 +68,12 @@ class TrainConfig:
         """Refuse counts below one."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name not in ("seed", "num_workers") and isinstance(value, int) and value < 1:
+            if f.name not in ("seed", "num_workers", "compile") and (
+                isinstance(value, int) and value < 1
+            ):
                 raise ValueError(f"train.{f.name} must be at least 1, got {value}")
+        if self.sharding not in ("none", "fsdp2"):
+            raise ValueError(f"train.sharding must be none or fsdp2, got {self.sharding!r}")
 
 
 @dataclass(frozen=True)

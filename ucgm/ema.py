@@ -17,14 +17,20 @@ is the standard deviation of the peak's profile over the length of the run, for 
 
 and std = 0.05 and 0.10 are gamma = 16.97 and 6.94.  Snapshots of two such averages are enough to
 make that of another length afterwards (:mod:`ucgm.posthoc`).
+
+Whether a step was taken is known on the device only, so the number of updates lives there too, and
+averages of a sharded network are updated part by part, each process its own.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ucgm.sharding import local
 
 # gamma = 0, the plain mean over all updates, is the longest; a snapshot of it still fades in time.
 LONGEST = 0.28
@@ -85,42 +91,75 @@ class EMA:
     """A frozen copy of a network that follows it.
 
     Args:
-        network: what is followed.
+        network: what is followed; it may be sharded after this, as long as ``place`` does the same.
         decay: of the constant rule, and the limit of the warm-up.
         warmup: start with a small decay.
         std: relative length of the power rule, in place of the two above.
+        place: puts the copy where it belongs, for example in parts on several processes; None: it
+            stays beside the network.
 
     Attributes:
         network: the averaged network, in evaluation mode, without gradients.
-        updates: number of updates so far; it decides the decay and is part of a checkpoint.
     """
 
     def __init__(
-        self, network: nn.Module, decay: float, warmup: bool = True, std: float | None = None
+        self,
+        network: nn.Module,
+        decay: float,
+        warmup: bool = True,
+        std: float | None = None,
+        place: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
-        self.network = frozen_copy(network).float()
+        copied = frozen_copy(network).float()
+        self.network = copied if place is None else place(copied)
         self.decay = decay
         self.warmup = warmup
         self.exponent = None if std is None else power_exponent(std)
-        self.updates = 0
-        self._source = list(network.parameters())
-        self._average = [p.data for p in self.network.parameters()]
-        self._buffers = list(zip(self.network.buffers(), network.buffers(), strict=True))
+        self._followed = network
+        self._pairs: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
+        device = next((p.device for p in self.network.parameters()), None)
+        self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
-    def decay_at(self, updates: int) -> float:
-        """Decay of the update that follows ``updates`` others."""
+    @property
+    def updates(self) -> int:
+        """Number of updates so far; it decides the decay, and reading it waits for the device."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, number: int) -> None:
+        self._updates.fill_(number)
+
+    def weight(self) -> Tensor:
+        """1 - decay of the next update, a float32 scalar on the device.
+
+        Logarithms keep the small difference of the power rule exact in float32.
+        """
+        n = self._updates.float()
         if self.exponent is not None:
-            return (updates / (updates + 1)) ** (self.exponent + 1)
-        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+            return -torch.expm1((self.exponent + 1.0) * torch.log1p(-1.0 / (n + 1.0)))
+        weight = torch.full_like(n, 1.0 - self.decay)
+        return torch.maximum(weight, 9.0 / (10.0 + n)) if self.warmup else weight
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Follow the network by one optimizer step."""
-        source = [p.detach().float() for p in self._source]
-        torch._foreach_lerp_(self._average, source, 1.0 - self.decay_at(self.updates))
-        for mine, theirs in self._buffers:
+    def update(self, taken: Tensor | None = None) -> None:
+        """Follow the network by one optimizer step.
+
+        Args:
+            taken: scalar bool on the device, whether the step was taken; None: it was.  An update
+                that is not taken leaves the weights bit for bit, and the host does not wait.
+        """
+        if self._pairs is None:
+            self._pairs = list(self.network.parameters()), list(self._followed.parameters())
+        average, source = ([local(p.detach()) for p in part] for part in self._pairs)
+        weight = self.weight()
+        if taken is not None:
+            weight = weight * taken
+        # One weight for every tensor: a scalar argument would have to come to the host.
+        torch._foreach_lerp_(average, [p.float() for p in source], [weight] * len(source))
+        buffers = zip(self.network.buffers(), self._followed.buffers(), strict=True)
+        for mine, theirs in buffers:
             mine.copy_(theirs)
-        self.updates += 1
+        self._updates += 1 if taken is None else taken
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 
 from ucgm import transport as paths
-from ucgm.checkpoint import save_checkpoint, sha256
 from ucgm.config import Config, write_config
 from ucgm.data import Codec, Declared
 from ucgm.data.autoencoder import KNOWN, Autoencoder, open_autoencoder
@@ -30,6 +29,7 @@ from ucgm.nn.cost import count_parameters
 from ucgm.nn.sources import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.sampler import Grid, Guidance, Sampler
+from ucgm.saving import host_copies, save_checkpoint, sha256
 from ucgm.transport import Transport
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...], float]
@@ -236,8 +236,8 @@ def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, An
         "skipped": 0,
         "imported": facts,
     }
-    networks: dict[str, torch.nn.Module] = {"network": imported.network, "ema": imported.network}
-    save_checkpoint(temporary, 0, networks, {}, manifest, keep=1)
+    weights = host_copies(imported.network.state_dict())
+    save_checkpoint(temporary, 0, {"network": weights, "ema": weights}, manifest, keep=1)
     write_config(config, temporary / "config.yaml")
     os.replace(temporary, folder)
 

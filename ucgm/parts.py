@@ -1,36 +1,71 @@
 """Everything a training step touches: built from a configuration, or restored from a run folder."""
 
-import os
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
 from ucgm import checkpoint
-from ucgm.config import Config, differences, read_config, write_config
-from ucgm.data import Dataset, keep_card, open_for_sampling
+from ucgm.config import Config
+from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
+from ucgm.guard import Guard
 from ucgm.journal import Journal
 from ucgm.launch import make_accelerator, precision
 from ucgm.objective import LogVariance
+from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
+from ucgm.sharding import Sharding, exchange_gradients
+from ucgm.start import check_inputs, claim, refuse_another, start_from
 
-# The weights a run started from; they are also its frozen teacher.
-START = "teacher.safetensors"
-# Settings that may differ when a run is continued: they do not change what is learned.
-_FREE_TO_CHANGE = (
-    "train.accumulation",
-    "train.num_workers",
-    "train.keep_checkpoints",
-    "train.tracker",
-    "data.path",
-    "data.vae_path",
-    "sampler.",
-    "guidance.",
-)
+
+@dataclass
+class Networks:
+    """The networks of a training, each where it belongs: whole, or this process's part.
+
+    Attributes:
+        online: the one that is trained.
+        ema: the average that is sampled.
+        target: the average that the objective learns from, where it is another.
+        tracked: power-function averages by their relative length.
+        teacher: frozen, where the objective has one.
+        log_variance: the learned variance of t, where the objective has one.
+    """
+
+    online: nn.Module
+    ema: EMA
+    target: EMA | None
+    tracked: dict[float, EMA]
+    teacher: nn.Module | None
+    log_variance: LogVariance | None
+
+    def named(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file stem."""
+        named = {
+            "network": self.online,
+            "ema": self.ema.network,
+            "target": self.target.network if self.target else None,
+            "log_variance": self.log_variance,
+        }
+        named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def averages(self) -> list[EMA]:
+        """Every average of the weights."""
+        return [a for a in (self.ema, self.target, *self.tracked.values()) if a is not None]
+
+    def trained(self) -> dict[nn.Parameter, str]:
+        """Every parameter that the optimizer updates, with its name."""
+        found = {p: name for name, p in self.online.named_parameters()}
+        if self.log_variance is not None:
+            heads = self.log_variance.named_parameters(prefix="log_variance")
+            found |= {p: name for name, p in heads}
+        return {p: name for p, name in found.items() if p.requires_grad}
 
 
 @dataclass
@@ -42,17 +77,19 @@ class Parts:
     run_dir: Path
     dataset: Dataset
     plan: BatchPlan
-    network: nn.Module
+    sharding: Sharding
+    networks: Networks
     wrapped: nn.Module
-    optimizer: Any
-    ema: EMA
-    target: EMA | None
-    tracked: dict[float, EMA]
-    teacher: nn.Module | None
-    log_variance: LogVariance | None
+    wrapped_variance: LogVariance | None
+    optimizer: torch.optim.Optimizer
+    guard: Guard
     journal: Journal
     step: int = 0
-    skipped: int = 0
+    trained: dict[nn.Parameter, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """List the parameters once."""
+        self.trained = self.networks.trained()
 
     @property
     def null_label(self) -> int | None:
@@ -64,25 +101,26 @@ class Parts:
         """Share of the run that is done."""
         return self.step / self.config.train.steps
 
-    def trained(self) -> list[nn.Parameter]:
-        """Every parameter that the optimizer updates."""
-        modules = [m for m in (self.network, self.log_variance) if m is not None]
-        return [p for m in modules for p in m.parameters() if p.requires_grad]
+    @contextlib.contextmanager
+    def exchanging(self, last: bool) -> Iterator[None]:
+        """Processes exchange gradients in the ``last`` backward pass of a step only."""
+        modules = [m for m in (self.wrapped, self.wrapped_variance) if m is not None]
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                if self.sharding.mesh is not None:
+                    exchange_gradients(module, last)
+                elif not last:
+                    stack.enter_context(self.accelerator.no_sync(module))
+            yield
 
-    def averages(self) -> list[EMA]:
-        """Every average of the weights."""
-        return [a for a in (self.ema, self.target, *self.tracked.values()) if a is not None]
-
-    def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file stem."""
-        named = {
-            "network": self.network,
-            "ema": self.ema.network,
-            "target": self.target.network if self.target else None,
-            "log_variance": self.log_variance,
-        }
-        named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
-        return {name: module for name, module in named.items() if module is not None}
+    def states(self) -> dict[str, State]:
+        """What a checkpoint holds, copied to the first process; sharded: all must call."""
+        values = {name: module.state_dict() for name, module in self.networks.named().items()}
+        values["optimizer"] = optimizer_state(self.optimizer, self.trained)
+        if self.sharding.mesh is None and not self.accelerator.is_main_process:
+            return {}
+        main = self.accelerator.is_main_process
+        return {name: host_copies(state, main) for name, state in values.items()}
 
 
 def build(config: Config, run_dir: Path) -> Parts:
@@ -98,29 +136,25 @@ def build(config: Config, run_dir: Path) -> Parts:
     plan = BatchPlan(
         config.train.global_batch, config.train.accumulation, accelerator.process_index, world
     ).check()
-    _refuse_another(config, run_dir)
+    refuse_another(config, run_dir)
     torch.manual_seed(config.train.seed)
-    network = config.model.build(dataset.shape, dataset.num_classes).to(accelerator.device)
-    _check_inputs(config, network)
-    _start_from(config, run_dir, network, dataset)
+    network = config.model.build(dataset.shape, dataset.num_classes)
+    check_inputs(config, network)
+    start_from(config, run_dir, network, dataset)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _claim(config, run_dir, network)
+        claim(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    teacher = frozen_copy(network) if config.objective.needs_teacher else None
-    ema = EMA(network, config.ema.decay, config.ema.warmup, config.ema.std)
-    target = None
-    if config.objective.needs_target and config.ema.target_decay is not None:
-        target = EMA(network, config.ema.target_decay, config.ema.warmup)
-    tracked = {std: EMA(network, 0.0, std=std) for std in config.ema.tracked}
-    log_variance = LogVariance().to(accelerator.device) if config.objective.log_variance else None
-    heads = () if log_variance is None else log_variance.parameters()
-    optimizer = config.optimizer.build([*network.parameters(), *heads])
-    wrapped, optimizer = accelerator.prepare(network, optimizer)
-    if log_variance is not None and accelerator.num_processes > 1:
-        log_variance = accelerator.prepare(log_variance)
+    sharding = Sharding(world, accelerator.device, config.train.sharding == "fsdp2")
+    networks = _place(config, network, sharding)
+    optimizer = config.optimizer.build(networks.trained())
+    wrapped, wrapped_variance = networks.online, networks.log_variance
+    if sharding.mesh is None:
+        wrapped = accelerator.prepare(wrapped)
+        if wrapped_variance is not None and world > 1:
+            wrapped_variance = accelerator.prepare(wrapped_variance)
     journal = Journal(
         run_dir / "metrics.jsonl", accelerator, config.train.steps, config.train.global_batch
     )
@@ -130,14 +164,12 @@ def build(config: Config, run_dir: Path) -> Parts:
         run_dir=run_dir,
         dataset=dataset,
         plan=plan,
-        network=network,
+        sharding=sharding,
+        networks=networks,
         wrapped=wrapped,
+        wrapped_variance=wrapped_variance,
         optimizer=optimizer,
-        ema=ema,
-        target=target,
-        tracked=tracked,
-        teacher=teacher,
-        log_variance=log_variance,
+        guard=Guard(accelerator.device),
         journal=journal,
     )
     _resume(parts)
@@ -148,94 +180,25 @@ def build(config: Config, run_dir: Path) -> Parts:
     return parts
 
 
-def _check_inputs(config: Config, network: nn.Module) -> None:
-    """Refuse an objective whose network inputs this network does not have."""
-    settings = getattr(network, "config", {})
-    for input_name, needed in (
-        ("second_time", config.objective.two_time),
-        ("guidance_input", config.objective.guidance_range is not None),
-    ):
-        if needed and not getattr(settings, input_name, False):
-            raise ValueError(
-                f"the preset {config.objective.preset} gives the network an input that it does "
-                f"not have: set {input_name}: true in the model section"
-            )
+def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
+    """Copies of the new network for all its roles, each moved or sharded before the next is made.
 
-
-def _refuse_another(config: Config, run_dir: Path) -> None:
-    """Refuse the run folder of another configuration, and a folder that is none."""
-    path = run_dir / "config.yaml"
-    if path.exists():
-        changed = differences(read_config(path), config)
-        found = [d for d in changed if not d.startswith(_FREE_TO_CHANGE)]
-        if found:
-            raise ValueError(
-                f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
-                f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
-            )
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
-
-
-def _claim(config: Config, run_dir: Path, network: nn.Module) -> None:
-    """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
-    (run_dir / "samples").mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / "config.yaml.tmp"
-    write_config(config, temporary)
-    os.replace(temporary, run_dir / "config.yaml")
-    kept = run_dir / START
-    if config.train.init is not None and not kept.exists():
-        temporary = kept.with_suffix(".tmp")
-        checkpoint.save_weights(network, temporary)
-        os.replace(temporary, kept)
-
-
-def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
-    """Refuse weights that load and mean something else: path, classes, network, latents."""
-    where = config.train.init
-    if run.config.objective.transport != config.objective.transport:
-        raise ValueError(
-            f"{where} was trained on {run.config.objective.transport} and this objective uses "
-            f"{config.objective.transport}: set objective.transport to its path"
-        )
-    if run.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"{where} has {run.num_classes} classes and these data have {dataset.num_classes}: the "
-            "teacher must know the classes it teaches"
-        )
-    theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
-    for name in (theirs.keys() & mine.keys()) - {"second_time", "guidance_input"}:
-        if not name.startswith("_") and theirs[name] != mine[name]:
-            raise ValueError(
-                f"{where} does not fit the network of this configuration: it has {name} = "
-                f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
-                f"{where}/config.yaml"
-            )
-    try:
-        codec = open_for_sampling(run.config.data, run.run_dir).codec
-    except ValueError:  # its data are not on this machine, and it kept no card of them
-        return
-    if codec is not None and dataset.codec is not None:
-        codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
-
-
-def _start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:
-    """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
-    if config.train.init is None:
-        if config.objective.needs_teacher:
-            raise ValueError(
-                f"the preset {config.objective.preset} learns from a trained model: set train.init "
-                "to the run folder of a multi-step model"
-            )
-        return
-    if (run_dir / START).exists():
-        checkpoint.load_weights(network, run_dir / START)
-        return
-    run = checkpoint.load_run(config.train.init)
-    _check_start(config, run, network, dataset)
-    source = checkpoint.newest_checkpoint(Path(config.train.init))
-    assert source is not None
-    checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
+    The trained one goes last, because a sharded network cannot be copied.
+    """
+    settings = config.ema
+    ema = EMA(network, settings.decay, settings.warmup, settings.std, sharding.place)
+    target = None
+    if config.objective.needs_target and settings.target_decay is not None:
+        target = EMA(network, settings.target_decay, settings.warmup, place=sharding.place)
+    tracked = {std: EMA(network, 0.0, std=std, place=sharding.place) for std in settings.tracked}
+    teacher = log_variance = None
+    if config.objective.needs_teacher:
+        teacher = sharding.place(frozen_copy(network))
+    if config.objective.log_variance:
+        log_variance = LogVariance()
+        sharding.place(log_variance)
+    sharding.place(network)
+    return Networks(network, ema, target, tracked, teacher, log_variance)
 
 
 def _resume(parts: Parts) -> None:
@@ -244,25 +207,30 @@ def _resume(parts: Parts) -> None:
     if found is None:
         return
     folder, manifest = found
-    for name, network in parts.networks().items():
+    if "optimizer.safetensors" not in manifest["files"]:
+        raise ValueError(
+            f"{folder} has weights but no state of an optimizer, so there is no training to "
+            "continue: name it in train.init and choose another run_dir"
+        )
+    for name, network in parts.networks.named().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
-    for average in parts.averages():
+    for average in parts.networks.averages():
         average.updates = manifest["ema_updates"]
-    state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    parts.optimizer.load_state_dict(state)
-    parts.step, parts.skipped = manifest["step"], manifest["skipped"]
+    restore_optimizer(parts.optimizer, parts.trained, load_file(folder / "optimizer.safetensors"))
+    parts.step = manifest["step"]
+    parts.guard.restore(manifest["skipped"], manifest["skipped_in_a_row"])
     parts.journal.rewind(parts.step)
 
 
 def _banner(parts: Parts) -> None:
     config, world = parts.config, parts.accelerator.num_processes
-    count = sum(p.numel() for p in parts.network.parameters())
+    count = sum(p.numel() for p in parts.networks.online.parameters())
     print(
         f"run {parts.run_dir}: step {parts.step} of {config.train.steps}\n"
         f"  world size {world} ({parts.accelerator.device}, precision {precision()}), global batch "
         f"{config.train.global_batch} = {world} x {config.train.accumulation} x "
         f"{parts.plan.micro_batch}\n"
-        f"  {type(parts.network).__name__} with {count:,} parameters, "
+        f"  {type(parts.networks.online).__name__} with {count:,} parameters, "
         f"objective {config.objective.preset}, transport {config.objective.transport}\n"
         f"  {parts.dataset.describe()}",
         flush=True,

@@ -31,7 +31,7 @@ from torch import Tensor
 from ucgm.checkpoint import EMA_FOLDER, read_facts
 from ucgm.config import read_config
 from ucgm.data.files import write_atomic
-from ucgm.ema import EMA, power_exponent, stem_of
+from ucgm.ema import power_exponent, stem_of
 
 # Above this the average is one of another length than it says.
 LARGEST_ERROR = 0.1
@@ -47,12 +47,12 @@ class Snapshot:
     updates: int
 
 
-def save_snapshot(run_dir: Path, step: int, std: float, average: EMA) -> Path:
-    """Keep a power-function average of relative length ``std`` as it is at ``step``."""
+def save_snapshot(
+    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
+) -> Path:
+    """Keep a power-function average of relative length ``std`` as it was at ``step``."""
     path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
-    state = {k: v.detach().cpu() for k, v in average.network.state_dict().items()}
-    facts = {"std": std, "step": step, "updates": average.updates}
-    return _write(path, state, facts)
+    return _write(path, state, {"std": std, "step": step, "updates": updates})
 
 
 def find_snapshots(run_dir: Path) -> list[Snapshot]:

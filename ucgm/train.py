@@ -1,25 +1,32 @@
 """Training: the loop on one screen.
 
 The step is: batch, draw, terms, backward, clip, step, EMA.  Everything random in it is a function
-of (seed, step, row), so a run is the same on any number of processes, and resuming is exact.
+of (seed, step, row), so a run is the same on any number of processes, and resuming is exact.  The
+host asks for work and reads nothing back: what is logged is summed on the device, whether a step
+is taken is decided there (:mod:`ucgm.guard`), and checkpoints are written by a thread.
 """
 
 import contextlib
+import functools
+import json
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from ucgm import checkpoint
 from ucgm.config import Config
-from ucgm.data.loader import batches
+from ucgm.data.loader import batches, sample_indices
 from ucgm.generate import SampleSet, save_preview
+from ucgm.guard import mark
 from ucgm.launch import autocast
 from ucgm.parts import Parts, build
 from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
+from ucgm.saving import Writer, host_copies, save_checkpoint
+from ucgm.sharding import clip_gradients
 
 # Steps between the questions of several processes whether one of them was told to stop.
 STOP_EVERY = 10
@@ -30,63 +37,61 @@ def train(config: Config, run_dir: str | Path) -> Path:
 
     Raises:
         ValueError: a run folder of another configuration, or settings that do not fit together.
-        RuntimeError: too many steps in a row without a finite gradient.
+        RuntimeError: too many steps in a row without a finite loss and gradient, or a checkpoint
+            that could not be written.
     """
     parts = build(config, Path(run_dir))
-    accelerator, objective = parts.accelerator, config.objective
     stream = batches(
         parts.dataset,
         parts.plan,
         config.train.seed,
         parts.step,
         config.train.num_workers,
-        accelerator.device,
+        parts.accelerator.device,
     )
     stopped = _listen_for_signals()
-    skipped_in_a_row = 0
-    while parts.step < config.train.steps:
-        torch.manual_seed(_dropout_seed(parts))
-        for group in parts.optimizer.param_groups:
-            group["lr"] = config.optimizer.lr_at(parts.step, config.train.steps)
-        for micro in range(config.train.accumulation):
-            x, y = (v.to(accelerator.device, non_blocking=True) for v in next(stream))
-            labels = y if parts.null_label is not None else None
-            keys = RowRandom.for_rows(config.train.seed, parts.step, parts.plan.rows(micro))
-            draw = objective.draw(x, labels, parts.null_label, keys, parts.progress)
-            last = micro == config.train.accumulation - 1
-            sync = contextlib.nullcontext() if last else accelerator.no_sync(parts.wrapped)
-            with sync:
-                with autocast(accelerator.device):
-                    terms = objective.terms(
-                        parts.wrapped,
-                        draw,
-                        target=(parts.target or parts.ema).network,
-                        teacher=parts.teacher,
-                        log_variance=parts.log_variance,
-                        progress=parts.progress,
-                    )
-                accelerator.backward(terms.loss / config.train.accumulation)
-            parts.journal.add(loss=terms.loss.detach() / config.train.accumulation)
-        limit = config.train.grad_clip
-        norm = nn.utils.clip_grad_norm_(parts.trained(), limit or float("inf"))
-        if bool(torch.isfinite(norm)):
-            parts.optimizer.step()
-            for average in parts.averages():
-                average.update()
-            skipped_in_a_row = 0
-        else:
-            parts.skipped += 1
-            skipped_in_a_row += 1
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.step += 1
-        parts.journal.add(grad_norm=norm.detach())
-        parts.journal.count_step()
-        stop = _agree(parts, stopped())
-        _report(parts, skipped_in_a_row, stop)
-        if stop:
-            break
-    accelerator.end_training()
+    with Writer(parts.run_dir) as writer:
+        while parts.step < config.train.steps:
+            _step(parts, stream)
+            stop = _agree(parts, stopped())
+            _report(parts, writer, stop)
+            if stop:
+                break
+    parts.accelerator.end_training()
     return parts.run_dir
+
+
+def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """One optimizer step."""
+    train, objective, networks = parts.config.train, parts.config.objective, parts.networks
+    device = parts.accelerator.device
+    torch.manual_seed(_dropout_seed(parts))
+    for group in parts.optimizer.param_groups:
+        group["lr"] = parts.config.optimizer.lr_at(parts.step, train.steps)
+    loss = torch.zeros((), device=device)
+    for micro in range(train.accumulation):
+        x, y = (v.to(device, non_blocking=True) for v in next(stream))
+        labels = y if parts.null_label is not None else None
+        keys = RowRandom.for_rows(train.seed, parts.step, parts.plan.rows(micro))
+        draw = objective.draw(x, labels, parts.null_label, keys, parts.progress)
+        with parts.exchanging(last=micro == train.accumulation - 1):
+            with autocast(device):
+                terms = objective.terms(
+                    parts.wrapped,
+                    draw,
+                    target=(networks.target or networks.ema).network,
+                    teacher=networks.teacher,
+                    log_variance=parts.wrapped_variance,
+                    progress=parts.progress,
+                )
+            (mark(terms.loss) / train.accumulation).backward()
+        loss += terms.loss.detach() / train.accumulation
+    norm = clip_gradients(parts.trained, train.grad_clip)
+    parts.guard.step(parts.optimizer, networks.averages(), norm, parts.step)
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.step += 1
+    parts.journal.add(loss=loss, grad_norm=norm)
+    parts.journal.count_step()
 
 
 def _dropout_seed(parts: Parts) -> int:
@@ -101,13 +106,9 @@ def _agree(parts: Parts, signalled: bool) -> bool:
     A signal reaches the processes in different steps; one that left alone would leave the others
     waiting for its gradients.
     """
-    if parts.accelerator.num_processes == 1:
-        return signalled
-    if parts.step % STOP_EVERY:
+    if parts.plan.world > 1 and parts.step % STOP_EVERY:
         return False
-    flag = torch.tensor(float(signalled), device=parts.accelerator.device)
-    torch.distributed.all_reduce(flag)
-    return bool(flag > 0)
+    return parts.sharding.somewhere(signalled)
 
 
 def _listen_for_signals() -> Callable[[], bool]:
@@ -118,32 +119,106 @@ def _listen_for_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def _report(parts: Parts, skipped_in_a_row: int, stop: bool) -> None:
+def _report(parts: Parts, writer: Writer, stop: bool) -> None:
     """Log, preview and save, each in its period; stop a run that has diverged."""
-    train, step, main = parts.config.train, parts.step, parts.accelerator.is_main_process
+    writer.check()
+    train, step = parts.config.train, parts.step
     last = step == train.steps or stop
     if step % train.log_every == 0 or last:
-        parts.journal.write(step, parts.optimizer.param_groups[0]["lr"], parts.skipped)
-    if skipped_in_a_row >= train.max_skipped:
-        raise RuntimeError(
-            f"{skipped_in_a_row} steps in a row had a non-finite gradient (step {step}); lower "
-            "optimizer.lr or set train.grad_clip. The last checkpoint is untouched."
+        skipped, in_a_row, bad_step = parts.guard.read()
+        parts.journal.write(step, parts.optimizer.param_groups[0]["lr"], skipped)
+        if in_a_row >= train.max_skipped:
+            raise RuntimeError(
+                f"{in_a_row} steps in a row had a loss or gradient that is not finite, the last "
+                f"of them step {bad_step + 1}. {_describe_batch(parts, bad_step)} The last "
+                "checkpoint is untouched."
+            )
+    if step % train.preview_every == 0 or last:
+        _preview(parts)
+    jobs: list[Callable[[], object]] = []
+    if step % parts.config.ema.snapshot_every == 0 or step == train.steps:
+        jobs += _snapshots(parts)
+    if (
+        step % train.checkpoint_every == 0
+        or (train.milestone_every and step % train.milestone_every == 0)
+        or last
+    ):
+        jobs.append(_checkpoint(parts))
+    if jobs and parts.accelerator.is_main_process:
+        writer.submit(*jobs)
+
+
+def _preview(parts: Parts) -> None:
+    """A picture of samples; processes that share one network all sample, and the first writes."""
+    main, device = parts.accelerator.is_main_process, parts.accelerator.device
+    if not main and parts.sharding.mesh is None:
+        return
+    network = parts.networks.ema.network
+    samples = SampleSet(network, parts.config.sampler, parts.dataset, device=device)
+    with contextlib.ExitStack() as stack:
+        folder = parts.run_dir / "samples"
+        if not main:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        save_preview(samples, folder / f"step_{parts.step:07d}.png")
+
+
+def _snapshots(parts: Parts) -> list[Callable[[], object]]:
+    """What writes the power-function averages as they are now."""
+    main, jobs = parts.accelerator.is_main_process, []
+    for std, average in parts.networks.tracked.items():
+        if main or parts.sharding.mesh is not None:
+            state = host_copies(average.network.state_dict(), keep=main)
+            arguments = (parts.run_dir, parts.step, std, average.updates, state)
+            jobs.append(functools.partial(save_snapshot, *arguments))
+    return jobs
+
+
+def _checkpoint(parts: Parts) -> Callable[[], object]:
+    """What writes the checkpoint of this moment."""
+    train = parts.config.train
+    skipped, in_a_row, _ = parts.guard.read()
+    facts = {
+        "shape": parts.dataset.shape,
+        "num_classes": parts.dataset.num_classes,
+        "ema_updates": parts.networks.ema.updates,
+        "skipped": skipped,
+        "skipped_in_a_row": in_a_row,
+    }
+    return functools.partial(
+        save_checkpoint,
+        parts.run_dir,
+        parts.step,
+        parts.states(),
+        facts,
+        train.keep_checkpoints,
+        train.milestone_every,
+    )
+
+
+def _describe_batch(parts: Parts, step: int) -> str:
+    """Which samples and times were in the batch of ``step``, in words; all of them in a file."""
+    train, data = parts.config.train, parts.dataset
+    rows = torch.arange(train.global_batch)
+    indices = sample_indices(len(data), train.seed, step * train.global_batch + rows)
+    stored, y = data.read(indices)
+    x = data.prepare(stored).cpu()
+    keys = RowRandom.for_rows(train.seed, step, rows)
+    labels = y if parts.null_label is not None else None
+    draw = parts.config.objective.draw(x, labels, parts.null_label, keys, step / train.steps)
+    finite = x.flatten(1).isfinite().all(1).tolist()
+    table = list(zip(indices.tolist(), draw.t.tolist(), finite, strict=True))
+    path = parts.run_dir / "bad_batch.json"
+    if parts.accelerator.is_main_process:
+        lines = [{"sample": i, "time": t, "finite": ok} for i, t, ok in table]
+        path.write_text(json.dumps({"step": step + 1, "rows": lines}, indent=1))
+    bad = [(i, t) for i, t, ok in table if not ok]
+    shown = ", ".join(f"{i} at t = {t:.3f}" for i, t in (bad or [r[:2] for r in table])[:8])
+    if bad:
+        return (
+            f"{len(bad)} samples of its batch hold values that are not finite ({shown}; the whole "
+            f"batch is in {path}): repair them in {data.name}."
         )
-    if main and (step % train.preview_every == 0 or last):
-        device = parts.accelerator.device
-        samples = SampleSet(parts.ema.network, parts.config.sampler, parts.dataset, device=device)
-        save_preview(samples, parts.run_dir / "samples" / f"step_{step:07d}.png")
-    if main and (step % parts.config.ema.snapshot_every == 0 or step == train.steps):
-        for std, average in parts.tracked.items():
-            save_snapshot(parts.run_dir, step, std, average)
-    if main and (step % train.checkpoint_every == 0 or last):
-        facts = {
-            "shape": parts.dataset.shape,
-            "num_classes": parts.dataset.num_classes,
-            "ema_updates": parts.ema.updates,
-            "skipped": parts.skipped,
-        }
-        state = parts.optimizer.state_dict()
-        checkpoint.save_checkpoint(
-            parts.run_dir, step, parts.networks(), state, facts, train.keep_checkpoints
-        )
+    return (
+        f"Its {len(table)} samples are finite ({shown}, ...; all in {path}): lower optimizer.lr "
+        "or set train.grad_clip."
+    )

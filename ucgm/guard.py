@@ -1,0 +1,72 @@
+"""Steps that are not taken: a loss or gradient that is not finite changes no weight.
+
+Whether it is finite is known on the device, and the host does not wait for it.  The norm of the
+gradient carries it: a loss that is not finite makes every gradient NaN (:func:`mark`), the mean
+over processes hands a NaN to all of them, and so all decide alike.  The fused optimizers take the
+decision as ``found_inf``, the averages as a factor of their weight, and the counts stay on the
+device until they are read for the log.  Only an optimizer without ``found_inf`` makes the host
+wait, once a step.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ucgm.ema import EMA
+
+
+def mark(loss: Tensor) -> Tensor:
+    """The same loss, whose gradients are all NaN where it is not finite."""
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
+
+
+class Guard:
+    """Takes steps, or not, and counts.
+
+    Args:
+        device: where the counts live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # skipped in all, skipped in a row, and the last step that was skipped
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        averages: Iterable[EMA],
+        norm: Tensor,
+        number: int,
+    ) -> Tensor:
+        """Step and average if ``norm`` is finite; returns whether, a scalar on the device.
+
+        Args:
+            optimizer: has the gradients.
+            averages: follow its parameters.
+            norm: of all gradients, alike on every process.
+            number: of this optimizer step.
+        """
+        taken = torch.isfinite(norm)
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = (~taken).float()  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.step()
+        elif bool(taken):
+            optimizer.step()
+        for average in averages:
+            average.update(taken)
+        total, row, last = self._counts.unbind()
+        bad = ~taken
+        total += bad
+        row.add_(1).mul_(bad)
+        last.copy_(torch.where(bad, number, last))
+        return taken
+
+    def read(self) -> tuple[int, int, int]:
+        """Steps skipped in all and in a row, and the number of the last; waits for the device."""
+        total, row, last = self._counts.tolist()
+        return total, row, last
+
+    def restore(self, total: int, row: int) -> None:
+        """The counts of a checkpoint."""
+        self._counts.copy_(torch.tensor([total, row, 0]))

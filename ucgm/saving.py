@@ -1,0 +1,250 @@
+"""Writing checkpoints: whole or not at all, and behind the back of the training.
+
+:func:`host_copies` takes what is to be saved to the host; on a GPU the copies go to pinned memory
+in the order of the stream, so that the next step may start at once and change the weights.  A
+:class:`Writer` waits for them, serialises, hashes, syncs and renames in a thread.
+
+    .tmp-step_N   while it is written         a crash leaves it, the next writer removes it
+    step_N        renamed after every byte is on the disk
+    latest        names step_N after that; older checkpoints go last, by a rename to .old-step_K
+
+At every instant ``latest`` names a checkpoint that is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ucgm.sharding import fill, whole
+
+CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+State = dict[str, Tensor]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+@torch.no_grad()
+def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> State:
+    """Copies of tensors on the host; wait for the device before reading them.
+
+    Args:
+        values: may be sharded; they are gathered one by one, which every process must join.
+        keep: False for a process that only joins; its result is empty.
+    """
+    state: State = {}
+    for name, value in values.items():
+        full = whole(value.detach())
+        if not keep:
+            continue
+        if full.device.type == "cuda":
+            pinned = torch.empty(full.shape, dtype=full.dtype, pin_memory=True)
+            state[name] = pinned.copy_(full, non_blocking=True)
+        else:
+            state[name] = full.clone(memory_format=torch.contiguous_format).cpu()
+    return state
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """All parameters and persistent buffers of a network that is not sharded, as safetensors."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """What the optimizer remembers, as ``parameter/key``; its settings are the configuration's."""
+    found = {}
+    for parameter, name in names.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            assert isinstance(value, Tensor), f"{key} of {name} is no tensor"
+            found[f"{name}/{key}"] = value
+    return found
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: State
+) -> None:
+    """The inverse of :func:`optimizer_state`, for whole tensors.
+
+    Raises:
+        ValueError: a state of other parameters.
+    """
+    unknown = {key.rpartition("/")[0] for key in state} - set(names.values())
+    if unknown:
+        raise ValueError(
+            f"the optimizer's state is of another network: {sorted(unknown)[0]!r} is unknown here"
+        )
+    kept: dict[nn.Parameter, State] = {parameter: {} for parameter in names}
+    by_name = {name: parameter for parameter, name in names.items()}
+    for full, value in state.items():
+        name, _, key = full.rpartition("/")
+        parameter = by_name[name]
+        if value.shape == parameter.shape:
+            placed = torch.zeros_like(parameter, dtype=value.dtype)
+            fill(placed, value)
+            value = placed
+        kept[parameter][key] = value
+    packed = optimizer.state_dict()
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    packed["state"] = {i: kept[p] for i, p in enumerate(order) if kept[p]}
+    optimizer.load_state_dict(packed)
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    states: Mapping[str, State],
+    facts: dict[str, Any],
+    keep: int,
+    milestone_every: int | None = None,
+) -> Path:
+    """Write the checkpoint of ``step`` so that a crash at any instant leaves the one before.
+
+    Args:
+        run_dir: the run folder.
+        step: optimizer steps done.
+        states: file stem -> tensors on the host.
+        facts: JSON values kept in the manifest (shape, classes, EMA updates).
+        keep: number of newest checkpoints to keep.
+        milestone_every: checkpoints of multiples of this step are kept for ever.
+
+    Raises:
+        OSError: the disk is full or gone; what was there before is untouched.
+    """
+    folder = run_dir / CHECKPOINTS
+    final = folder / f"step_{step:07d}"
+    temporary = folder / f".tmp-{final.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    try:
+        _fill_folder(temporary, states, {"step": step, **facts})
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if final.exists():  # damaged, or the run was continued from one before it
+        os.replace(final, folder / f".old-{final.name}")
+    os.replace(temporary, final)
+    _sync(folder)
+    write_text_atomically(run_dir / "latest", final.name + "\n")
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        if milestone_every is None or int(old.name[5:]) % milestone_every:
+            os.replace(old, folder / f".old-{old.name}")
+    _sweep(folder)
+    return final
+
+
+def _fill_folder(folder: Path, states: Mapping[str, State], facts: dict[str, Any]) -> None:
+    """Tensors and the manifest with their sizes and digests, all on the disk on return."""
+    folder.mkdir()
+    files = {}
+    for name, state in states.items():
+        path = folder / f"{name}.safetensors"
+        save_file(state, path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a crash left half written or half deleted."""
+    for pattern in (".tmp-step_*", ".old-step_*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Writer:
+    """One thread that writes what it is given, one thing at a time.
+
+    Use as a context: leaving it waits for the last one, whatever ended the training.  An error of
+    the thread is raised by the next call.
+
+    Args:
+        run_dir: the run folder, for the message.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, *jobs: Callable[[], object]) -> None:
+        """Run ``jobs`` in order when the device has done what was asked of it so far."""
+        self.join()
+        ready = None
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            ready = torch.cuda.Event()
+            ready.record()
+        self._thread = threading.Thread(
+            target=self._run, args=(ready, jobs), name="ucgm-checkpoint-writer"
+        )
+        self._thread.start()
+
+    def _run(self, ready: torch.cuda.Event | None, jobs: tuple[Callable[[], object], ...]) -> None:
+        try:
+            if ready is not None:
+                ready.synchronize()
+            for job in jobs:
+                job()
+        except BaseException as error:  # noqa: BLE001  raised again by the training
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what went wrong, without waiting.
+
+        Raises:
+            RuntimeError: the last thing could not be written.
+        """
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise RuntimeError(
+                f"a checkpoint of {self.run_dir} could not be written: {error}. The checkpoints "
+                "before it are untouched. Free space or lower train.keep_checkpoints, and run the "
+                "same command again: it continues from the newest one."
+            ) from error
+
+    def join(self) -> None:
+        """Wait until everything is on the disk; raises as :meth:`check`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.join()
+        elif self._thread is not None:
+            self._thread.join()  # the error that is on its way out is the one to show

@@ -1,0 +1,134 @@
+"""Weights spread over processes (FSDP2), for networks too large to be kept whole by each of them.
+
+Process r of W keeps the r-th part of the rows (dimension 0) of every parameter, and with it of its
+gradient, its moments and its averages.  A pass gathers one block after the other; the backward
+pass hands every process the mean gradient of its own part.  Everything stays in float32, as
+without sharding, and autocast decides what is computed in bfloat16: the numbers are those of
+replicated weights up to rounding.
+
+A pass is a collective: all processes have to make the same passes in the same order.  Which rows
+need a pass is decided by numbers that differ between processes, so a sharded network has a method
+``somewhere(condition)``, true where the condition holds on any of them, and
+:class:`ucgm.objective.passes.Passes` asks it.
+
+The three verbs for a tensor that may be sharded: :func:`local` is this process's part, a view;
+:func:`whole` gathers it on every process; :func:`fill` writes the own part of a whole tensor.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+_TIMEOUT = timedelta(hours=1)
+
+
+class Sharding:
+    """What the processes of a training agree on, and how networks are spread over them.
+
+    Args:
+        world: number of processes; the default process group holds them.
+        device: of this process.
+        sharded: spread the networks; without effect in one process.
+    """
+
+    def __init__(self, world: int, device: torch.device, sharded: bool) -> None:
+        self.device = device
+        self.mesh = init_device_mesh(device.type, (world,)) if sharded and world > 1 else None
+        # Decisions are made on the host, which must not wait for the device.
+        self._group: Any = None
+        if world > 1:
+            self._group = torch.distributed.new_group(timeout=_TIMEOUT, backend="gloo")
+
+    def somewhere(self, condition: bool) -> bool:
+        """Whether ``condition`` holds on any process; all must ask."""
+        if self._group is None:
+            return condition
+        flag = torch.tensor(int(condition))
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move ``network`` to the device, whole or in parts; in place.
+
+        Every process must hold the same weights.
+
+        Raises:
+            ValueError: a network that cannot be sharded.
+        """
+        if self.mesh is None:
+            return network.to(self.device)
+        if hasattr(network, "normalize_weights"):
+            raise ValueError(
+                f"{type(network).__name__} changes its weights in its forward pass, which a "
+                "gathered copy would forget: set train.sharding: none"
+            )
+        for block in blocks_of(network):
+            fully_shard(block, mesh=self.mesh)
+        # The outermost parameters too are dropped after a pass: those of an average change
+        # between two passes, and a gathered copy would be stale.
+        fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
+        network.somewhere = self.somewhere  # pyright: ignore[reportArgumentType]
+        return network
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network, by the class names it declares."""
+    names = getattr(network, "_no_split_modules", None) or ()
+    return [m for m in network.modules() if type(m).__name__ in names]
+
+
+def exchange_gradients(module: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass of a sharded ``module`` ends with mean gradients."""
+    assert isinstance(module, FSDPModule)
+    module.set_requires_gradient_sync(wanted)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of this process; shares memory with ``tensor``."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The gathered tensor; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Overwrite ``tensor`` with the whole ``value``, of which a sharded one takes its part."""
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        rows = value.split(-(-len(value) // mesh.size()))
+        rank = mesh.get_local_rank()
+        value = rows[rank] if rank < len(rows) else value[:0]
+    local(tensor).copy_(value)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scale all gradients so that their norm is at most ``limit``; no wait for the device.
+
+    Args:
+        parameters: those whose gradients count.
+        limit: largest norm; None: only measure.
+
+    Returns:
+        the norm before, a float32 scalar on the device, alike on every process.
+    """
+    found = [p.grad for p in parameters if p.grad is not None]
+    gradients = [local(g) for g in found]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(found[0], DTensor):
+        norm = norm.square()
+        torch.distributed.all_reduce(norm)
+        norm = norm.sqrt()
+    if limit is not None:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm

@@ -1,0 +1,123 @@
+"""What a training starts from, and whose folder it is: the checks before anything is built.
+
+A run folder belongs to one configuration and to the weights it started from, which stay in it.
+"""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from ucgm import checkpoint
+from ucgm.config import Config, differences, read_config, write_config
+from ucgm.data import Dataset, open_for_sampling
+from ucgm.saving import save_weights
+
+# The weights a run started from; they are also its frozen teacher.
+START = "teacher.safetensors"
+# Settings that may differ when a run is continued: they do not change what is learned.
+_FREE_TO_CHANGE = (
+    "model.gradient_checkpointing",
+    "train.accumulation",
+    "train.compile",
+    "train.keep_checkpoints",
+    "train.max_skipped",
+    "train.milestone_every",
+    "train.num_workers",
+    "train.sharding",
+    "train.tracker",
+    "data.path",
+    "data.vae_path",
+    "sampler.",
+    "guidance.",
+)
+
+
+def check_inputs(config: Config, network: nn.Module) -> None:
+    """Refuse an objective whose network inputs this network does not have."""
+    settings = getattr(network, "config", {})
+    for input_name, needed in (
+        ("second_time", config.objective.two_time),
+        ("guidance_input", config.objective.guidance_range is not None),
+    ):
+        if needed and not getattr(settings, input_name, False):
+            raise ValueError(
+                f"the preset {config.objective.preset} gives the network an input that it does "
+                f"not have: set {input_name}: true in the model section"
+            )
+
+
+def refuse_another(config: Config, run_dir: Path) -> None:
+    """Refuse the run folder of another configuration, and a folder that is none."""
+    path = run_dir / "config.yaml"
+    if path.exists():
+        changed = differences(read_config(path), config)
+        found = [d for d in changed if not d.startswith(_FREE_TO_CHANGE)]
+        if found:
+            raise ValueError(
+                f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
+                f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
+            )
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
+
+
+def claim(config: Config, run_dir: Path, network: nn.Module) -> None:
+    """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
+    (run_dir / "samples").mkdir(parents=True, exist_ok=True)
+    temporary = run_dir / "config.yaml.tmp"
+    write_config(config, temporary)
+    os.replace(temporary, run_dir / "config.yaml")
+    kept = run_dir / START
+    if config.train.init is not None and not kept.exists():
+        temporary = kept.with_suffix(".tmp")
+        save_weights(network, temporary)
+        os.replace(temporary, kept)
+
+
+def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
+    """Refuse weights that load and mean something else: path, classes, network, latents."""
+    where = config.train.init
+    if run.config.objective.transport != config.objective.transport:
+        raise ValueError(
+            f"{where} was trained on {run.config.objective.transport} and this objective uses "
+            f"{config.objective.transport}: set objective.transport to its path"
+        )
+    if run.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"{where} has {run.num_classes} classes and these data have {dataset.num_classes}: the "
+            "teacher must know the classes it teaches"
+        )
+    theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
+    for name in (theirs.keys() & mine.keys()) - {"second_time", "guidance_input"}:
+        if not name.startswith("_") and theirs[name] != mine[name]:
+            raise ValueError(
+                f"{where} does not fit the network of this configuration: it has {name} = "
+                f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
+                f"{where}/config.yaml"
+            )
+    try:
+        codec = open_for_sampling(run.config.data, run.run_dir).codec
+    except ValueError:  # its data are not on this machine, and it kept no card of them
+        return
+    if codec is not None and dataset.codec is not None:
+        codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
+
+
+def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:
+    """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
+    if config.train.init is None:
+        if config.objective.needs_teacher:
+            raise ValueError(
+                f"the preset {config.objective.preset} learns from a trained model: set train.init "
+                "to the run folder of a multi-step model"
+            )
+        return
+    if (run_dir / START).exists():
+        checkpoint.load_weights(network, run_dir / START)
+        return
+    run = checkpoint.load_run(config.train.init)
+    _check_start(config, run, network, dataset)
+    source = checkpoint.newest_checkpoint(Path(config.train.init))
+    assert source is not None
+    checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
