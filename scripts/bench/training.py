@@ -1,0 +1,357 @@
+"""A training step of ucgm over a hand-written PyTorch loop, in turns, in one process.
+
+    python scripts/bench/training.py [--batch 64] [--pairs 4] [--out docs/results/training_bench.json]
+
+*Ours* is ``ucgm.train.train`` itself, from one request of the loop for a batch to the next: latent
+shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  Where it
+asks for a batch, the other loop makes its step; which of the two goes first alternates from pair to
+pair, and the ratio is the median over pairs.  *Plain* is a loop as it is written by hand around the
+same network class, with its data in memory: torch's AdamW or RAdam as they come, averages in a loop
+over the parameters, ``loss.item()`` in every step; for UCGM with every pass for every row, as the
+published trainer makes them (github.com/LINs-lab/UCGM, its formulas in docs/objective.md):
+
+    flow_matching   the pass with gradient
+    ucgm_multi      and the average without labels
+    ucgm_few        and the teacher, and two passes at t -+ 0.005
+
+Ours runs twice: with one pass per batch, and with ``train.accumulation`` cutting the same batch
+into passes of 8 rows, which changes rounding only.  Seconds are wall time; the ratio of processor
+time (of this process) is printed beside it, because other programs disturb it less.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+
+import ucgm.train
+from ucgm.config import Config, TrainConfig
+from ucgm.data import Latents
+from ucgm.data.codec import Codec
+from ucgm.data.shardfile import write_shard
+from ucgm.ema import EMA, EMAConfig
+from ucgm.journal import Journal
+from ucgm.nn import DiTConfig
+from ucgm.objective import preset
+from ucgm.optim import OptimizerConfig
+
+SHAPE, CLASSES = (4, 32, 32), 1000
+ROWS = 8  # of a pass when the batch is cut
+LIMITS = {"flow_matching": 1.0, "ucgm_multi": 0.9, "ucgm_few": 0.9}
+ADAMW = OptimizerConfig(lr=2e-4, betas=(0.9, 0.95))
+RADAM = OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.999))
+
+
+class Done(Exception):
+    """Enough pairs."""
+
+
+class Clock:
+    """Wall and processor seconds between two moments."""
+
+    def __init__(self):
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def stop(self):
+        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+
+def make_latents(folder, shards=2, rows=512):
+    """Random latents in shards, as ``ucgm encode`` would leave them."""
+    zeros, ones = (0.0,) * SHAPE[0], (1.0,) * SHAPE[0]
+    folder.mkdir()
+    Codec("none", "kl", "", 256, SHAPE, "sample", "none", zeros, ones).save(folder)
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for number in range(shards):
+        arrays = {
+            "latents": torch.randn(rows, *SHAPE, generator=generator).half(),
+            "labels": torch.randint(0, CLASSES, (rows,), generator=generator),
+        }
+        records.append(write_shard(folder / f"shard_{number:05d}.safetensors", arrays))
+    facts = {"num_classes": CLASSES, "classes": [], "rows": shards * rows}
+    (folder / "manifest.json").write_text(json.dumps(facts | {"shards": records, "skipped": []}))
+
+
+class Plain:
+    """A loop as it is written by hand; ``step`` makes one step of ``method``."""
+
+    def __init__(self, method, model, batch):
+        self.method = method
+        self.network = model.build(SHAPE, CLASSES)
+        self.ema = copy.deepcopy(self.network).requires_grad_(False)
+        self.target = copy.deepcopy(self.network).requires_grad_(False)  # or the frozen teacher
+        if method == "ucgm_few":
+            self.optimizer = torch.optim.RAdam(
+                self.network.parameters(), lr=RADAM.lr, betas=RADAM.betas
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(
+                self.network.parameters(), lr=ADAMW.lr, betas=ADAMW.betas, weight_decay=0.0
+            )
+        dataset = torch.utils.data.TensorDataset(
+            torch.randn(1024, *SHAPE), torch.randint(0, CLASSES, (1024,))
+        )
+        self.loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, drop_last=True)
+        self.batches = iter(self.loader)
+
+    @torch.no_grad()
+    def follow(self, average, decay):
+        """Move an average towards the network."""
+        for mine, theirs in zip(average.parameters(), self.network.parameters(), strict=True):
+            mine.mul_(decay).add_(theirs.data, alpha=1 - decay)
+
+    def step(self):
+        """Data, loss, backward, optimizer, averages; returns the loss."""
+        try:
+            x, y = next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.loader)
+            x, y = next(self.batches)
+        loss = getattr(self, self.method)(x, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.method == "ucgm_few":
+            nn.utils.clip_grad_norm_(self.network.parameters(), 0.1)
+        self.optimizer.step()
+        self.follow(self.ema, 0.9999)
+        if self.method == "ucgm_multi":
+            self.follow(self.target, 0.999)
+        return loss.item()
+
+    def flow_matching(self, x, y):
+        """Squared error of the velocity."""
+        z, t = torch.randn_like(x), torch.rand(len(x))
+        y = torch.where(torch.rand(len(y)) < 0.1, CLASSES, y)
+        u = t[:, None, None, None]
+        return (self.network((1 - u) * x + u * z, t, y) - (z - x)).square().mean()
+
+    def ucgm_multi(self, x, y, zeta=0.47):
+        """Enhanced target: w = data + zeta (conditional - unconditional) inside the interval."""
+        z, t = torch.randn_like(x), torch.rand(len(x))
+        dropped = torch.rand(len(y)) < 0.1
+        y = torch.where(dropped, CLASSES, y)
+        u = t[:, None, None, None]
+        x_t = (1 - u) * x + u * z
+        said = self.network(x_t, t, y)
+        with torch.no_grad():
+            null = self.target(x_t, t, torch.full_like(y, CLASSES))
+            target, known = z - x, said.detach()
+            inside, gone = (v[:, None, None, None] for v in (t < 0.75, dropped))
+            wanted = torch.where(inside, target + zeta * (known - null), 0.5 * (target + known))
+            wanted = torch.where(gone, 0.5 * (target + null), wanted)
+        cosine = (1 - nn.functional.cosine_similarity(said, wanted, dim=1)).mean((1, 2))
+        loss = ((said - wanted).square().mean((1, 2, 3)) + 1e-6).sqrt() + cosine
+        return (loss * torch.cos(t * math.pi / 2)).mean()
+
+    def ucgm_few(self, x, y, zeta=2.0, c=5.0, d=0.005):
+        """Consistency along the teacher's field, by a difference of two passes."""
+        z = torch.randn_like(x)
+        t = torch.distributions.Beta(0.8, 1.0).sample((len(x),)).clamp(0.01, 0.99)
+        dropped = torch.rand(len(y)) < 0.1
+        y = torch.where(dropped, CLASSES, y)
+        u = t[:, None, None, None]
+        x_t = (1 - u) * x + u * z
+        said = self.network(x_t, t, y)
+        with torch.no_grad():
+            target, taught = z - x, self.target(x_t, t, y)
+            inside, gone = (v[:, None, None, None] for v in (t < 0.75, dropped))
+            field = torch.where(inside, target + zeta * (taught - target), 0.5 * (target + taught))
+            field = torch.where(gone, target, field)
+
+            def jump(r):
+                at = x_t + (r - t)[:, None, None, None] * field
+                return at - r[:, None, None, None] * self.network(at, r, y)
+
+            slope = ((jump(t + d) - jump(t - d)) / (2 * d)).clamp(-1, 1)
+            wanted = said.detach() + 4 * u / torch.sin(u * math.pi / 2) * slope
+        loss = ((said - wanted).square().mean((1, 2, 3)) + c**2).sqrt() - c
+        return (loss * torch.cos(t * math.pi / 2)).mean()
+
+
+def configuration(method, model, data, batch, accumulation, steps, init=None):
+    """The same training as settings of ucgm."""
+    few = method == "ucgm_few"
+    return Config(
+        model=model,
+        objective=preset(method),
+        data=Latents(str(data)),
+        optimizer=RADAM if few else ADAMW,
+        ema=EMAConfig(target_decay=0.999 if method == "ucgm_multi" else None),
+        train=TrainConfig(
+            steps=steps,
+            global_batch=batch,
+            accumulation=accumulation,
+            grad_clip=0.1 if few else None,
+            init=init,
+            log_every=1,
+            preview_every=10**9,
+            checkpoint_every=10**9,
+        ),
+    )
+
+
+class Turns:
+    """Lets the plain loop step where the loop of ucgm asks for a batch, and times both."""
+
+    def __init__(self, plain, pairs, accumulation):
+        self.plain, self.pairs, self.accumulation = plain, pairs, accumulation
+        self.ours, self.theirs = [], []
+        self.parts, self.clock = defaultdict(list), None
+
+    def stream(self, real):
+        """The batches, with the other loop's steps between the first micro-batches of two steps."""
+        step = 0
+        while True:
+            if self.clock is not None:
+                self.ours.append(self.clock.stop())
+            # Pairs are (plain, ours), (ours, plain), (plain, ours), ...
+            while len(self.theirs) < self.pairs and len(self.theirs) < step + (step % 2 == 0):
+                clock = Clock()
+                self.plain.step()
+                self.theirs.append(clock.stop())
+            if step == self.pairs:
+                raise Done
+            self.begin_parts()
+            self.clock = Clock()
+            for _ in range(self.accumulation):
+                with self.timed("data"):
+                    batch = next(real)
+                yield batch
+            step += 1
+
+    def begin_parts(self):
+        for seconds in self.parts.values():
+            seconds.append(0.0)
+
+    @contextlib.contextmanager
+    def timed(self, name):
+        """Add to the seconds of a part of this step."""
+        seconds = self.parts[name]
+        if not seconds:
+            seconds.append(0.0)
+        start = time.perf_counter()
+        yield
+        seconds[-1] += time.perf_counter() - start
+
+    def watched(self, function, name):
+        """A function of the engine, timed as a part of the step."""
+
+        def call(*args, **kwargs):
+            with self.timed(name):
+                return function(*args, **kwargs)
+
+        return call
+
+
+LOGGING = [name for name in vars(Journal) if not name.startswith("_")]
+
+
+def measure(method, plain, config, run_dir, pairs):
+    """Times of ``pairs`` steps of both loops, the first pair left out."""
+    turns = Turns(plain, pairs + 1, config.train.accumulation)
+    batches = ucgm.train.batches
+    with contextlib.ExitStack() as patches:
+        for cls, name, part in [
+            *((Journal, n, "logging") for n in LOGGING),
+            (EMA, "update", "averages"),
+        ]:
+            patches.enter_context(
+                mock.patch.object(cls, name, turns.watched(getattr(cls, name), part))
+            )
+        stream = mock.patch("ucgm.train.batches", lambda *a, **k: turns.stream(batches(*a, **k)))
+        patches.enter_context(stream)
+        patches.enter_context(contextlib.suppress(Done))
+        ucgm.train.train(config, run_dir)
+    ours, theirs = turns.ours[1:], turns.theirs[1:]
+    pairs_of = [list(zip(o, p, strict=True)) for o, p in zip(ours, theirs, strict=True)]
+    ratios = [[a / b for a, b in pair] for pair in pairs_of]
+    total = sum(wall for wall, _ in ours)
+    return {
+        "preset": method,
+        "accumulation": config.train.accumulation,
+        "limit": LIMITS[method],
+        "ours_s": statistics.median(wall for wall, _ in ours),
+        "plain_s": statistics.median(wall for wall, _ in theirs),
+        "ratio": statistics.median(wall for wall, _ in ratios),
+        "ratio_cpu": statistics.median(cpu for _, cpu in ratios),
+        "ratios": [round(wall, 4) for wall, _ in ratios],
+        "ratios_cpu": [round(cpu, 4) for _, cpu in ratios],
+        "shares": {name: sum(s[1:][: len(ours)]) / total for name, s in turns.parts.items()},
+    }
+
+
+HEADER = (
+    f"{'preset':<15}{'passes of':>10}{'ours':>9}{'plain':>9}{'ratio':>8}{'lowest to highest':>20}"
+)
+HEADER += f"{'cpu':>8}{'limit':>7}{'logging':>10}{'averages':>10}{'data':>8}"
+
+
+def line(row, batch):
+    shares = [row["shares"].get(name, 0.0) for name in ("logging", "averages", "data")]
+    spread = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"
+    return (
+        f"{row['preset']:<15}{batch // row['accumulation']:>10}{row['ours_s']:>7.2f} s"
+        f"{row['plain_s']:>7.2f} s{row['ratio']:>8.3f}{spread:>20}{row['ratio_cpu']:>8.3f}"
+        f"{row['limit']:>7.1f}" + "".join(f"{100 * v:>8.2f} %" for v in shares)
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--size", default="S/2")
+    parser.add_argument("--presets", nargs="+", default=list(LIMITS))
+    parser.add_argument("--rows", nargs="+", type=int, help="of a pass; the batch, and 8")
+    parser.add_argument("--out", help="where to write the numbers, JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = DiTConfig(size=options.size, family="dit")
+    rows, steps = [], options.pairs + 3
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "latents"
+        make_latents(data)
+        # A run to start the few-step training from.
+        first = configuration("flow_matching", model, data, 1, 1, 1)
+        with contextlib.redirect_stdout(None), mock.patch("ucgm.train.save_preview"):
+            ucgm.train.train(first, folder / "teacher")
+        print(
+            f"DiT-{options.size}, batch {options.batch}, medians of {options.pairs} pairs\n{HEADER}"
+        )
+        for method in options.presets:
+            init = str(folder / "teacher") if method == "ucgm_few" else None
+            for size in options.rows or [options.batch, ROWS]:
+                cut = options.batch // size
+                config = configuration(method, model, data, options.batch, cut, steps, init)
+                plain = Plain(method, model, options.batch)
+                with contextlib.redirect_stdout(None):
+                    row = measure(method, plain, config, folder / f"{method}{cut}", options.pairs)
+                rows.append(row)
+                print(line(row, options.batch), flush=True)
+    if options.out:
+        facts = {
+            "model": f"DiT-{options.size}",
+            "batch": options.batch,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "threads": 1,
+            "rows": rows,
+        }
+        Path(options.out).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
