@@ -64,6 +64,7 @@ ROWS: dict[str, Row] = {
     "meanflow": Row("meanflow"),
     "imf": Row("imf"),
     "alpha_flow": Row("alpha_flow"),
+    "terminal_velocity": Row("terminal_velocity"),
     "shortcut": Row("shortcut"),
     "rcgm": Row("rcgm", "flow_matching", UNGUIDED),
     "rcgm_taught": Row("rcgm", "flow_matching", TAUGHT),

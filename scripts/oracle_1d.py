@@ -251,6 +251,7 @@ ROWS: dict[str, list[tuple[str, dict, str]]] = {
     ],
     "imf": [("squared error, no guidance", OFF | dict(loss_power=0.0, guidance_range=None), "map")],
     "alpha_flow": [("squared error", OFF | dict(loss_power=0.0, clamp=None), "map")],
+    "terminal_velocity": [("", {}, "map")],
     "shortcut": [("", {}, "map")],
     "rcgm": [("exact teacher", EXACT, "map")],
     "facm": [("exact teacher", EXACT, "map")],

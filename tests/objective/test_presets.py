@@ -17,7 +17,7 @@ from ucgm.objective.anchors import alpha_of_progress, anchor
 from ucgm.objective.cost import count_passes
 from ucgm.randomness import RowRandom
 from ucgm.timesteps import ArcTan, Below, Dyadic, LogNormal, Quarters, SortedPair, Uniform
-from ucgm.transport import EDM, Linear, Trig
+from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 
 F64 = torch.float64
 every_preset = pytest.mark.parametrize("name", PRESETS)
@@ -94,6 +94,7 @@ COSTS = {
     "meanflow": (1, 0, 0.25),
     "alpha_flow": (1, 0, 0.5),
     "shortcut": (1, 2 * 0.25, 0),
+    "terminal_velocity": (1, 0.5, 0.5),  # the EMA's velocity, and the derivative, where s < t
 }
 
 
@@ -289,7 +290,7 @@ def test_mixture_flow_has_no_residual():
         assert sizes[0] < 0.05 and 3.0 < sizes[0] / sizes[1] < 5.0
 
 
-@pytest.mark.parametrize("name", ["meanflow", "imf", "rcgm", "shortcut"])
+@pytest.mark.parametrize("name", ["meanflow", "imf", "rcgm", "shortcut", "terminal_velocity"])
 def test_gaussian_flow_map_is_a_fixed_point_of_two_time_presets(name):
     """T3 through ``terms``: with the exact flow map and the exact field the target is F itself."""
     from tests.test_transport import MU, S, gaussian_field
@@ -313,10 +314,57 @@ def test_gaussian_flow_map_is_a_fixed_point_of_two_time_presets(name):
     assert moving.any() and error < (5e-3 if name == "rcgm" else 1e-9)
 
 
-@pytest.mark.parametrize("name", ["ucgm_few", "meanflow", "scm", "rcgm"])
+@pytest.mark.parametrize("path", [Linear(), Trig(), TrigLinear(), VP(prediction="v"), Random()])
+def test_terminal_velocity_of_the_gaussian_flow_map(path):
+    """The exact map ends with the velocity of where it ends, on every path."""
+    from tests.test_transport import MU, S, gaussian_field
+
+    def network(x, t, y, s):
+        same = (t - s).abs() < 1e-9
+        a, b = (c.reshape(-1, 1, 1, 1) for c in path.map(t, s))
+        known = (gaussian_flow(path, x, t, s) - a * x) / torch.where(b == 0, 1.0, b)
+        return torch.where(same.reshape(-1, 1, 1, 1), gaussian_field(path, x, t), known)
+
+    objective = preset("terminal_velocity", transport=path)
+    x = MU + S * torch.randn(40, 1, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    draw = objective.draw(x, None, None, torch.Generator().manual_seed(1))
+    terms = objective.terms(network, draw)
+    moving = draw.s < draw.t
+    torch.testing.assert_close(terms.prediction[moving], terms.target[moving], rtol=0, atol=1e-8)
+    assert moving.any() and not moving.all()
+
+
+def test_gradient_of_the_terminal_velocity():
+    """The gradient goes through the derivative by s, as a difference in the weights says."""
+    objective = preset("terminal_velocity", label_dropout=0.0)
+    network = tiny_dit(objective, F64)
+    x, y = batch(12, F64)
+    draw = objective.draw(x, y, None, RowRandom.for_rows(0, 1, torch.arange(12)))
+    weights = torch.randn(x.shape, dtype=F64, generator=torch.Generator().manual_seed(5))
+
+    def score():
+        return (weights * objective.terms(network, draw, target=network).prediction).sum()
+
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(score(), parameters)
+    torch.manual_seed(6)
+    ways = [torch.randn_like(p) for p in parameters]
+    slope = sum((g * w).sum().item() for g, w in zip(gradients, ways, strict=True))
+    ends = []
+    with torch.no_grad():
+        for sign in (1e-5, -2e-5):
+            for p, way in zip(parameters, ways, strict=True):
+                p += sign * way
+            ends.append(score().item())
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ucgm_few", "meanflow", "scm", "rcgm", "terminal_velocity"])
 @pytest.mark.parametrize("tangent", ["jvp", "central"])
 def test_tangent_under_autocast(name, tangent):
     """The change of the target under bf16 autocast is that of float64 to 1 %."""
+    if name == "terminal_velocity":
+        tangent = "jvp"
     if name == "rcgm":
         tangent = "forward"
     settings = dict(field="data", clamp=None, normalize=None, tangent=tangent, guidance_range=None)
@@ -439,7 +487,8 @@ dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 torch.set_num_threads(1)
 for name, tangent in (("ucgm_few", "jvp"), ("ucgm_few", "central"), ("meanflow", "jvp"),
-                      ("facm", "jvp"), ("ucgm_multi", "central"), ("twinflow", "forward")):
+                      ("facm", "jvp"), ("ucgm_multi", "central"), ("twinflow", "forward"),
+                      ("terminal_velocity", "jvp")):
     objective = preset(name, tangent=tangent)
     x, y = batch(16, torch.float64)
 
@@ -477,4 +526,4 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 6
+    assert done.stdout.count("ok ") == 7

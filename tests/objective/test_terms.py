@@ -247,6 +247,8 @@ def test_a_batch_may_be_cut_anywhere():
         ({"enhancement_interval": (0.2, 1.2)}, "enhancement_interval"),
         ({"tangent_step": 0.0}, "tangent_step"),
         ({"field": "nonsense"}, "field"),
+        ({"terminal": True, "two_time": True}, "tangent: jvp"),
+        ({"terminal": True, "two_time": True, "tangent": "jvp", "flow_anchor": 1.0}, "flow_anchor"),
         ({"consistncy_ratio": 0.5}, "consistncy_ratio"),
     ],
 )

@@ -144,6 +144,24 @@ def alpha_flow() -> Objective:
     )
 
 
+def terminal_velocity() -> Objective:
+    """Terminal velocity matching (arXiv 2511.19797): the jump's derivative by its end.
+
+    The laws of t and s and the share of flow-matching rows (s = t, half here) could not be
+    confirmed, and the paper's changes of the network (normalised modulation) are not made.
+    """
+    return Objective(
+        preset="terminal_velocity",
+        time_law=LogitNormal(-0.4, 1.0),
+        destination=SortedPair(0.5),
+        two_time=True,
+        consistency_ratio=1.0,
+        tangent="jvp",
+        terminal=True,
+        residual_network="target",
+    )
+
+
 def shortcut() -> Objective:
     """Shortcut models (arXiv 2410.12557, equation 5): two half jumps make a whole one."""
     return Objective(

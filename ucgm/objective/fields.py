@@ -159,12 +159,16 @@ def field_at(
     ):
         return data
     rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
-    if draw.twin is not None:  # TwinFlow's own samples are their own data, under every rule
-        table[:, draw.twin.part == 3] = torch.tensor(DATA, dtype=table.dtype)[:, None]
+    own = host.s < host.t if objective.terminal else torch.zeros_like(host.dropped)
+    if draw.twin is not None:
+        own = draw.twin.part == 3
+    # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
+    # from the network: these rows need no guidance.
+    table[:, own] = torch.tensor(DATA, dtype=table.dtype)[:, None]
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data
-    if bool(table[1].any()):
+    if passes.anywhere(table[1] != 0):
         rows, known = table[1] != 0, torch.zeros_like(data)
         if rule.conditional == "online":
             # A one-time network, and a two-time one at s = t, has said it already.
@@ -177,7 +181,7 @@ def field_at(
         field = field + a_cond * (
             known + evaluate(passes, networks[rule.conditional], rows, x_t, draw.y, draw.t)
         )
-    if bool(table[2].any()):
+    if passes.anywhere(table[2] != 0):
         null = _null(draw)
         rows = table[2] != 0
         field = field + a_uncond * evaluate(

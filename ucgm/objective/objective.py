@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ucgm.objective.additions import Alignment, flow_anchor, matching_term, own_samples, transported
 from ucgm.objective.anchors import AnchorSchedule, anchor
+from ucgm.objective.check import check
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
-from ucgm.objective.fields import FIELD_RULES, FieldName, field_at, sources_of
+from ucgm.objective.fields import FieldName, field_at, sources_of
 from ucgm.objective.losses import LogVariance, Weight, mse_and_cosine, per_sample_loss, time_weight
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import StepRule, TangentMethod
 from ucgm.objective.target import consistency_target, own_velocity
+from ucgm.objective.terminal import terminal_velocity
 from ucgm.randomness import RowRandom, as_random
 from ucgm.timesteps import Data, Destination, Present, Quarters, TimeLaw, Uniform
-from ucgm.transport import Linear, Transport
+from ucgm.transport import Linear, Transport, expand
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Objective:
     """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
     residual_network: str = "online"
     """network of the second term of G: ``online`` or ``target`` (the EMA)."""
+    terminal: bool = False
+    """match the velocity at the destination in place of G, where s < t (TVM)."""
     step_rule: StepRule = "one"
     """the factors k and c of F_tgt = F - c phi(k G)."""
     clamp: float | None = None
@@ -102,33 +106,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ValueError(f"objective.{name} must be in [0, 1], got {value}")
-        low, high = self.enhancement_interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(
-                "objective.enhancement_interval must be two rising times in [0, 1], "
-                f"got {self.enhancement_interval}"
-            )
-        if not 0.0 < self.tangent_step < 0.5:
-            raise ValueError(f"objective.tangent_step must be in (0, 0.5), got {self.tangent_step}")
-        choices = {
-            "field": ("data", "jump", *FIELD_RULES),
-            "coupling": ("independent", "optimal_transport"),
-            "residual_network": ("online", "target"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"objective.{name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        if (
-            self.guidance_range is not None
-            and not 1.0 <= self.guidance_range[0] <= (self.guidance_range[1])
-        ):
-            raise ValueError(f"objective.guidance_range must rise from 1: {self.guidance_range}")
+        check(self)
 
     @property
     def diffusion(self) -> bool:
@@ -256,14 +234,19 @@ class Objective:
         assert draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
         data = self.transport.target(draw.x, draw.z, draw.t)
-        prediction, at_t = flow_anchor(self, passes, x_t)
+        second, at_s = networks[self.residual_network], None
+        if self.terminal:
+            (prediction, at_s), at_t = terminal_velocity(self, passes, second, x_t), None
+        else:
+            prediction, at_t = flow_anchor(self, passes, x_t)
         with torch.no_grad():
             if self.own_velocity:
                 passes.velocity = own_velocity(passes, x_t)
             field = field_at(self, passes, x_t, data, prediction.detach(), networks)
             wanted = field
-            if not self.diffusion:
-                second = networks[self.residual_network]
+            if at_s is not None:
+                wanted = torch.where(expand(draw.s < draw.t, field), at_s, field)
+            elif not self.diffusion:
                 wanted = consistency_target(
                     self, passes, second, x_t, prediction.detach(), field, progress
                 )

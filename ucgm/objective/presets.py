@@ -31,6 +31,7 @@ PRESETS: dict[str, Callable[[], Objective]] = {
         few_step.meanflow,
         few_step.imf,
         few_step.alpha_flow,
+        few_step.terminal_velocity,
         few_step.shortcut,
         few_step.rcgm,
         few_step.facm,
