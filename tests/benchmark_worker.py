@@ -1,5 +1,6 @@
-"""One process of a benchmark, for the tests that kill and resume: OUT_DIR SECONDS_PER_BATCH."""
+"""One process of a benchmark of a small DiT in float32: OUT_DIR SECONDS_PER_CALL BATCH CHUNK."""
 
+import os
 import sys
 import time
 import warnings
@@ -7,43 +8,44 @@ from pathlib import Path
 
 import torch
 
-from tests.digits_oracle import Affine, make_run
+from tests.digits_oracle import make_run, perturbed_dit
 from ucgm.benchmark import benchmark
-from ucgm.generate import Settings
 from ucgm.processes import join_world
+from ucgm.sampler import Guidance
 from ucgm.scoring import Ruler
 
-STEPS, COUNT, BATCH, CHUNK = (1, 2), 1003, 32, 70
+STEPS, COUNT, CHUNK = (1, 2), 1003, 70
 
 
-class Slow(Affine):
+class Slow(torch.nn.Module):
     def __init__(self, seconds):
         super().__init__()
-        self.seconds = seconds
+        # large enough that a last bit becomes a pixel: 2 of 64,192 differ in plain batches of 7
+        self.network, self.seconds = perturbed_dit("T/2", scale=0.1), seconds
 
     def forward(self, x_t, t, y, s=None):
         time.sleep(self.seconds)
-        return super().forward(x_t, t, y, s)
+        return self.network(x_t, t, y, s)
 
 
-def work(out, seconds=0.0, world=None):
+def work(out, seconds=0.0, world=None, batch=50, chunk=CHUNK):
     warnings.simplefilter("ignore")
-    run = make_run(Path(out).parent, Slow(seconds))
+    guidance = Guidance(scale=1.5, interval=(0.0, 0.6))  # one of the two steps
+    run = make_run(Path(out).parent, Slow(seconds), guidance=guidance)
     return benchmark(
         run,
         STEPS,
         COUNT,
-        settings=Settings(precision="fp64"),
         ruler=Ruler(metrics=("fid", "accuracy")),
         out_dir=out,
-        batch_size=BATCH,
-        chunk_size=CHUNK,
+        batch_size=batch,
+        chunk_size=chunk,
         world=world,
     )
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     world = join_world("cpu")
-    work(sys.argv[1], float(sys.argv[2]), world)
+    work(sys.argv[1], float(sys.argv[2]), world, int(sys.argv[3]), int(sys.argv[4]))
     world.leave()

@@ -13,6 +13,7 @@ from torch import nn
 from ucgm.checkpoint import Run
 from ucgm.config import Config
 from ucgm.data import Digits
+from ucgm.nn import DiTConfig
 from ucgm.sampler import Guidance, Sampler
 
 
@@ -49,6 +50,16 @@ class Affine(nn.Module):
     def forward(self, x_t, t, y, s=None):
         self.calls += 1
         return (x_t - 0.5 * self.means.to(x_t.dtype)[y]) * (1 + t[:, None, None, None])
+
+
+def perturbed_dit(size="N/2", scale=0.05):
+    """A small DiT away from its start, where the output is zero."""
+    torch.manual_seed(0)
+    network = DiTConfig(size=size).build((1, 8, 8), 10)
+    generator = torch.Generator().manual_seed(0)
+    for value in network.parameters():
+        value.data += scale * torch.randn(value.shape, generator=generator)
+    return network
 
 
 def make_run(folder, network=None, digest="0" * 64, guidance=None, **sampler):

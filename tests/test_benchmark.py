@@ -104,21 +104,6 @@ def test_repeats_are_disjoint_and_summarised(tmp_path):
     assert statistics_of(alone)[0] == statistics_of(result)[0]
 
 
-def test_batch_size_is_no_part_of_a_result(tmp_path):
-    """n = 1,003, in double precision to the last bit of the images."""
-    seen = []
-    for batch, chunk in ((50, 1000), (7, 70), (32, 100)):
-        result = run_benchmark(
-            tmp_path, num_samples=1003, batch_size=batch, chunk_size=chunk,
-            out_dir=tmp_path / f"{batch}", settings=Settings(precision="fp64"),
-        )  # fmt: skip
-        seen.append(result["rows"][0])
-    for row in seen[1:]:
-        assert row["images_hash"] == seen[0]["images_hash"]
-        assert row["scores"]["fid"] == pytest.approx(seen[0]["scores"]["fid"], rel=1e-9)
-        assert row["scores"]["accuracy"] == seen[0]["scores"]["accuracy"]
-
-
 def test_restart_keeps_finished_chunks_and_remakes_damaged_ones(tmp_path):
     def run(network):
         return run_benchmark(tmp_path, network, num_samples=103, chunk_size=25)

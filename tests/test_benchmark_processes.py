@@ -1,4 +1,4 @@
-"""Worlds of 1, 2, 3 processes and kills: the same statistics and the same images."""
+"""A DiT in float32 on 1, 2, 3 processes, with kills and batches of 7, 32, 50: the same images."""
 
 import json
 import multiprocessing
@@ -24,21 +24,21 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def forked(rank, size, port, out, seconds):
+def forked(rank, size, port, out, seconds, batch):
     """A process of the group, without the seconds that imports take."""
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
     world = World(rank, size)
-    work(out, seconds, world)
+    work(out, seconds, world, batch)
     world.leave()
 
 
-def start(out, size, seconds=0.0):
+def start(out, size, seconds=0.0, batch=50):
     context, port = multiprocessing.get_context("fork"), free_port()
     processes = [
-        context.Process(target=forked, args=(rank, size, port, out, seconds))
+        context.Process(target=forked, args=(rank, size, port, out, seconds, batch))
         for rank in range(size)
     ]
     for process in processes:
@@ -89,36 +89,57 @@ def check(found, expected):
         assert one["scores"]["accuracy"] == other["scores"]["accuracy"]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_processes_equal_one(tmp_path, alone, size):
-    finish(start(tmp_path / "out", size))
+@pytest.mark.parametrize("size, batch", [(2, 7), (3, 32)])
+def test_several_processes_equal_one(tmp_path, alone, size, batch):
+    finish(start(tmp_path / "out", size, batch=batch))
     check(rows(tmp_path / "out"), alone)
+
+
+@pytest.mark.parametrize("batch, chunk", [(7, 1024), (32, 100), (1, 999)])
+def test_neither_batch_nor_chunk_is_part_of_a_result(tmp_path, alone, batch, chunk):
+    work(tmp_path / "out", batch=batch, chunk=chunk)
+    check(rows(tmp_path / "out"), alone)
+
+
+def launch(out, size, threads):
+    """Processes as torchrun starts them, with ``threads`` each."""
+    port, processes = free_port(), []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        place |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
+        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
+        env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+        command = [sys.executable, "-m", "tests.benchmark_worker", str(out), "0", "7", "70"]
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=120) for process in processes] == [0] * size
 
 
 @pytest.mark.slow
 def test_started_as_torchrun_starts_them(tmp_path, alone):
-    port, processes = free_port(), []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-        env = {**os.environ, **{key: str(value) for key, value in place.items()}}
-        env |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "tests.benchmark_worker", str(tmp_path / "out"), "0"]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    launch(tmp_path / "out", 2, threads=1)
     check(rows(tmp_path / "out"), alone)
+
+
+@pytest.mark.slow
+def test_two_threads_move_the_last_bits_of_convolutions_alone(tmp_path, alone):
+    """The images of a transformer are the same; the extractor's convolutions sum otherwise."""
+    launch(tmp_path / "out", 1, threads=2)
+    for one, other in zip(rows(tmp_path / "out"), alone, strict=True):
+        assert one["images_hash"] == other["images_hash"]
+        assert one["scores"]["fid"] == pytest.approx(other["scores"]["fid"], rel=1e-6)
 
 
 def test_three_kills_and_as_many_other_worlds(tmp_path, alone):
     out, moments = tmp_path / "out", random.Random(0)
     counts = []
-    for size in (2, 3, 1):
-        processes = start(out, size, seconds=0.05)
+    for size, batch in ((2, 7), (3, 50), (1, 32)):
+        processes = start(out, size, seconds=0.05, batch=batch)
         kill_after(processes, out, moments.randint(1, 7), moments.uniform(0.0, 0.1))
         counts.append(len(chunks(out)))
         assert not (out / "benchmark.json").exists()
     assert 0 < counts[0] < counts[1] < counts[2] < TOTAL
     kept = {path: path.stat().st_mtime_ns for path in chunks(out)}
-    finish(start(out, 2))
+    finish(start(out, 2, batch=7))
     check(rows(out), alone)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert not list(out.rglob("*.tmp"))

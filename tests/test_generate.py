@@ -1,4 +1,3 @@
-import hashlib
 import json
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.digits_oracle import Affine, Memoriser, make_run
+from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
 from ucgm.checkpoint import save_checkpoint
 from ucgm.config import write_config
 from ucgm.data import Digits
@@ -15,22 +14,6 @@ from ucgm.nn import DiTConfig
 from ucgm.report.figures import grid_indices
 from ucgm.sampler import Guidance, Sampler
 from ucgm.samples import SampleSet, labels_of
-
-
-def sha(images):
-    return hashlib.sha256(images.numpy().tobytes()).hexdigest()
-
-
-def by_batches(samples, count, batch):
-    return torch.cat([samples.images(part) for part in torch.arange(count).split(batch)])
-
-
-def perturbed_dit():
-    network = DiTConfig(size="N/2").build((1, 8, 8), 10)
-    generator = torch.Generator().manual_seed(0)
-    for value in network.parameters():  # its output starts at zero
-        value.data += 0.05 * torch.randn(value.shape, generator=generator)
-    return network
 
 
 def test_labels_balanced_prefix_random_and_restricted():
@@ -60,25 +43,52 @@ def test_bad_labels(kwargs, message):
         labels_of(torch.arange(4), **kwargs)
 
 
-@pytest.mark.parametrize("sampler", [dict(steps=1), dict(steps=4, stochasticity=1.0)])
-def test_a_sample_depends_on_its_index_alone(tmp_path, sampler):
-    run = make_run(tmp_path, perturbed_dit(), **sampler)
-    samples = samples_of_run(run, Settings(seed=5, precision="fp64"))
-    everything = by_batches(samples, 103, 50)
-    assert everything.shape == (103, 1, 8, 8) and everything.dtype == torch.uint8
-    for batch in (7, 32, 1):  # in double precision by the last bit
-        assert sha(by_batches(samples, 103, batch)) == sha(everything)
+GUIDED = dict(steps=4, guidance=Guidance(scale=2.0, interval=(0.0, 0.6)))
+
+
+@pytest.mark.parametrize("options", [dict(steps=1), dict(steps=4, stochasticity=1.0), GUIDED])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+def test_a_sample_depends_on_its_index_alone(tmp_path, options, precision):
+    """To the last bit, in every precision."""
+    run = make_run(tmp_path, perturbed_dit(), **options)
+    samples = samples_of_run(run, Settings(seed=5, precision=precision))
+    everything = samples.latents(torch.arange(103))
+    assert everything.shape == (103, 1, 8, 8)
+    for batch in (7, 32, 50):
+        parts = [samples.latents(part) for part in torch.arange(103).split(batch)]
+        assert torch.equal(torch.cat(parts), everything)
     shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(samples.images(shuffled), everything[shuffled])
-    other = samples_of_run(run, Settings(seed=6, precision="fp64"))
-    assert not torch.equal(other.images(torch.arange(8)), everything[:8])
+    assert torch.equal(samples.latents(shuffled), everything[shuffled])
+    other = samples_of_run(run, Settings(seed=6, precision=precision))
+    assert not torch.equal(other.latents(torch.arange(8)), everything[:8])
 
 
-def test_single_precision_moves_with_the_batch_by_rounding_alone(tmp_path):
-    samples = samples_of_run(make_run(tmp_path, perturbed_dit(), steps=4), Settings())
-    one, two = by_batches(samples, 103, 50), by_batches(samples, 103, 7)
-    assert (one.int() - two.int()).abs().max() <= 1
-    assert (one != two).float().mean() < 1e-3
+def test_every_call_has_one_shape(tmp_path):
+    """Whatever is asked for, network and decoder see whole tiles, and each index its own slot."""
+    run = make_run(tmp_path, Recorder(), **GUIDED)
+    samples = samples_of_run(run, Settings(tile=16))
+    decoded, decode = set(), samples.data.decode
+    object.__setattr__(samples.data, "decode", lambda x: decoded.add(len(x)) or decode(x))
+    requests = (torch.arange(5), torch.arange(37, 70), torch.tensor([3, 19, 35, 4]))
+    for indices in requests:
+        samples.images(indices)
+    assert {len(x) for x in run.network.seen} == {16, 32} and decoded == {16}
+    starts = [x for x in run.network.seen if len(x) == 16][::2]  # t = 1, outside the interval
+    assert len(starts) == 1 + 3 + 3  # 3, 19 and 35 have one slot
+    alone = samples.latents(torch.tensor([40]))
+    assert torch.equal(run.network.seen[-4][8], starts[1][8]) and len(alone) == 1
+    with pytest.raises(ValueError, match="tile is 0"):
+        Settings(tile=0)
+
+
+class Recorder(Affine):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x_t, t, y, s=None):
+        self.seen.append(x_t)
+        return super().forward(x_t, t, y, s)
 
 
 def test_equal_indices_at_every_number_of_steps(tmp_path):
@@ -133,7 +143,8 @@ def run_dir(tmp_path_factory):
     write_config(config, folder / "config.yaml")
     network = perturbed_dit()
     facts = {"shape": [1, 8, 8], "num_classes": 10}
-    save_checkpoint(folder, 3, {"network": network, "ema": network}, {}, facts, 1)
+    weights = dict(network.state_dict())
+    save_checkpoint(folder, 3, {"network": weights, "ema": weights}, facts, 1)
     return folder
 
 

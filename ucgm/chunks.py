@@ -1,11 +1,11 @@
 """Features of generated images, a chunk at a time: what survives a kill.
 
-A set of n samples is cut into chunks of 1,000 indices.  Chunk c belongs to process c mod size;
+A set of n samples is cut into chunks of 1,024 indices.  Chunk c belongs to process c mod size;
 there is no collective in the loop, so processes may run at different speeds.  A finished chunk is
 a file, written beside its name and renamed: it is there whole or not at all.  A restart, on any
 number of processes, keeps the chunks whose checksum holds and makes the others.
 
-    chunk_00012.safetensors   features, logits, spatial (1000, .) float32, labels (1000,) int64
+    chunk_00012.safetensors   features, logits, spatial (1024, .) float32, labels (1024,) int64
         metadata: checksum, hash of the images, network rows, seconds per stage
 
 The hash of a set of images is the sum over its images of sha256(index, pixels), modulo 2^256: it
@@ -30,8 +30,9 @@ from torch import Tensor
 from ucgm.data.files import write_atomic
 from ucgm.extractors import Extractor
 from ucgm.samples import SampleSet
+from ucgm.tiles import Tile, by_tiles, whole_tiles
 
-CHUNK = 1000
+CHUNK = 1024
 STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")
 
 
@@ -208,12 +209,13 @@ class GeneratedImages:
 
     Args:
         samples: with a row counter.
-        batch_size: images per sampler call; batches never cross a chunk.
+        batch_size: images held at a time, rounded up to whole tiles.
     """
 
     def __init__(self, samples: SampleSet, batch_size: int) -> None:
         assert samples.counter is not None
-        self.samples, self.batch_size, self.counter = samples, batch_size, samples.counter
+        self.samples, self.counter = samples, samples.counter
+        self.held = whole_tiles(batch_size, samples.tile)
 
     @property
     def network_rows(self) -> int:
@@ -221,13 +223,16 @@ class GeneratedImages:
         return self.counter.rows
 
     def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Sampled and decoded, both timed."""
-        for batch in indices.split(self.batch_size):
-            with watch.time("sampler", len(batch)):
-                latents = self.samples.latents(batch)
-            with watch.time("decoder", len(batch)):
-                images = self.samples.data.decode(latents).cpu()
-            yield images
+        """Sampled and decoded tile by tile, both timed."""
+
+        def make(tile: Tile) -> Tensor:
+            with watch.time("sampler", len(tile.rows)):
+                latents = self.samples.tile_latents(batch, tile)
+            with watch.time("decoder", len(tile.rows)):
+                return self.samples.decode(latents)
+
+        for batch in indices.split(self.held):
+            yield by_tiles(batch, self.samples.tile, make)
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """The labels that were asked for."""
@@ -256,7 +261,7 @@ class ChunkMaker:
             done = sum(len(part["features"]) for part in outputs)
             hashes.append(images_hash(indices[done : done + len(group)], group))
             with self.watch.time("extractor", len(group)):
-                outputs.append(self.extractor(group))
+                outputs.append(self.extractor(group, indices[done : done + len(group)]))
             tell(len(group))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         rows["labels"] = self.source.labels_at(indices)

@@ -18,7 +18,8 @@ from ucgm.data.images import UINT8_RULE
 from ucgm.processes import Progress, join_world
 from ucgm.report.figures import save_grid
 from ucgm.sampler import Guidance
-from ucgm.samples import LabelRule, Precision, RowCounter, SampleSet
+from ucgm.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
+from ucgm.tiles import whole_tiles
 
 __all__ = [
     "SampleSet",
@@ -42,6 +43,7 @@ class Settings:
         guidance_scale: weight of classifier-free guidance; 1 is off.
         precision: ``fp32``, ``bf16`` or ``fp64``, see :class:`SampleSet`.
         device: where to run, for example ``cuda``.
+        tile: rows of every network and decoder call, see :class:`SampleSet`.
     """
 
     seed: int = 0
@@ -50,6 +52,12 @@ class Settings:
     guidance_scale: float | None = None
     precision: Precision = "fp32"
     device: str = "cpu"
+    tile: int = TILE
+
+    def __post_init__(self) -> None:
+        """Refuse a tile without rows."""
+        if self.tile < 1:
+            raise ValueError(f"tile is {self.tile}: it must be at least 1.")
 
 
 def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> SampleSet:
@@ -75,6 +83,7 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
         settings.precision,
         settings.device,
         counter,
+        settings.tile,
     )
     samples.labels_at(torch.arange(1))
     return samples if steps is None else samples.with_steps(steps)
@@ -104,6 +113,7 @@ def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, A
         "labels": samples.labels,
         "classes": plain(samples.classes),
         "precision": samples.precision,
+        "tile": samples.tile,
         "uint8": UINT8_RULE,
     }
 
@@ -175,7 +185,7 @@ def sample_run(
     if format != "latents":
         samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
     values = raw_latents if format == "latents" else SampleSet.images
-    share = world.share(torch.arange(num_images).split(batch_size))
+    share = world.share(torch.arange(num_images).split(whole_tiles(batch_size, samples.tile)))
     progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)
     for indices in share:
         sink.write(indices, values(samples, indices), samples.labels_at(indices))

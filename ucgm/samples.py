@@ -7,6 +7,10 @@
 so the same indices at 1, 2 and 4 steps are the same samples with more or less work, neither the
 batch size nor the number of processes is part of a result, and a stopped job goes on anywhere.
 The initial noise is drawn on the CPU, for all devices alike.
+
+To the last bit this takes calls of one shape: network and decoder work on tiles of ``tile`` rows,
+see :mod:`ucgm.tiles`.  The tile is part of a protocol as the precision is.  Two things are not in
+our hands: another kind of processor, and on CPUs another number of threads, may round otherwise.
 """
 
 from collections.abc import Sequence
@@ -20,16 +24,19 @@ from ucgm.data.source import Dataset
 from ucgm.randomness import RowRandom
 from ucgm.sampler import Sampler
 from ucgm.sampler.guidance import Network, call
+from ucgm.tiles import Tile, by_tiles
 
 LabelRule = Literal["balanced", "random"]
 Precision = Literal["fp32", "bf16", "fp64"]
+TILE = 32
 
 
 class RowCounter:
     """A network that counts the rows it is asked for.
 
     Rows over samples is the number of function evaluations, NFE: an evaluation under
-    classifier-free guidance counts two, one outside the guidance interval counts one.
+    classifier-free guidance counts two, one outside the guidance interval counts one.  Rows that
+    fill up a tile do not count.
     """
 
     def __init__(self, network: Network) -> None:
@@ -93,10 +100,10 @@ class SampleSet:
         labels: rule of :func:`labels_of`.
         classes: restriction of the classes, None for all.
         precision: ``fp32``; ``bf16`` for autocast of the network; ``fp64`` for a network in
-            double precision, whose images do not depend on the batch size by a single bit.
-            Decoding is always float32.
+            double precision. Decoding is always float32.
         device: where the network is.
         counter: counts the network's rows.
+        tile: rows of every call of network (twice as many under guidance) and decoder.
     """
 
     network: Network
@@ -108,6 +115,7 @@ class SampleSet:
     precision: Precision = "fp32"
     device: torch.device | str = "cpu"
     counter: RowCounter | None = None
+    tile: int = TILE
 
     def with_steps(self, steps: int) -> "SampleSet":
         """The same samples with another number of steps."""
@@ -119,21 +127,46 @@ class SampleSet:
         """Classes (B,) int64 of the samples ``indices``."""
         return labels_of(indices, self.data.num_classes, self.labels, self.seed, self.classes)
 
-    @torch.no_grad()
     def latents(self, indices: Tensor) -> Tensor:
-        """Samples (B, C, H, W) float32 in the network's space, on the device."""
-        random = RowRandom.for_samples(self.seed, indices.cpu())
+        """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space."""
+        return by_tiles(indices, self.tile, lambda tile: self.tile_latents(indices, tile))
+
+    def images(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
+        """Images (n, channels, height, width) uint8 of ``indices`` (n,), on the CPU.
+
+        Args:
+            indices: numbers of the samples.
+            places: (n,) numbers that decide the slots in place of the indices: scattered samples
+                fill fewer tiles, and equal the others up to rounding.
+        """
+        return by_tiles(
+            indices if places is None else places,
+            self.tile,
+            lambda tile: self.decode(self.tile_latents(indices, tile)),
+        )
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images (tile, channels, height, width) uint8 of a whole tile, on the CPU."""
+        return self.data.decode(x).cpu()
+
+    @torch.no_grad()
+    def tile_latents(self, indices: Tensor, tile: Tile) -> Tensor:
+        """Samples (tile, C, H, W) float32 on the device: those of ``indices`` in their slots, and
+        others.
+        """
+        indices = tile.fill(torch.arange(self.tile), indices.cpu())
+        before = self.counter.rows if self.counter else 0
+        random = RowRandom.for_samples(self.seed, indices)
         noise = random.normal(*self.data.shape)
         if self.precision == "fp64":
             noise = noise.double()
         noise = noise.to(self.device)
         random.keys = random.keys.to(self.device)
-        y = self.labels_at(indices.cpu()).to(self.device)
+        y = self.labels_at(indices).to(self.device)
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.sampler(self.network, noise, y, random).float()
-
-    @torch.no_grad()
-    def images(self, indices: Tensor) -> Tensor:
-        """Images (B, channels, height, width) uint8 of the samples ``indices``, on the CPU."""
-        return self.data.decode(self.latents(indices)).cpu()
+            x = self.sampler(self.network, noise, y, random).float()
+        if self.counter:
+            made = self.counter.rows - before
+            self.counter.rows = before + made * len(tile.rows) // self.tile
+        return x

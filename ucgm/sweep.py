@@ -1,6 +1,6 @@
 """One set of images, from indices to the ingredients of scores, on any number of processes.
 
-    chunks of 1,000 indices, chunk c on process c mod size, no collective in the loop
+    chunks of 1,024 indices, chunk c on process c mod size, no collective in the loop
     -> running moments of the chunks of this process
     -> one float64 sum over the processes: count, sum and outer product
 

@@ -77,7 +77,7 @@ def build_digits(weights: str | None = None) -> Extractor:
         channels=1,
         num_classes=10,
         note=f"accuracy {metadata.get('accuracy_test', 'unknown')} on held-out digits",
-        batch_size=250,
+        batch_size=256,
     )
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ucgm.tiles import tiles
+
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
@@ -32,7 +34,7 @@ class Extractor:
         channels: colour channels of the images it takes.
         num_classes: classes the logits stand for when they are those of the data, else 0.
         note: one line for the report, for example the accuracy of a classifier.
-        batch_size: images per call of the module.
+        batch_size: images per call of the module, always as many, see :mod:`ucgm.tiles`.
     """
 
     name: str
@@ -48,11 +50,13 @@ class Extractor:
         """Name, weights hash and note, for the report."""
         return {"name": self.name, "sha256": self.digest, "note": self.note}
 
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs for (N, channels, H, W) uint8, on the CPU; grey becomes colour by repetition.
 
-        The batches are cut here, always from the first image, so that the rounding of a feature
-        does not depend on how the images were generated.
+        Args:
+            images: any number of them.
+            indices: (N,) numbers of the images, on which alone the rounding of their features then
+                depends; 0 .. N - 1 when left out.
 
         Raises:
             ValueError: for other dtypes or channel counts, or when a feature is not finite.
@@ -65,16 +69,14 @@ class Extractor:
                 f"{tuple(images.shape)} {images.dtype}. Choose another extractor for these images."
             )
         device = next(self.module.parameters()).device
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.dimensions}
+        outputs = {name: torch.empty(len(images), d) for name, d in self.dimensions.items()}
+        filler = images.new_zeros(self.batch_size, *images.shape[1:])
+        places = torch.arange(len(images)) if indices is None else indices
         with torch.no_grad(), _exact_float32(device):
-            for batch in images.split(self.batch_size):
-                found = self.module(batch.to(device))
-                for name in parts:
-                    parts[name].append(found[name].float().cpu())
-        outputs = {
-            name: torch.cat(rows) if rows else torch.empty(0, self.dimensions[name])
-            for name, rows in parts.items()
-        }
+            for tile in tiles(places, self.batch_size):
+                found = self.module(tile.fill(filler, images).to(device))
+                for name, rows in outputs.items():
+                    rows[tile.rows] = found[name].float().cpu()[tile.slots]
         for name, rows in outputs.items():
             if not torch.isfinite(rows).all():
                 raise ValueError(
