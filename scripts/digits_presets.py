@@ -74,7 +74,10 @@ ROWS: dict[str, Row] = {
 
 
 # Optimizers that a paper names for its tuning and that the shared one cannot stand in for.
-OPTIMIZERS = {"ucgm_few": (OptimizerConfig("radam", 3e-4, (0.9, 0.999)), 0.1)}
+OPTIMIZERS = {
+    "ucgm_few": (OptimizerConfig("radam", 3e-4, (0.9, 0.999)), 0.1),
+    "scm": (OptimizerConfig("radam", 1e-4, (0.9, 0.99)), 1.0),
+}
 
 
 def config_of(name: str, out_dir: Path, steps: int) -> Config:
@@ -149,7 +152,7 @@ def write_table(out_dir: Path, steps: int) -> str:
         f"{steps} steps from scratch or {steps // 2} from the named run. Made by",
         f"`python scripts/digits_presets.py --steps {steps}`.",
         "It compares settings on a toy, not methods: no preset was tuned for these data, and all",
-        "but ucgm_few (RAdam 3e-4, clip 0.1, as published) share one optimizer. Rows named",
+        "but ucgm_few (RAdam 3e-4, clip 0.1) and scm (RAdam 1e-4) share one optimizer. Rows named",
         "`taught` take the field from the model they start from instead of the data.",
         "",
         "| preset | starts from | "

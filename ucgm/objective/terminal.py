@@ -56,7 +56,7 @@ def terminal_velocity(
     with torch.autocast(x.device.type, enabled=False):
         # Fused attention kernels have no forward-mode derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            arrived, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))
+            arrived, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))[:2]
         passes.rows["tangent"] += len(x)
         still = transport.velocity(arrived, torch.zeros_like(arrived), s)
         ended = (still - rate) / expand(transport.rate(s), x)
