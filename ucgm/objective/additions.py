@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
-from ucgm.objective.passes import Passes, bare, put, take
+from ucgm.objective.passes import Passes, bare, put, stand_in, take
 from ucgm.timesteps import Quarters
 
 if TYPE_CHECKING:
@@ -58,15 +58,17 @@ def own_samples(objective: "Objective", passes: Passes) -> Draw:
     draw = passes.draw
     assert draw.twin is not None
     rows = draw.twin.part == 3
-    if not bool(rows.any()):
+    if not passes.anywhere(rows):
         return draw
-    index = rows.nonzero().flatten().to(draw.x.device, non_blocking=True)
+    index = stand_in(rows).nonzero().flatten().to(draw.x.device, non_blocking=True)
     z, y = draw.twin.source[index], take(draw.y, index)
     one, zero = torch.ones_like(draw.t[index]), torch.zeros_like(draw.t[index])
     with torch.no_grad():
         network = bare(passes.network)
         said = passes.call(network, z, one, y, zero, index, signed=False)
         samples = objective.transport.jump(z, said, one, zero)
+    if not bool(rows.any()):
+        return draw
     return replace(draw, x=put(draw.x, index, samples))
 
 
@@ -81,9 +83,9 @@ def matching_term(
     draw, transport = passes.draw, objective.transport
     assert draw.twin is not None and draw.s is not None
     rows = draw.twin.part == 0
-    if not bool(rows.any()):
+    if not passes.anywhere(rows):
         return prediction.sum() * 0.0
-    index = rows.nonzero().flatten().to(x_t.device, non_blocking=True)
+    index = stand_in(rows).nonzero().flatten().to(x_t.device, non_blocking=True)
     said, y, time = prediction[index], take(draw.y, index), draw.twin.time[index]
     with torch.no_grad():
         sample = transport.jump(x_t[index], said, draw.t[index], draw.s[index])
@@ -94,6 +96,8 @@ def matching_term(
             for sign in (-1.0, 1.0)
         )
         wanted = said - (fake - real).clamp(-1.0, 1.0)
+    if not bool(rows.any()):
+        return prediction.sum() * 0.0
     error = said - wanted
     powered = power_loss(error, objective.loss_power, objective.loss_epsilon, False)
     return powered.sum() / (Quarters.share * len(x_t))

@@ -3,6 +3,11 @@
 Every evaluation of a network during training goes through :class:`Passes`, so passes can be
 counted, the one that carries the gradient goes through the wrapper of data-parallel training
 (whose hooks it needs) and all others through the bare module.
+
+A pass of a sharded network is a collective: its processes must all make it or all leave it, and
+each has other rows.  Such a network says with ``network.somewhere(condition)`` whether a condition
+holds on any process; one that has no rows of its own for the pass takes its first row along and
+forgets the result.
 """
 
 from collections.abc import Callable
@@ -14,6 +19,10 @@ from torch import Tensor, nn
 from ucgm.objective.draw import Draw
 
 Network = Callable[..., Tensor]
+
+# Values of x in a slice of a pass without gradient on a CPU (8 rows of 4x32x32): its activations
+# stay in the cache and in memory the process already has, which saves a fifth of such a pass.
+_SLICE = 1 << 15
 
 
 def bare(network: Network) -> Network:
@@ -46,6 +55,8 @@ class Passes:
         self.rows = {"gradient": 0, "forward": 0, "tangent": 0}
         self.tangent = False
         self.whole = _has_active_dropout(network)
+        self.sharded = hasattr(network, "somewhere")
+        self.somewhere: Callable[[bool], bool] = getattr(network, "somewhere", bool)
         self._state: tuple[Tensor, Tensor | None] | None = None
         # F of the trained network at s = t on the rows that move, when a method goes along it.
         self.velocity: Tensor | None = None
@@ -77,6 +88,10 @@ class Passes:
             return None
         return rows.nonzero().flatten().to(self.draw.x.device, non_blocking=True)
 
+    def anywhere(self, rows: Tensor) -> bool:
+        """Whether a pass for ``rows`` (a CPU mask) is made: for rows of this process, or others."""
+        return self.somewhere(bool(rows.any()))
+
     def call(
         self,
         network: Network,
@@ -107,8 +122,17 @@ class Passes:
         if self.sign is not None and signed:
             sign = take(self.sign, index)
             t, s = sign * t, sign * s
-        out = network(x, t, y, s, **extra) if self.two_time else network(x, t, y, **extra)
-        return full_precision(out)
+        inputs = (x, t, y, s) if self.two_time else (x, t, y)
+        rows = max(1, _SLICE // x[0].numel()) if len(x) else 1
+        sliced = kind == "forward" and x.device.type == "cpu" and len(x) > rows
+        if self.whole or self.sharded or not sliced:
+            return full_precision(network(*inputs, **extra))
+        slices = [slice(i, i + rows) for i in range(0, len(x), rows)]
+        parts = [
+            network(*(take(v, k) for v in inputs), **{n: take(v, k) for n, v in extra.items()})
+            for k in slices
+        ]
+        return full_precision(torch.cat(parts))
 
     def gradient(self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor) -> Tensor:
         """The pass that carries the gradient, through the wrapper, in the ambient precision."""
@@ -124,16 +148,21 @@ class Passes:
         s: Tensor,
     ) -> Tensor:
         """A pass of the bare network for ``rows`` (a CPU mask); the others' result is 0."""
-        if not bool(rows.any()):
+        if not self.anywhere(rows):
             return torch.zeros_like(x)
-        index = self.index(rows)
+        index = self.index(stand_in(rows))
         part = self.call(
             bare(network), take(x, index), take(t, index), take(y, index), take(s, index), index
         )
-        return put(torch.zeros_like(x), index, part)
+        return put(torch.zeros_like(x), index, part) if bool(rows.any()) else torch.zeros_like(x)
 
 
-def take(x: Any, index: Tensor | None) -> Any:
+def stand_in(rows: Tensor) -> Tensor:
+    """The mask ``rows`` (B,), or the first row where it is empty."""
+    return rows if bool(rows.any()) else torch.arange(len(rows)) == 0
+
+
+def take(x: Any, index: Tensor | slice | None) -> Any:
     """Rows ``index`` of a tensor; all for None, None for None."""
     return x if x is None or index is None else x[index]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ucgm.objective.passes import Network, Passes, bare, put, take
+from ucgm.objective.passes import Network, Passes, bare, put, stand_in, take
 from ucgm.objective.residual import (
     difference_tangent,
     finite_tangent,
@@ -43,12 +43,12 @@ def consistency_target(
     draw, host = passes.draw, passes.draw.host
     assert host is not None and draw.s is not None and draw.m is not None
     moving = host.m > host.s
-    if not bool(moving.any()):
+    if not passes.anywhere(moving):
         return field
-    index = passes.index(moving)
+    index = passes.index(stand_in(moving))
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
     wish, said = take(field, index), take(prediction, index)
-    limit = bool((host.m == host.t)[moving].all())
+    limit = not passes.somewhere(bool((host.m != host.t)[moving].any()))
     coarse = torch.is_autocast_enabled(x_t.device.type)
     tangents = Tangents(objective, passes, second, index, y, s, coarse)
     along = wish if passes.velocity is None else take(passes.velocity, index)
@@ -62,6 +62,8 @@ def consistency_target(
         inner, outer = step_factors(objective.transport, objective.step_rule, t, s, m)
         change = phi(expand(inner, x) * residual, objective.clamp, objective.normalize)
         stepped = said - expand(outer, x) * change
+    if not bool(moving.any()):
+        return field
     if index is None and not bool(moving.all()):
         return torch.where(expand(moving.to(x_t.device), x_t), stepped, field)
     return put(field, index, stepped)

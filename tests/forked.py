@@ -1,0 +1,111 @@
+"""Trainings in processes of their own, forked from one that has imported everything.
+
+    python -m tests.forked < jobs.json
+
+A job is {"config": ..., "run_dir": ..., "world": 2, "poison": [sample, ...]}.  Its processes meet
+as those of torchrun do, through the environment.  A start costs a tenth of a second, not six.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+WAIT = 240
+
+
+def run_jobs(*jobs):
+    """Run jobs one after the other; a list of (exit codes, output of all processes)."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = [
+            job | {"run_dir": str(job["run_dir"]), "log": f"{folder}/{i}"}
+            for i, job in enumerate(jobs)
+        ]
+        command = [sys.executable, "-m", "tests.forked"]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(
+            command, input=json.dumps(plain), capture_output=True, text=True, env=env, timeout=WAIT
+        )
+        assert done.returncode == 0, done.stderr
+        codes = json.loads(done.stdout.splitlines()[-1])
+        return [(c, Path(job["log"]).read_text()) for c, job in zip(codes, plain, strict=True)]
+
+
+def job(config, run_dir, world=1, poison=()):
+    """A job of ``run_jobs``."""
+    from ucgm.config import to_dict
+
+    return {"config": to_dict(config), "run_dir": run_dir, "world": world, "poison": list(poison)}
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _train(job, rank, port):
+    world = job["world"]
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if world > 1:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
+    from ucgm.config import Config, from_dict
+    from ucgm.data import DigitsDataset
+    from ucgm.train import train
+
+    original = DigitsDataset.__getitems__
+
+    def getitems(self, indices):
+        x, y = original(self, indices)
+        bad = [i in job["poison"] for i in list(map(int, indices))]
+        x[bad] = float("nan")
+        return x, y
+
+    DigitsDataset.__getitems__ = getitems
+    train(from_dict(Config, job["config"]), job["run_dir"])
+
+
+def _start(job, rank, port):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        _train(job, rank, port)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main():
+    """Run the jobs of standard input; prints their exit codes."""
+    jobs = json.load(sys.stdin)
+    import accelerate  # noqa: F401
+    import torch
+    import torch.distributed.fsdp  # noqa: F401
+
+    import ucgm.train  # noqa: F401
+
+    torch.set_num_threads(1)
+    codes = []
+    for one in jobs:
+        port = _free_port()
+        children = [_start(one, rank, port) for rank in range(one["world"])]
+        codes.append([os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children])
+    print(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()
