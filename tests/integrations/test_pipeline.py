@@ -67,13 +67,21 @@ def test_each_image_has_its_own_generator(stochasticity):
     assert (together[2] - draw([2], 8)[0]).abs().max() > 0.1
 
 
-def test_guidance_that_the_pipeline_was_saved_with():
+def test_guidance_that_the_pipeline_was_saved_with(tmp_path):
+    """Scale, interval and channels are those of calls that do not say, on disk too."""
     model = network()
-    pipe = pipeline(model, guidance_scale=2.5, guidance_interval=(0.1, 0.8))
+    pipe = pipeline(model, guidance_scale=2.5, guidance_interval=(0.1, 0.8), guidance_channels=3)
     z = torch.randn(1, 4, 8, 8)
-    saved = pipe(0, 4, latents=z, output_type="latent").images
-    told = pipeline(model)(0, 4, 2.5, (0.1, 0.8), latents=z, output_type="latent").images
-    assert torch.equal(saved, told)
+    own = pipe(0, 4, latents=z, output_type="latent").images
+    told = pipeline(model)(0, 4, 2.5, (0.1, 0.8), 3, latents=z, output_type="latent").images
+    assert torch.equal(own, told)
+    every = pipeline(model)(0, 4, 2.5, (0.1, 0.8), latents=z, output_type="latent").images
+    assert (own - every).abs().max() > 1e-2
+    pipe.save_pretrained(tmp_path)
+    again = UCGMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    loaded = again(0, 4, latents=z, output_type="latent").images
+    torch.testing.assert_close(loaded, own, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])

@@ -20,7 +20,6 @@ import importlib.util
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -129,15 +128,7 @@ def pipeline_of(run: Run) -> UCGMPipeline:
             f"the autoencoder of {run.run_dir} or its scaling is not known, so the pipeline could "
             "not make images: import it again with --vae and --stats"
         )
-    pipeline = UCGMPipeline.from_run(run)
-    channels = guidance.channels if guidance.scale != 1.0 else None
-    if channels is not None and pipeline.config.get("guidance_channels") != channels:
-        warnings.warn(
-            f"the pipeline guides all channels and {run.run_dir} the first {channels}: pass "
-            f"guidance_channels={channels} when you call it",
-            stacklevel=2,
-        )
-    return pipeline
+    return UCGMPipeline.from_run(run)
 
 
 def _bundle(folder: Path) -> None:

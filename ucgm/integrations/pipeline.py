@@ -41,6 +41,7 @@ class UCGMPipeline(DiffusionPipeline):
         latent_std: per channel.  Without the two, the factor and shift of the autoencoder are used.
         guidance_scale: of calls that do not say.
         guidance_interval: times in which guidance is on, of calls that do not say.
+        guidance_channels: first channels that are guided, of calls that do not say; None: all.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -56,6 +57,7 @@ class UCGMPipeline(DiffusionPipeline):
         latent_std: Sequence[float] | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(scheduler, UCGMScheduler):
@@ -72,6 +74,7 @@ class UCGMPipeline(DiffusionPipeline):
             latent_std=None if latent_std is None else list(latent_std),
             guidance_scale=guidance_scale,
             guidance_interval=list(guidance_interval),
+            guidance_channels=guidance_channels,
         )
         names = {int(number): text for number, text in (id2label or {}).items()}
         self.labels = {
@@ -100,6 +103,7 @@ class UCGMPipeline(DiffusionPipeline):
             "id2label": dict(enumerate(data.class_names)) or None,
             "guidance_scale": guidance.scale,
             "guidance_interval": guidance.interval,
+            "guidance_channels": guidance.channels,
         } | settings
         network: Any = run.network
         return cls(network, scheduler=UCGMScheduler.from_sampler(run.config.sampler), **settings)
@@ -145,7 +149,7 @@ class UCGMPipeline(DiffusionPipeline):
             num_inference_steps: steps of the solver.
             guidance_scale: weight of the conditional prediction; 1 is off; None: the pipeline's.
             guidance_interval: times in [0, 1], 0 the data, in which guidance is on.
-            guidance_channels: guide the first channels alone.
+            guidance_channels: guide the first channels alone; None: the pipeline's.
             num_images: how many, where there are no labels.
             generator: one for all, or a list with one per image.
             latents: noise (B, C, H, W) to start from.
@@ -169,9 +173,10 @@ class UCGMPipeline(DiffusionPipeline):
         sampler = self.scheduler.sampler(num_inference_steps)
         scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
         low, high = guidance_interval or self.config["guidance_interval"]
-        guidance = Guidance(
-            scale if class_labels is not None else 1.0, (low, high), guidance_channels
+        channels = (
+            self.config["guidance_channels"] if guidance_channels is None else guidance_channels
         )
+        guidance = Guidance(scale if class_labels is not None else 1.0, (low, high), channels)
         bars: Any = self.progress_bar
         with bars(total=sampler.nfe) as bar:
 
