@@ -1,48 +1,209 @@
-"""Optimizers and learning-rate schedules, as settings."""
+"""Optimizers and learning-rate schedules, as settings.
+
+AdamW (arXiv 1711.05101) and RAdam (arXiv 1908.03265) are torch's; Lion is below; Muon is torch's
+for the matrices of the blocks, with AdamW for all else.  With g the gradient and n the step,
+
+    Lion   c = lerp(m, g, 1 - beta_1)                             (arXiv 2302.06675, algorithm 2)
+           w <- w - lr (sign c + decay w)
+           m <- lerp(m, g, 1 - beta_2)
+    Muon   m <- lerp(m, g, 1 - 0.95),   u = lerp(g, m, 0.95)     (kellerjordan.github.io/posts/muon)
+           w <- (1 - lr decay) w - lr 0.2 sqrt(max(rows, columns)) U V^T,   u = U S V^T
+
+U V^T comes from five Newton-Schulz iterations in bfloat16.  The factor in front of it gives the
+update the size of AdamW's (arXiv 2502.16982, section 2.2), so that one learning rate serves both.
+
+A schedule is a pure function of the step, so there is none to save.
+"""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ucgm.sharding import local
+
+Name = Literal["adamw", "radam", "lion", "muon"]
+Schedule = Literal["constant", "cosine", "inverse_sqrt"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer and schedule; the learning rate is a pure function of the step."""
 
-    name: Literal["adamw", "radam"] = "adamw"
-    """AdamW (arXiv 1711.05101) or RAdam (arXiv 1908.03265)."""
+    name: Name = "adamw"
+    """adamw, radam, lion (about a third of AdamW's learning rate), or muon (AdamW's)."""
     lr: float = 2e-4
     """peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """decay of the first and second moment."""
+    """decay of the first and second moment; of Lion's update and momentum."""
     eps: float = 1e-8
-    """added to the root of the second moment."""
+    """added to the root of the second moment; Lion has none."""
     weight_decay: float = 0.0
     """decoupled weight decay."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """shape after the warm-up; cosine falls to 0 at the last step."""
+    schedule: Schedule = "constant"
+    """shape after the warm-up: cosine falls to 0 at the last step, inverse_sqrt as
+    1 / sqrt(step / reference_steps) from there on (EDM2, arXiv 2312.02696, section 2)."""
     warmup_steps: int = 0
     """steps of linear warm-up."""
+    reference_steps: int = 70_000
+    """step at which inverse_sqrt begins to fall."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer, with fused or foreach kernels."""
-        parameters = [p for p in parameters if p.requires_grad]
+    def __post_init__(self) -> None:
+        """Refuse names and numbers without a meaning."""
+        for name, allowed in (("name", get_args(Name)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"optimizer.{name} must be one of {', '.join(allowed)}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.warmup_steps < 0 or self.reference_steps < 1:
+            raise ValueError(
+                "optimizer.warmup_steps must be at least 0 and optimizer.reference_steps at least "
+                f"1, got {self.warmup_steps} and {self.reference_steps}"
+            )
+
+    def build(self, parameters: Mapping[nn.Parameter, str]) -> torch.optim.Optimizer:
+        """The optimizer, with fused or foreach kernels.
+
+        Args:
+            parameters: what is trained, with names.
+
+        Raises:
+            ValueError: Muon, where torch or the network does not have it or weights are sharded.
+        """
         common: dict[str, Any] = dict(
             lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
         if self.name == "adamw":
-            return torch.optim.AdamW(parameters, fused=True, **common)
-        return torch.optim.RAdam(parameters, foreach=True, decoupled_weight_decay=True, **common)
+            return torch.optim.AdamW(list(parameters), fused=True, **common)
+        if self.name == "radam":
+            return torch.optim.RAdam(
+                list(parameters), foreach=True, decoupled_weight_decay=True, **common
+            )
+        if self.name == "lion":
+            return Lion(list(parameters), self.lr, self.betas, self.weight_decay)
+        hidden, others = _split_for_muon(parameters)
+        return Muon(hidden, others, common)
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step ``step`` = 0 .. total_steps - 1."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return self.lr
-        span = max(1, total_steps - self.warmup_steps)
-        return self.lr * 0.5 * (1.0 + math.cos(math.pi * (step - self.warmup_steps) / span))
+        ramp = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        shape = 1.0
+        if self.schedule == "cosine":
+            done = max(0, step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+            shape = 0.5 * (1.0 + math.cos(math.pi * done))
+        elif self.schedule == "inverse_sqrt":
+            shape = 1.0 / math.sqrt(max(step / self.reference_steps, 1.0))
+        return self.lr * ramp * shape
+
+    def describe(self) -> str:
+        """A few words for the log."""
+        words = [f"{self.name} lr {self.lr:g}", self.schedule]
+        if self.warmup_steps:
+            words.append(f"warm-up {self.warmup_steps:,}")
+        if self.weight_decay:
+            words.append(f"weight decay {self.weight_decay:g}")
+        return ", ".join(words)
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (arXiv 2302.06675, algorithm 2) with foreach kernels; weights may be sharded.
+
+    Args:
+        parameters: what is trained.
+        lr: learning rate; every weight moves by it in every step.
+        betas: beta_1 of the update and beta_2 of the momentum.
+        weight_decay: decoupled.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
+        """One step; a ``closure`` is not called."""
+        for group in self.param_groups:
+            given = [p for p in group["params"] if p.grad is not None]
+            for p in given:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            weights = [local(p) for p in given]
+            gradients = [local(p.grad) for p in given]
+            momenta = [local(self.state[p]["momentum"]) for p in given]
+            if not weights:
+                continue
+            lr, (one, two) = group["lr"], group["betas"]
+            update = torch._foreach_lerp(momenta, gradients, 1.0 - one)
+            torch._foreach_sign_(update)
+            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
+            torch._foreach_add_(weights, update, alpha=-lr)
+            torch._foreach_lerp_(momenta, gradients, 1.0 - two)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices and AdamW for the rest, as one optimizer with one state.
+
+    Args:
+        hidden: matrices (rows, columns) of the blocks.
+        others: embeddings, final layer, biases, norms, convolutions.
+        common: lr, betas, eps and weight_decay.
+    """
+
+    def __init__(
+        self, hidden: Sequence[nn.Parameter], others: Sequence[nn.Parameter], common: dict[str, Any]
+    ) -> None:
+        matrices = torch.optim.Muon(
+            hidden,
+            lr=common["lr"],
+            weight_decay=common["weight_decay"],
+            adjust_lr_fn="match_rms_adamw",
+        )
+        rest = torch.optim.AdamW(others, fused=True, **common)
+        self.parts = (matrices, rest)
+        super().__init__([*matrices.param_groups, *rest.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
+        """One step of both; a ``closure`` is not called."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            # Groups and state are those of this object, which saves and restores them.
+            part.param_groups, part.state = [group], self.state
+            part.step()
+
+
+def _split_for_muon(
+    parameters: Mapping[nn.Parameter, str],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices of the blocks, and all other parameters.
+
+    Raises:
+        ValueError: see :meth:`OptimizerConfig.build`.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            f"optimizer.name = muon needs torch 2.9 or newer, this is {torch.__version__}: "
+            "pip install -U torch, or choose adamw"
+        )
+    if any(local(p) is not p for p in parameters):
+        raise ValueError(
+            "optimizer.name = muon needs whole matrices, and train.sharding spreads their rows "
+            "over processes: set train.sharding to none, or choose adamw or lion"
+        )
+    inside = re.compile(r"(^|\.)blocks\.\d+\.")
+    hidden = [p for p, name in parameters.items() if p.ndim == 2 and inside.search(name)]
+    if not hidden:
+        raise ValueError(
+            "optimizer.name = muon is for the matrices of transformer blocks, and this network "
+            "has none: choose adamw"
+        )
+    chosen: set[Tensor] = set(hidden)
+    return hidden, [p for p in parameters if p not in chosen]
