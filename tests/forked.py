@@ -8,13 +8,15 @@ as those of torchrun do, through the environment.  A start costs a tenth of a se
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-WAIT = 240
+WAIT_FOR_ONE = 60
 
 
 def run_jobs(*jobs):
@@ -27,7 +29,12 @@ def run_jobs(*jobs):
         command = [sys.executable, "-m", "tests.forked"]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         done = subprocess.run(
-            command, input=json.dumps(plain), capture_output=True, text=True, env=env, timeout=WAIT
+            command,
+            input=json.dumps(plain),
+            capture_output=True,
+            text=True,
+            env=env,
+            timeout=WAIT_FOR_ONE * len(jobs),
         )
         assert done.returncode == 0, done.stderr
         codes = json.loads(done.stdout.splitlines()[-1])
@@ -103,8 +110,26 @@ def main():
     for one in jobs:
         port = _free_port()
         children = [_start(one, rank, port) for rank in range(one["world"])]
-        codes.append([os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children])
+        codes.append(_codes(children))
     print(json.dumps(codes))
+
+
+def _codes(children):
+    """Exit codes; when one process fails, or time is up, the others are ended as torchrun does."""
+    codes, end = {}, time.monotonic() + WAIT_FOR_ONE
+    while len(codes) < len(children):
+        for child in children:
+            if child not in codes:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) or time.monotonic() > end:
+            for child in set(children) - codes.keys():
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                codes[child] = -signal.SIGKILL
+        time.sleep(0.02)
+    return [codes[child] for child in children]
 
 
 if __name__ == "__main__":

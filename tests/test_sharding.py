@@ -12,7 +12,7 @@ from tests.forked import job, run_jobs
 from tests.test_train import same, tiny, weights
 from ucgm import checkpoint, cli
 from ucgm.ema import EMAConfig
-from ucgm.nn import EDM2Config
+from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.objective import preset
 from ucgm.optim import OptimizerConfig
 from ucgm.sharding import Sharding
@@ -128,10 +128,33 @@ def test_accumulation_power_averages_and_a_learned_variance_sharded(tmp_path):
     assert names[0] == names[1] and len(names[0]) == 2
 
 
-def test_one_process_shards_nothing_and_edm2_cannot_be_sharded(tmp_path):
+@pytest.mark.slow
+def test_a_process_without_rows_for_a_pass(tmp_path, teacher):
+    """One row each: in most steps one process needs a pass that the other has no row for."""
+    jobs = []
+    for name in ("ucgm_multi", "ucgm_few", "meanflow", "twinflow"):
+        objective = preset(name)
+        start = teacher if objective.needs_teacher else None
+        for kind in ("none", "fsdp2"):
+            settings = config(objective, start, kind, steps=10, global_batch=2)
+            model = DiTConfig(size="N/4", second_time=objective.two_time)
+            jobs.append(job(replace(settings, model=model), tmp_path / name / kind, 2))
+    for one, (codes, output) in zip(jobs, run_jobs(*jobs), strict=True):
+        assert not any(codes), (one["run_dir"], output)
+    for name in ("ucgm_multi", "ucgm_few", "meanflow", "twinflow"):
+        assert_close(tmp_path / name / "none", tmp_path / name / "fsdp2", 10)
+
+
+def test_what_cannot_be_sharded_and_one_process_that_need_not(tmp_path):
     run = train(config(preset("flow_matching"), sharding="fsdp2", steps=2), tmp_path / "run")
     assert checkpoint.load_run(run).step == 2
     sharding = Sharding(1, torch.device("cpu"), True)
     sharding.mesh = object()
-    with pytest.raises(ValueError, match="train.sharding: none"):
-        sharding.place(EDM2Config(size="XS", model_channels=16).build((4, 8, 8), 10))
+    with pytest.raises(ValueError, match="EDM2 changes its weights.*train.sharding: none"):
+        sharding.place(EDM2Config(model_channels=64, num_blocks=1).build((4, 8, 8), 10))
+    flow_map = replace(
+        config(preset("terminal_velocity"), sharding="fsdp2"),
+        model=DiTConfig(size="N/4", second_time=True),
+    )
+    with pytest.raises(ValueError, match="forward derivative.*train.sharding: none"):
+        train(flow_map, tmp_path / "two")

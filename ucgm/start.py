@@ -34,7 +34,12 @@ _FREE_TO_CHANGE = (
 
 
 def check_inputs(config: Config, network: nn.Module) -> None:
-    """Refuse an objective whose network inputs this network does not have."""
+    """Refuse an objective that this network, or its sharding, cannot serve."""
+    if config.objective.terminal and config.train.sharding != "none":
+        raise ValueError(
+            f"the preset {config.objective.preset} differentiates a forward derivative of the "
+            "network, and gathered weights have no such gradient: set train.sharding: none"
+        )
     settings = getattr(network, "config", {})
     for input_name, needed in (
         ("second_time", config.objective.two_time),
