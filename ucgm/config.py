@@ -175,19 +175,24 @@ def read_config(path: Path) -> Config:
     return from_dict(Config, content, str(path))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Dotted keys with both values, for every setting in which two configurations differ."""
+def flat(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key."""
 
-    def flat(value: Any, prefix: str) -> dict[str, Any]:
+    def walk(value: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix: value}
         result: dict[str, Any] = {}
         for key, inner in value.items():
             name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-            result |= flat(inner, name)
+            result |= walk(inner, name)
         return result
 
-    one, two = flat(to_dict(old), ""), flat(to_dict(new), "")
+    return walk(to_dict(config), "")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Dotted keys with both values, for every setting in which two configurations differ."""
+    one, two = flat(old), flat(new)
     return [
         f"{key}: {one.get(key)} in the run, {two.get(key)} now"
         for key in sorted(one.keys() | two.keys())

@@ -1,17 +1,49 @@
 """What a training writes down: metrics.jsonl, the line on the screen, the tracker.
 
-Values are summed on the device and read once per period, so the step never waits for a number.
+Values are summed on the device and read once per period, so the step never waits for a number; a
+number that is not finite is left out of its mean, and the step that had it is counted as skipped.
 On a resume the lines behind the checkpoint are cut off, and the file is the record of one run.
+
+The loss over the times is a row of means over rows of the batch, one per tenth of [0, 1], because
+one number hides at which noise level a network learns:
+
+    loss_by_time[b] = mean of the unweighted loss of the rows with b <= 10 t < b + 1
 """
 
 import json
+import math
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+BINS = 10
+_DIGITS = 8  # more than float32 has
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the rate of a training is compared with.
+
+    Attributes:
+        total_steps: length of the run, for the remaining time.
+        global_batch: samples per step over all processes.
+        flops: floating-point operations per sample.
+        peak: of one process, per second.
+    """
+
+    total_steps: int
+    global_batch: int
+    flops: float
+    peak: float
 
 
 class Journal:
@@ -20,23 +52,22 @@ class Journal:
     Args:
         path: metrics.jsonl.
         accelerator: reduces over processes, and owns the tracker if there is one.
-        total_steps: length of the run, for the remaining time.
-        global_batch: samples per step, for the rate.
+        pace: what rates are compared with.
     """
 
-    def __init__(
-        self, path: Path, accelerator: Accelerator, total_steps: int, global_batch: int
-    ) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, pace: Pace) -> None:
         self.path = path
         self.accelerator = accelerator
-        self.total_steps = total_steps
-        self.global_batch = global_batch
+        self.pace = pace
         self._begin()
 
     def _begin(self) -> None:
-        self.start = time.perf_counter()
+        # Set by the first batch: what happens between a line and that is no part of a step.
+        self.start: float | None = None
+        self.waited = 0.0
         self.steps = 0
-        self.sums: dict[str, Tensor] = {}
+        # name -> (sum, count), on the device
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps, and a last line that a crash cut short."""
@@ -47,43 +78,121 @@ class Journal:
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, self.path)
 
+    def waiting(self, stream: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        while True:
+            now = time.perf_counter()
+            if self.start is None:
+                self.start = now
+            batch = next(stream)
+            self.waited += time.perf_counter() - now
+            yield batch
+
     def add(self, **values: Tensor) -> None:
-        """Add device scalars to the sums of this period."""
+        """Add device scalars to the means of this period."""
         for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            good = value.isfinite()
+            self._sum(name, torch.where(good, value, 0.0), good)
+
+    def add_rows(self, t: Tensor, losses: Tensor) -> None:
+        """Add the ``losses`` (B,) of rows at times ``t`` (B,) to the loss over the times."""
+        bins = (t * BINS).long().clamp(0, BINS - 1)
+        own = bins == torch.arange(BINS, device=t.device)[:, None]
+        own = own & losses.isfinite()
+        self._sum("loss_by_time", torch.where(own, losses.float(), 0.0).sum(1), own.sum(1))
+
+    def _sum(self, name: str, value: Tensor, count: Tensor) -> None:
+        value, count = value.float(), count.float()
+        if name in self.sums:
+            kept = self.sums[name]
+            value, count = kept[0] + value, kept[1] + count
+        self.sums[name] = (value, count)
 
     def count_step(self) -> None:
         """One optimizer step is done."""
         self.steps += 1
 
-    def _mean_over_processes(self, values: Tensor) -> Tensor:
-        reduced = self.accelerator.reduce(values, "mean")
+    def _means(self) -> dict[str, Any]:
+        """Means over the period and all processes; None where there was nothing finite."""
+        flat = [v.reshape(-1) for pair in self.sums.values() for v in pair]
+        reduced = self.accelerator.reduce(torch.cat(flat), "sum")
         assert isinstance(reduced, Tensor)
-        return reduced
+        numbers, found = iter(reduced.tolist()), {}
+        for name, (value, _) in self.sums.items():
+            sums, counts = ([next(numbers) for _ in range(value.numel())] for _ in range(2))
+            means = [_round(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
+            found[name] = means if value.ndim else means[0]
+        return dict(sorted(found.items(), key=lambda pair: isinstance(pair[1], list)))
 
-    def write(self, step: int, lr: float, skipped: int) -> None:
-        """End the period: one line of means over its steps; all processes must call this."""
-        seconds = time.perf_counter() - self.start
-        names = sorted(self.sums)
-        sums = torch.stack([self.sums[n].float() for n in names])
-        means: list[float] = (self._mean_over_processes(sums) / max(self.steps, 1)).tolist()
-        line = {"step": step} | dict(zip(names, means, strict=True))
-        rate = self.steps * self.global_batch / seconds
-        line |= {"lr": lr, "images_per_second": rate, "skipped": skipped}
-        remaining = (self.total_steps - step) * seconds / max(self.steps, 1)
+    def write(self, step: int, lr: float, skipped: int, **more: float | None) -> None:
+        """End the period: one line; all processes must call this.
+
+        Args:
+            step: optimizer steps done.
+            lr: learning rate of the last of them.
+            skipped: steps that were not taken, so far.
+            more: what else belongs on the line.
+        """
+        means = self._means()
+        seconds = time.perf_counter() - (self.start or math.inf)
+        rate = self.steps * self.pace.global_batch / seconds
+        flops = rate * self.pace.flops / self.accelerator.num_processes
+        line: dict[str, Any] = {"step": step} | means | {"lr": lr}
+        line |= {name: v if v is None else _round(v, 4) for name, v in more.items()}
+        line |= {
+            "skipped": skipped,
+            "images_per_second": _round(rate, 5),
+            "tflops": _round(flops / 1e12, 4),
+            "of_peak": _round(flops / self.pace.peak, 4),
+            "data_wait": _round(self.waited / seconds, 4),
+        }
+        remaining = (self.pace.total_steps - step) * seconds / max(self.steps, 1)
         self._begin()
         if not self.accelerator.is_main_process:
             return
+        line = {k: v for k, v in line.items() if v is not None}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self.accelerator.log(line, step=step)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in zip(names, means, strict=True))
+        self.accelerator.log(_scalars(line), step=step)
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if isinstance(v, float))
         print(
-            f"step {step}/{self.total_steps}  {values}  lr {lr:.2e}  {rate:,.0f} images/s  "
+            f"step {step}/{self.pace.total_steps}  {shown}  lr {lr:.2e}  {rate:,.0f} images/s "
+            f"({100 * flops / self.pace.peak:.0f} % of peak)  "
             f"ETA {int(remaining // 60)}:{int(remaining % 60):02d}"
             + (f"  skipped {skipped}" if skipped else ""),
             flush=True,
         )
+
+
+def half_life(weight: float) -> float | None:
+    """Steps in which the share of old weights in an average halves, ln 2 / -ln(1 - weight).
+
+    Args:
+        weight: of the newest weights in the next average.
+
+    Returns:
+        steps; 0 for an average that is its newest weights, None for one that never changes.
+    """
+    if weight <= 0.0:
+        return None
+    return 0.0 if weight >= 1.0 else -math.log(2.0) / math.log1p(-weight)
+
+
+def _round(value: float, digits: int = _DIGITS) -> float:
+    """``value`` with so many significant digits, which keeps a line short."""
+    return float(f"{value:.{digits}g}")
+
+
+def _scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line for a tracker: a row of numbers becomes one name for each."""
+    flat: dict[str, float] = {}
+    for name, value in line.items():
+        if isinstance(value, list):
+            named = {f"{name}/{b / BINS:.1f}": v for b, v in enumerate(value) if v is not None}
+            flat |= named
+        elif name != "step":
+            flat[name] = value
+    return flat
 
 
 def _step_of(line: str) -> float:

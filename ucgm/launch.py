@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,8 +55,12 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def make_accelerator(tracker: str | None = None) -> Accelerator:
+def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> Accelerator:
     """The accelerator of this process.
+
+    Args:
+        tracker: beside metrics.jsonl.
+        run_dir: where it keeps its files.
 
     Raises:
         ValueError: fewer processes run than the launcher was asked for.
@@ -68,6 +73,7 @@ def make_accelerator(tracker: str | None = None) -> Accelerator:
         # Without a GPU accelerate starts single processes unless it is told to use the CPU.
         cpu=several and not torch.cuda.is_available(),
         log_with=tracker,
+        project_dir=run_dir,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(hours=1)),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),

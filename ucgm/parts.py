@@ -11,17 +11,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ucgm import checkpoint
-from ucgm.config import Config
+from ucgm.banner import banner
+from ucgm.config import Config, flat
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.guard import Guard
-from ucgm.journal import Journal
+from ucgm.journal import Journal, Pace
 from ucgm.launch import make_accelerator, precision
 from ucgm.objective import LogVariance
 from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
 from ucgm.sharding import Sharding, exchange_gradients
 from ucgm.start import check_inputs, claim, refuse_another, start_from
+from ucgm.throughput import count_work, measure_peak
+from ucgm.trackers import check_tracker, start_tracker
 
 
 @dataclass
@@ -125,7 +128,8 @@ class Parts:
 
 def build(config: Config, run_dir: Path) -> Parts:
     """Open the data, build or restore every part, and print what is about to happen."""
-    accelerator = make_accelerator(config.train.tracker)
+    check_tracker(config.train.tracker)
+    accelerator = make_accelerator(config.train.tracker, run_dir)
     dataset = config.data.open()
     if len(dataset) == 0:
         raise ValueError(
@@ -155,9 +159,10 @@ def build(config: Config, run_dir: Path) -> Parts:
         wrapped = accelerator.prepare(wrapped)
         if wrapped_variance is not None and world > 1:
             wrapped_variance = accelerator.prepare(wrapped_variance)
-    journal = Journal(
-        run_dir / "metrics.jsonl", accelerator, config.train.steps, config.train.global_batch
-    )
+    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
+    half = precision() == "bf16"
+    peak = measure_peak(accelerator.device, torch.bfloat16 if half else torch.float32)
+    pace = Pace(config.train.steps, config.train.global_batch, work.flops, peak)
     parts = Parts(
         accelerator=accelerator,
         config=config,
@@ -170,13 +175,17 @@ def build(config: Config, run_dir: Path) -> Parts:
         wrapped_variance=wrapped_variance,
         optimizer=optimizer,
         guard=Guard(accelerator.device),
-        journal=journal,
+        journal=Journal(run_dir / "metrics.jsonl", accelerator, pace),
     )
     _resume(parts)
     if config.train.tracker:
-        accelerator.init_trackers(run_dir.name)
+        start_tracker(accelerator, config.train.tracker, run_dir, parts.step, flat(config))
     if accelerator.is_main_process:
-        _banner(parts)
+        device = accelerator.device
+        print(
+            banner(config, run_dir, parts.step, plan, network, dataset, device, work, peak),
+            flush=True,
+        )
     return parts
 
 
@@ -220,18 +229,3 @@ def _resume(parts: Parts) -> None:
     parts.step = manifest["step"]
     parts.guard.restore(manifest["skipped"], manifest["skipped_in_a_row"])
     parts.journal.rewind(parts.step)
-
-
-def _banner(parts: Parts) -> None:
-    config, world = parts.config, parts.accelerator.num_processes
-    count = sum(p.numel() for p in parts.networks.online.parameters())
-    print(
-        f"run {parts.run_dir}: step {parts.step} of {config.train.steps}\n"
-        f"  world size {world} ({parts.accelerator.device}, precision {precision()}), global batch "
-        f"{config.train.global_batch} = {world} x {config.train.accumulation} x "
-        f"{parts.plan.micro_batch}\n"
-        f"  {type(parts.networks.online).__name__} with {count:,} parameters, "
-        f"objective {config.objective.preset}, transport {config.objective.transport}\n"
-        f"  {parts.dataset.describe()}",
-        flush=True,
-    )

@@ -21,12 +21,15 @@ from ucgm.config import Config
 from ucgm.data.loader import batches, sample_indices
 from ucgm.generate import SampleSet, save_preview
 from ucgm.guard import mark
+from ucgm.journal import half_life
 from ucgm.launch import autocast
 from ucgm.parts import Parts, build
 from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
 from ucgm.saving import Writer, host_copies, save_checkpoint
 from ucgm.sharding import clip_gradients
+from ucgm.throughput import peak_memory
+from ucgm.trackers import track_picture
 
 # Steps between the questions of several processes whether one of them was told to stop.
 STOP_EVERY = 10
@@ -49,10 +52,11 @@ def train(config: Config, run_dir: str | Path) -> Path:
         config.train.num_workers,
         parts.accelerator.device,
     )
+    waiting = parts.journal.waiting(stream)
     stopped = _listen_for_signals()
     with Writer(parts.run_dir) as writer:
         while parts.step < config.train.steps:
-            _step(parts, stream)
+            _step(parts, waiting)
             stop = _agree(parts, stopped())
             _report(parts, writer, stop)
             if stop:
@@ -86,11 +90,12 @@ def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                 )
             (mark(terms.loss) / train.accumulation).backward()
         loss += terms.loss.detach() / train.accumulation
+        parts.journal.add_rows(draw.t, terms.per_sample.detach())
     norm = clip_gradients(parts.trained, train.grad_clip)
-    parts.guard.step(parts.optimizer, networks.averages(), norm, parts.step)
+    taken = parts.guard.step(parts.optimizer, networks.averages(), norm, parts.step)
     parts.optimizer.zero_grad(set_to_none=True)
     parts.step += 1
-    parts.journal.add(loss=loss, grad_norm=norm)
+    parts.journal.add(loss=torch.where(taken, loss, torch.nan), grad_norm=norm)
     parts.journal.count_step()
 
 
@@ -126,7 +131,13 @@ def _report(parts: Parts, writer: Writer, stop: bool) -> None:
     last = step == train.steps or stop
     if step % train.log_every == 0 or last:
         skipped, in_a_row, bad_step = parts.guard.read()
-        parts.journal.write(step, parts.optimizer.param_groups[0]["lr"], skipped)
+        parts.journal.write(
+            step,
+            parts.optimizer.param_groups[0]["lr"],
+            skipped,
+            ema_half_life=half_life(float(parts.networks.ema.weight())),
+            memory_gib=peak_memory(parts.accelerator.device),
+        )
         if in_a_row >= train.max_skipped:
             raise RuntimeError(
                 f"{in_a_row} steps in a row had a loss or gradient that is not finite, the last "
@@ -159,7 +170,9 @@ def _preview(parts: Parts) -> None:
         folder = parts.run_dir / "samples"
         if not main:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        save_preview(samples, folder / f"step_{parts.step:07d}.png")
+        picture = folder / f"step_{parts.step:07d}.png"
+        save_preview(samples, picture)
+        track_picture(parts.accelerator, "preview", picture, parts.step)
 
 
 def _snapshots(parts: Parts) -> list[Callable[[], object]]:

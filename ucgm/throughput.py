@@ -1,0 +1,92 @@
+"""How hard a training works its machine: counted work of a step over a measured peak.
+
+The work of one row is what the objective's passes multiply (counted, not declared), with f the
+floating-point operations of the matrix products of one forward pass of one sample:
+
+    3 f   a pass with gradient: forward, and twice as much backward
+    1 f   a pass without
+    2 f   a pass that carries a tangent
+
+Recomputed activations are not counted: they are work of the machine, not of the step.  The peak is
+what one square linear layer reaches on this device, in this precision, in this process, now; a
+share of it can be compared between machines, where a data sheet's peak cannot.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from ucgm.nn import NetworkConfig
+from ucgm.nn.cost import cost
+from ucgm.nn.layers import TokenLinear
+from ucgm.objective import Objective
+from ucgm.objective.cost import count_passes
+
+_WEIGHT = {"gradient": 3.0, "forward": 1.0, "tangent": 2.0}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row of a batch costs.
+
+    Attributes:
+        passes: passes per row by kind (gradient, forward, tangent).
+        flops: floating-point operations per row, forward and backward.
+    """
+
+    passes: dict[str, float]
+    flops: float
+
+    def describe(self) -> str:
+        """A few words for the log."""
+        kinds = ", ".join(f"{n:.2f} {kind}" for kind, n in self.passes.items() if n)
+        return f"{kinds} per row, {self.flops / 1e9:,.3g} GFLOP"
+
+
+def count_work(
+    model: NetworkConfig, shape: tuple[int, int, int], num_classes: int, objective: Objective
+) -> Work:
+    """Count the work of one row with fake tensors and a counting network: no arithmetic."""
+    passes = count_passes(objective)
+    forward = 2e9 * cost(model, shape, num_classes).gmacs
+    return Work(passes, forward * sum(_WEIGHT[kind] * n for kind, n in passes.items()))
+
+
+@torch.no_grad()
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a square linear layer; takes under a second.
+
+    Args:
+        device: where.
+        dtype: of weights and tokens.
+    """
+    size, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
+    layer = TokenLinear(size, size, bias=False, device=device, dtype=dtype)
+    tokens = torch.randn(size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(3):  # the first warms up
+        _finish(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            layer(tokens)
+        _finish(device)
+        best = max(best, 2.0 * size**3 * repeats / (time.perf_counter() - start))
+    return best
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest memory so far in GiB: what tensors held on a GPU, or this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
