@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import warnings
 
@@ -211,6 +212,71 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
     # a registered extractor works like ours
     mine = run_benchmark(tmp_path, ruler=Ruler(extractor="flat"), out_dir=tmp_path / "flat")
     assert mine["metrics"] == ["fid", "fid_heldout", "kid", "precision", "recall"]
+
+
+class Blocks(torch.nn.Module):
+    """Means of 2x2 blocks as features."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        pooled = torch.nn.functional.avg_pool2d(images.float() / 64, 2)
+        return {"features": pooled.flatten(1) * self.w}
+
+
+def test_several_extractors_see_the_same_images_once(tmp_path):
+    register_extractor(
+        "blocks", lambda weights: Extractor("blocks", "b1" * 32, Blocks(), {"features": 16}, 1)
+    )
+    calls = []
+    for names in (("digits",), ("blocks",), ("digits", "blocks")):
+        network = Affine()
+        metrics = ("fid", "recall", "accuracy") if "digits" in names else ("fid", "recall")
+        ruler = Ruler(metrics, names)
+        result = run_benchmark(
+            tmp_path, network, (1, 2), 103, ruler, out_dir=tmp_path / "-".join(names)
+        )
+        calls.append((network.calls, result))
+    (one, digits), (_, blocks), (both, result) = calls
+    assert one == both
+    assert result["metrics"] == ["fid", "recall", "accuracy", "blocks.fid", "blocks.recall"]
+    for row, first, second in zip(*(r["rows"] for r in (result, digits, blocks)), strict=True):
+        assert row["images_hash"] == first["images_hash"]
+        more = {f"blocks.{name}": value for name, value in second["scores"].items()}
+        assert row["scores"] == {**first["scores"], **more}
+    assert set(result["real"]["scores"]) == set(result["metrics"])
+    assert [r["extractor"] for r in result["references"]] == ["digits"] * 2 + ["blocks"] * 2
+    text = (tmp_path / "digits-blocks" / "benchmark.md").read_text()
+    assert "FID (blocks)" in text and "Extractor blocks, weights sha256 b1b1" in text
+    with pytest.raises(ValueError, match="named twice"):
+        run_benchmark(tmp_path, ruler=Ruler(extractor=("digits", "digits")))
+    with pytest.raises(ValueError, match=r"2 files for reference, but 1 extractor"):
+        run_benchmark(tmp_path, ruler=Ruler(reference=("a.npz", "b.npz")))
+
+
+def test_the_command_takes_every_setting(monkeypatch):
+    """Fields of the settings are options like the arguments of the command."""
+    import ucgm.benchmark as module
+    from ucgm import cli
+
+    seen = {}
+
+    @functools.wraps(module.benchmark_run)
+    def note(**kwargs):
+        seen.update(kwargs)
+
+    monkeypatch.setattr(module, "benchmark_run", note)
+    words = "RUN --steps 1 2 --seed 3 --classes 4 5 --tile 8 --extractor inception dinov2"
+    cli.main(["benchmark", *words.split(), "--reference", "a, b.npz", "default"])
+    assert seen["run_dir"] == "RUN" and seen["steps"] == [1, 2]
+    assert seen["settings"] == Settings(seed=3, classes=(4, 5), tile=8)
+    names = ("inception", "dinov2")
+    assert seen["ruler"] == Ruler(extractor=names, reference=("a, b.npz", "default"))
+    assert [choice.reference for choice in seen["ruler"].each()] == ["a, b.npz", None]
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", "RUN", "--tiles", "8"])
 
 
 def test_too_few_samples_warn(tmp_path):

@@ -80,7 +80,7 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     npz = write_samples(samples, NpzSink(tmp_path / "npz"), 120)
     png = write_samples(samples, PngSink(tmp_path / "png"), 120)
     for where in (npz, png):
-        found = evaluate_run(where, train_file, device="cpu")
+        found = evaluate_run(where, Ruler(reference=train_file), device="cpu")
         assert found["images_hash"] == expected["images_hash"]
         for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
             assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=1e-6), name
@@ -93,10 +93,12 @@ def test_no_labels_no_accuracy(tmp_path, train_file):
     data = Digits("test").open()
     pixels = data.decode(data.x[:60]).permute(0, 2, 3, 1).numpy()
     np.savez_compressed(tmp_path / "x.npz", arr_0=pixels)  # compressed: read whole
-    found = evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+    found = evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
     assert "accuracy" not in found["scores"] and "fid" in found["scores"]
     with pytest.raises(ValueError, match="the images have no labels"):
-        evaluate_run(str(tmp_path / "x.npz"), train_file, metrics=["accuracy"], device="cpu")
+        evaluate_run(
+            str(tmp_path / "x.npz"), Ruler(("accuracy",), reference=train_file), device="cpu"
+        )
 
 
 def test_changed_samples_are_not_mixed(tmp_path, train_file):
@@ -104,9 +106,9 @@ def test_changed_samples_are_not_mixed(tmp_path, train_file):
     for count in (60, 50):
         np.savez(tmp_path / "x.npz", arr_0=data.decode(data.x[:count]).permute(0, 2, 3, 1).numpy())
         if count == 60:
-            evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+            evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
     with pytest.raises(ValueError, match="nothing was overwritten"):
-        evaluate_run(str(tmp_path / "x.npz"), train_file, device="cpu")
+        evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
 
 
 def test_bad_image_sets(tmp_path, train_file):

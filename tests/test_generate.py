@@ -178,14 +178,20 @@ def test_sample_run_again_and_elsewhere(run_dir, tmp_path):
     sample_run(str(run_dir), 5, out_dir=out, device="cpu")  # the same again: the same files
     assert content() == before and len(before) == 5 + 3
     with pytest.raises(ValueError, match="made with seed 0, this is 1"):
-        sample_run(str(run_dir), 5, seed=1, out_dir=out, device="cpu")
+        sample_run(str(run_dir), 5, settings=Settings(seed=1), out_dir=out, device="cpu")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files"):
         sample_run(str(run_dir), 5, out_dir=str(tmp_path / "b"), device="cpu")
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match="class 11 is out of range"):
-        sample_run(str(run_dir), 5, classes=[11], out_dir=str(tmp_path / "c"), device="cpu")
+        sample_run(
+            str(run_dir),
+            5,
+            settings=Settings(classes=(11,)),
+            out_dir=str(tmp_path / "c"),
+            device="cpu",
+        )
     with pytest.raises(ValueError, match="at least 1"):
         sample_run(str(run_dir), 5, steps=0, out_dir=str(tmp_path / "c"), device="cpu")
     assert not (tmp_path / "c").exists()

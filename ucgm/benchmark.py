@@ -18,7 +18,6 @@ import platform
 import resource
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from ucgm.checkpoint import Run, load_run
 from ucgm.chunks import CHUNK, GeneratedImages
 from ucgm.generate import Settings, claim_folder, protocol_of, samples_of_run
 from ucgm.processes import World, join_world
-from ucgm.references import extract_dataset, measure, open_judge
+from ucgm.references import extract_dataset, measure, open_panel
 from ucgm.report import write_report
-from ucgm.samples import LabelRule, Precision
-from ucgm.scoring import Judge, Ruler, warn_if_few
+from ucgm.samples import SampleSet
+from ucgm.scoring import Panel, Ruler
 from ucgm.sweep import Sweep, consecutive
 
 NFE_CONVENTION = (
@@ -49,7 +48,7 @@ def benchmark(
     settings: Settings | None = None,
     ruler: Ruler | None = None,
     out_dir: str | Path | None = None,
-    batch_size: int = 250,
+    batch_size: int = 256,
     chunk_size: int = CHUNK,
     world: World | None = None,
 ) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def benchmark(
         settings: how it is sampled.
         ruler: what it is measured with.
         out_dir: folder of the report.
-        batch_size: images per sampler call and process.
+        batch_size: images held at a time by a process; no part of the result.
         chunk_size: samples per chunk file.
         world: the processes; this one alone when None.
 
@@ -73,33 +72,20 @@ def benchmark(
     """
     world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
-    samples = samples_of_run(run, settings)
-    judge = open_judge(ruler, run.config.data, samples.data, world.device)
-    warn_if_few(num_samples, judge.extractor.dimensions["features"])
-    protocol = protocol_of(run, settings, samples) | {
-        "num_samples": num_samples,
-        "repeats": repeats,
-        "chunk_size": chunk_size,
-        "extractor": judge.extractor.identity(),
-        "versions": versions(),
-    }
+    samples = samples_of_run(run, settings, device=world.device)
+    panel = open_panel(ruler, run.config.data, samples.data, world.device)
+    panel.warn_if_few(num_samples)
+    sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
+    protocol = protocol_of(run, settings, samples) | sizes | panel.identity()
+    protocol["versions"] = versions()
     mark = fingerprint(protocol)
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(judge.extractor, folder, chunk_size, world)
-    sweep.clean()
-    rows = []
-    for count, repeat in itertools.product(steps, range(repeats)):
-        source = GeneratedImages(samples.with_steps(count), batch_size)
-        first = repeat * num_samples
-        name = f"steps_{count:03d}_repeat_{repeat}"
-        measured, facts = sweep.measure(name, source, consecutive(first, num_samples))
-        if world.first:
-            row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
-            rows.append(row | {"scores": judge.score(measured)})
+    sweep = Sweep(panel.extractor, folder, chunk_size, world)
+    rows = measure_all(sweep, panel, samples, steps, (repeats, num_samples, batch_size))
     if not world.first:
         return {"folder": str(folder)}
     result = {
@@ -108,14 +94,44 @@ def benchmark(
         "fingerprint": mark,
         "protocol": protocol,
         "nfe_convention": NFE_CONVENTION,
-        "references": judge.references(),
-        "metrics": list(judge.metrics),
-        "real": None if ruler.reference else real_scores(run, judge),
+        "references": panel.references(),
+        "metrics": panel.metrics,
+        "real": None if ruler.reference else real_scores(run, panel),
         "machine": machine(world, batch_size),
         "rows": rows,
     }
     write_report(folder, result, samples)
     return result | {"folder": str(folder)}
+
+
+def measure_all(
+    sweep: Sweep,
+    panel: Panel,
+    samples: SampleSet,
+    steps: Sequence[int],
+    sizes: tuple[int, int, int],
+) -> list[dict[str, Any]]:
+    """A row of facts and scores per number of steps and repeat; empty but on the first process.
+
+    Args:
+        sweep: makes the chunks.
+        panel: scores them.
+        samples: of any number of steps.
+        steps: numbers of steps.
+        sizes: repeats, samples of each, images held at a time.
+    """
+    sweep.clean()
+    repeats, num_samples, batch_size = sizes
+    rows = []
+    for count, repeat in itertools.product(steps, range(repeats)):
+        source = GeneratedImages(samples.with_steps(count), batch_size)
+        first = repeat * num_samples
+        name = f"steps_{count:03d}_repeat_{repeat}"
+        measured, facts = sweep.measure(name, source, consecutive(first, num_samples))
+        if sweep.world.first:
+            row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
+            rows.append(row | {"scores": panel.score(measured)})
+    return rows
 
 
 def check_sizes(
@@ -140,15 +156,14 @@ def check_sizes(
     return tuple(sorted(set(steps)))
 
 
-def real_scores(run: Run, judge: Judge) -> dict[str, Any] | None:
+def real_scores(run: Run, panel: Panel) -> dict[str, Any] | None:
     """Scores of held-out real images: the noise floor of the curve. None without such images."""
     source = run.config.data.held_out()
     if source is None:
         return None
     data = source.open()
-    outputs, labels = extract_dataset(data, judge.extractor)
-    wanted = tuple(name for name in judge.metrics if name != "fid_heldout")
-    scores = replace(judge, metrics=wanted).score(measure(outputs, labels))
+    outputs, labels = extract_dataset(data, panel.extractor)
+    scores = panel.without("fid_heldout").score(measure(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 
@@ -189,17 +204,10 @@ def benchmark_run(
     steps: list[int] | None = None,
     num_samples: int = 2000,
     repeats: int = 1,
-    seed: int = 0,
-    labels: LabelRule = "balanced",
-    guidance_scale: float | None = None,
-    metrics: list[str] | None = None,
-    extractor: str | None = None,
-    extractor_weights: str | None = None,
-    reference: str | None = None,
-    held_out: str | None = None,
+    settings: Settings | None = None,
+    ruler: Ruler | None = None,
     out_dir: str | None = None,
-    batch_size: int = 250,
-    precision: Precision = "fp32",
+    batch_size: int = 256,
     weights: str = "ema",
     checkpoint: int | None = None,
     keep_features: bool = True,
@@ -212,18 +220,10 @@ def benchmark_run(
         steps: numbers of steps; 1 2 4 8 16 when left out.
         num_samples: per number of steps; papers use 50000.
         repeats: disjoint sets of samples, for mean and spread.
-        seed: of noise and labels.
-        labels: balanced (class i mod C) or random.
-        guidance_scale: weight of classifier-free guidance; 1 is off, the run's when left out.
-        metrics: names from fid fid_heldout sfid kid precision recall inception_score accuracy;
-            all that can be computed when left out.
-        extractor: digits, inception or a registered name; that of the data when left out.
-        extractor_weights: path of its weights.
-        reference: statistics of real images; the training data when left out.
-        held_out: statistics of real images that training did not see.
+        settings: how it is sampled.
+        ruler: what it is measured with.
         out_dir: where the report goes; a folder under RUN/benchmark when left out.
-        batch_size: images per sampler call and process.
-        precision: fp32, bf16 or fp64.
+        batch_size: images held at a time by a process; no part of the result.
         weights: ema or network.
         checkpoint: training step of the checkpoint; the latest when left out.
         keep_features: keep the features, so that another metric costs no sampling.
@@ -234,23 +234,9 @@ def benchmark_run(
     """
     world = join_world(device)
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    ruler = Ruler(
-        None if metrics is None else tuple(metrics),
-        extractor,
-        extractor_weights,
-        reference,
-        held_out,
-    )
+    counts = (1, 2, 4, 8, 16) if steps is None else steps
     result = benchmark(
-        run,
-        (1, 2, 4, 8, 16) if steps is None else steps,
-        num_samples,
-        repeats,
-        Settings(seed, labels, None, guidance_scale, precision, world.device),
-        ruler,
-        out_dir,
-        batch_size,
-        world=world,
+        run, counts, num_samples, repeats, settings, ruler, out_dir, batch_size, world=world
     )
     if world.first and not keep_features:
         shutil.rmtree(Path(result["folder"]) / "chunks")

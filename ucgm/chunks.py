@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ucgm.data.files import write_atomic
-from ucgm.extractors import Extractor
+from ucgm.extractors import Extractors
 from ucgm.samples import SampleSet
 from ucgm.tiles import Tile, by_tiles, whole_tiles
 
@@ -247,7 +247,7 @@ class ChunkMaker:
         extractor: where features come from.
     """
 
-    def __init__(self, source: ImageSource, extractor: Extractor) -> None:
+    def __init__(self, source: ImageSource, extractor: Extractors) -> None:
         self.source, self.extractor = source, extractor
         self.watch = Stopwatch()
 
@@ -257,11 +257,13 @@ class ChunkMaker:
         before = self.source.network_rows
         hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
+        done = 0
         for group in self._groups(indices):
-            done = sum(len(part["features"]) for part in outputs)
-            hashes.append(images_hash(indices[done : done + len(group)], group))
+            part = indices[done : done + len(group)]
+            hashes.append(images_hash(part, group))
             with self.watch.time("extractor", len(group)):
-                outputs.append(self.extractor(group, indices[done : done + len(group)]))
+                outputs.append(self.extractor(group, part))
+            done += len(group)
             tell(len(group))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         rows["labels"] = self.source.labels_at(indices)

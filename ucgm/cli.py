@@ -186,10 +186,10 @@ def _options(
         while i < len(words) and not words[i].startswith("--"):
             values.append(words[i])
             i += 1
-        result += [
-            name,
-            values[0] if values[:1] and values[0][0] == "[" else f"[{','.join(values)}]",
-        ]
+        if not values or values[0][:1] != "[":
+            plain = (v if re.fullmatch(r"[\w.+/:-]+", v) else json.dumps(v) for v in values)
+            values = [f"[{','.join(plain)}]"]
+        result += [name, *values]
     return result
 
 
@@ -251,18 +251,35 @@ def _read_preset(path: str) -> str | None:
     return section.get("preset") if isinstance(section, dict) else None
 
 
+def _dataclass_of(hint: Any) -> Any:
+    """The dataclass of ``Dataclass | None``; None for other types."""
+    return next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
+
+
 def _call(command: str, words: list[str]) -> None:
-    """A command that is one function: its signature is the option list."""
+    """A command that is one function: its signature is the option list.
+
+    The fields of an argument that is a dataclass are options like the others.
+    """
     module, name = _FUNCTIONS[command]
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(function)
     names = list(inspect.signature(function).parameters)
-    lists = [k for k in names if "list[" in str(hints.get(k))]
+    groups = {k: group for k in names if (group := _dataclass_of(hints.get(k)))}
+    for key, group in groups.items():
+        hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(group)
+    lists = [k for k, hint in hints.items() if re.search(r"\b(list|tuple)\[", str(hint))]
     if names[:1] == lists[:1]:  # plot RUN RUN ...
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         words = ([json.dumps(first)] if first else []) + words[len(first) :]
     switches = [k for k, hint in hints.items() if hint is bool]
     parser = _parser(prog=f"ucgm {command}")
-    parser.add_function_arguments(function, as_positional=True)
+    parser.add_function_arguments(function, as_positional=True, skip=set(groups))
+    for group in groups.values():
+        parser.add_class_arguments(group, as_group=False)
     settings = _parse(parser, _options(words, lists, switches))
-    function(**parser.instantiate(settings).as_dict())
+    values = parser.instantiate(settings).as_dict()
+    for key, group in groups.items():
+        fields = [field.name for field in dataclasses.fields(group)]
+        values[key] = group(**{name: values.pop(name) for name in fields})
+    function(**values)

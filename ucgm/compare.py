@@ -20,7 +20,7 @@ from typing import Any
 from ucgm.data.files import write_atomic
 from ucgm.report.figures import save_curves
 from ucgm.report.page import distinct, page
-from ucgm.report.tables import COLUMNS, aligned, table
+from ucgm.report.tables import aligned, label, table
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
@@ -56,7 +56,7 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         metric,
         folder / "curves.png",
     )
-    head = ["run", "steps", f"{COLUMNS[metric][0]} difference", "95 % interval"]
+    head = ["run", "steps", f"{label(metric, results[0][0])} difference", "95 % interval"]
     lines = [
         [row["run"], str(row["steps"]), f"{row['difference']:+.4f}", _interval(row)]
         for row in differences

@@ -24,9 +24,9 @@ from ucgm.extractors import Extractor, open_extractor
 from ucgm.generate import claim_folder
 from ucgm.metrics import Reference, RunningMoments, save_reference
 from ucgm.processes import Progress, World, join_world
-from ucgm.references import open_judge
-from ucgm.report.tables import COLUMNS, aligned
-from ucgm.scoring import Ruler, warn_if_few
+from ucgm.references import open_panel
+from ucgm.report.tables import aligned, column
+from ucgm.scoring import Ruler
 from ucgm.sweep import Sweep, consecutive
 
 SHARD = 50_000
@@ -68,20 +68,21 @@ def evaluate(
         the result; on other processes than the first, nothing but the folder.
     """
     world = world or World()
-    judge = open_judge(ruler, None, None, world.device)
-    if images.labels is None and "accuracy" in judge.metrics:
-        judge = judge.without("accuracy", asked=ruler.metrics, reason="the images have no labels")
-    warn_if_few(len(images), judge.extractor.dimensions["features"])
+    panel = open_panel(ruler, None, None, world.device)
+    if images.labels is None:
+        if "accuracy" in (ruler.metrics or ()):
+            raise ValueError("accuracy cannot be computed: the images have no labels.")
+        panel = panel.without("accuracy")
+    panel.warn_if_few(len(images))
     protocol = {
         "samples": images.identity,
         "num_samples": len(images),
-        "extractor": judge.extractor.identity(),
         "chunk_size": chunk,
-    }
+    } | panel.identity()
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(judge.extractor, folder, chunk, world)
+    sweep = Sweep(panel.extractor, folder, chunk, world)
     sweep.clean()
     source = StoredImages(images)
     measured, facts = sweep.measure("images", source, consecutive(0, len(images)))
@@ -89,17 +90,20 @@ def evaluate(
         return {"folder": str(folder)}
     result = {
         "protocol": protocol,
-        "references": judge.references(),
+        "references": panel.references(),
         "images_hash": facts["images_hash"],
-        "scores": judge.score(measured),
+        "scores": panel.score(measured),
     }
     text = json.dumps(result, indent=2) + "\n"
     write_atomic(folder / "evaluation.json", lambda path: path.write_text(text))
-    names = judge.metrics
-    cells = [f"{result['scores'][name]:.{COLUMNS[name][1]}f}" for name in names]
-    print("", aligned([COLUMNS[name][0] for name in names], [cells]), "", sep="\n")
-    print(f"{len(images):,} images against {judge.reference.name}, extractor", end=" ")
-    print(f"{judge.extractor.name} ({judge.extractor.note})\nreport:  {folder}/evaluation.json")
+    first = panel.judges[0]
+    heads = {name: column(name, first.extractor.name) for name in panel.metrics}
+    cells = [f"{result['scores'][name]:.{digits}f}" for name, (_, digits) in heads.items()]
+    print("", aligned([head for head, _ in heads.values()], [cells]), "", sep="\n")
+    for judge in panel.judges:
+        print(f"{len(images):,} images against {judge.reference.name}, extractor", end=" ")
+        print(f"{judge.extractor.name} ({judge.extractor.note})")
+    print(f"report:  {folder}/evaluation.json")
     return result | {"folder": str(folder)}
 
 
@@ -208,11 +212,7 @@ def _merge(
 
 def evaluate_run(
     samples: str,
-    reference: str,
-    held_out: str | None = None,
-    extractor: str | None = None,
-    extractor_weights: str | None = None,
-    metrics: list[str] | None = None,
+    ruler: Ruler,
     size: int | None = None,
     out_dir: str | None = None,
     device: str | None = None,
@@ -221,12 +221,7 @@ def evaluate_run(
 
     Args:
         samples: folder, zip or npz (arr_0) of images.
-        reference: statistics made by ``ucgm reference``, or those of ADM, EDM or MeanFlow.
-        held_out: statistics of real images that training did not see.
-        extractor: inception, dinov2, digits or a registered name; inception when left out.
-        extractor_weights: path of its weights.
-        metrics: names from fid fid_heldout sfid kid precision recall inception_score accuracy;
-            all that can be computed when left out.
+        ruler: what they are measured with; it names a reference.
         size: crop all images to this size; when left out they must have one size already.
         out_dir: where the result goes; a folder beside the samples when left out.
         device: cpu, cuda, ...; the fastest there is when left out.
@@ -235,8 +230,6 @@ def evaluate_run(
         the content of ``evaluation.json``.
     """
     world = join_world(device)
-    only = None if metrics is None else tuple(metrics)
-    ruler = Ruler(only, extractor, extractor_weights, reference, held_out)
     beside = Path(samples.rstrip("/") + ".evaluation")
     folder = Path(out_dir) if out_dir else beside
     result = evaluate(open_images(samples, size), ruler, folder, world)

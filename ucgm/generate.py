@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ucgm.checkpoint import Run, load_run
 from ucgm.data.card import open_for_sampling
 from ucgm.data.files import LatentSink, NpzSink, PngSink, write_atomic
-from ucgm.data.images import UINT8_RULE
-from ucgm.processes import Progress, join_world
-from ucgm.report.figures import save_grid
+from ucgm.data.images import UINT8_RULE, grid
+from ucgm.data.imagesets import open_images
+from ucgm.processes import Progress, World, join_world
+from ucgm.report.figures import grid_indices, save_grid, save_image
 from ucgm.sampler import Guidance
 from ucgm.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 from ucgm.tiles import whole_tiles
@@ -31,28 +33,27 @@ __all__ = [
     "save_preview",
 ]
 
+Format = Literal["png", "npz", "latents"]
+Sink = PngSink | NpzSink
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is sampled; None means what the run says.
-
-    Attributes:
-        seed: of noise, labels and sampling noise.
-        labels: rule of :func:`labels_of`.
-        classes: draw these classes only.
-        guidance_scale: weight of classifier-free guidance; 1 is off.
-        precision: ``fp32``, ``bf16`` or ``fp64``, see :class:`SampleSet`.
-        device: where to run, for example ``cuda``.
-        tile: rows of every network and decoder call, see :class:`SampleSet`.
-    """
+    """How a run is sampled."""
 
     seed: int = 0
+    """of noise, labels and sampling noise."""
     labels: LabelRule = "balanced"
+    """balanced (class i mod C) or random."""
     classes: tuple[int, ...] | None = None
+    """only these classes, in turn."""
     guidance_scale: float | None = None
+    """weight of classifier-free guidance; 1 is off, the run's when left out."""
     precision: Precision = "fp32"
-    device: str = "cpu"
+    """fp32, bf16 (autocast of the network) or fp64."""
     tile: int = TILE
+    """rows of every network and decoder call, whatever is asked for: the last bits of an image
+    depend on it, and on neither batch size nor processes."""
 
     def __post_init__(self) -> None:
         """Refuse a tile without rows."""
@@ -60,7 +61,9 @@ class Settings:
             raise ValueError(f"tile is {self.tile}: it must be at least 1.")
 
 
-def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> SampleSet:
+def samples_of_run(
+    run: Run, settings: Settings, steps: int | None = None, device: str = "cpu"
+) -> SampleSet:
     """The samples of a trained run, with its own sampler and guidance unless told otherwise.
 
     Raises:
@@ -68,7 +71,7 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
             model without classes.
     """
     data = open_for_sampling(run.config.data, run.run_dir)
-    network = run.network.to(settings.device)
+    network = run.network.to(device)
     if settings.precision == "fp64":
         network = network.double()
     counter = RowCounter(network)
@@ -81,7 +84,7 @@ def samples_of_run(run: Run, settings: Settings, steps: int | None = None) -> Sa
         settings.labels,
         settings.classes,
         settings.precision,
-        settings.device,
+        device,
         counter,
         settings.tile,
     )
@@ -131,16 +134,12 @@ def sample_run(
     run_dir: str,
     num_images: int = 100,
     steps: int | None = None,
-    classes: list[int] | None = None,
-    seed: int = 0,
+    settings: Settings | None = None,
     out_dir: str | None = None,
-    batch_size: int = 100,
-    format: Literal["png", "npz", "latents"] | None = None,
-    guidance_scale: float | None = None,
-    labels: LabelRule = "balanced",
+    batch_size: int = TILE,
+    format: Format | None = None,
     weights: str = "ema",
     checkpoint: int | None = None,
-    precision: Precision = "fp32",
     device: str | None = None,
 ) -> Path:
     """Sample images of a trained run to a folder.
@@ -149,18 +148,14 @@ def sample_run(
         run_dir: folder of the run.
         num_images: how many; image i is the same whatever the number.
         steps: steps of the sampler; the run's own when left out.
-        classes: only these classes, in turn.
-        seed: of noise and labels.
+        settings: how it is sampled.
         out_dir: where they go; RUN/samples/... when left out.
-        batch_size: images at a time; no part of the result.
+        batch_size: images held at a time, rounded up to whole tiles; no part of the result.
         format: png (one file per image and a grid), npz (arr_0 images, arr_1 labels), or latents
             (npz of float32 as the autoencoder takes them); png when left out, but latents where
             the run knows no autoencoder.
-        guidance_scale: weight of classifier-free guidance; 1 is off, the run's when left out.
-        labels: balanced (class i mod C) or random.
         weights: ema or network.
         checkpoint: training step of the checkpoint; the latest when left out.
-        precision: fp32, bf16 or fp64.
         device: cpu, cuda, ...; the fastest there is when left out.
 
     Returns:
@@ -168,49 +163,67 @@ def sample_run(
     """
     if num_images < 1 or batch_size < 1:
         raise ValueError("num_images and batch_size must be at least 1.")
-    world = join_world(device)
-    only = None if classes is None else tuple(classes)
-    settings = Settings(seed, labels, only, guidance_scale, precision, world.device)
+    world, settings = join_world(device), settings or Settings()
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    samples = samples_of_run(run, settings, steps)
+    samples = samples_of_run(run, settings, steps, world.device)
     steps = samples.sampler.steps
     protocol = protocol_of(run, settings, samples) | {"steps": steps, "num_images": num_images}
-    name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{seed}"
+    name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{settings.seed}"
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
+    format = format or ("png" if samples.data.decodes else "latents")
     if world.first:
         claim_folder(folder, protocol)
+        sink_of(format, folder).clear()
     world.wait()
-    format = format or ("png" if samples.data.decodes else "latents")
-    sink = _open_sink(format, folder)
-    if format != "latents":
-        samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
-    values = raw_latents if format == "latents" else SampleSet.images
-    share = world.share(torch.arange(num_images).split(whole_tiles(batch_size, samples.tile)))
-    progress = Progress(sum(map(len, share)), f"{steps} steps:", silent=not world.first)
-    for indices in share:
-        sink.write(indices, values(samples, indices), samples.labels_at(indices))
-        progress.add(len(indices))
+    sink = sink_of(format, folder)
+    _draw(samples, torch.arange(num_images), batch_size, sink, world)
     world.wait()
     if world.first:
-        print(f"{'latents:' if format == 'latents' else 'images: '} {sink.close()}")
+        path = sink.close()
+        print(f"{'latents:' if format == 'latents' else 'images: '} {path}")
         if format != "latents":
-            print(f"picture: {save_preview(samples, folder / 'grid.png')}")
+            print(f"picture: {_contact_sheet(samples, path, num_images)}")
     world.leave()
     return folder
 
 
-def _open_sink(format: str, folder: Path) -> PngSink | NpzSink:
+def _draw(samples: SampleSet, indices: Tensor, batch_size: int, sink: Sink, world: World) -> None:
+    """Write this process's share of the samples ``indices``."""
+    latent = isinstance(sink, LatentSink)
+    if not latent:
+        samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
+    share = world.share(indices.split(whole_tiles(batch_size, samples.tile)))
+    label = f"{samples.sampler.steps} steps:"
+    progress = Progress(sum(map(len, share)), label, silent=not world.first)
+    for part in share:
+        values = raw_latents(samples, part) if latent else samples.images(part)
+        sink.write(part, values, samples.labels_at(part))
+        progress.add(len(part))
+
+
+def sink_of(format: Format, folder: Path) -> Sink:
+    """The writer of a format."""
     if format == "png":
         return PngSink(folder / "images")
     return LatentSink(folder) if format == "latents" else NpzSink(folder)
 
 
-def raw_latents(samples: SampleSet, indices: torch.Tensor) -> torch.Tensor:
+def raw_latents(samples: SampleSet, indices: Tensor) -> Tensor:
     """Samples (B, C, h, w) float32 as the autoencoder takes them, or the network, where that is all
     that is known.
     """
     x, codec = samples.latents(indices).cpu(), samples.data.codec
     return x if codec is None else codec.to_raw(x)
+
+
+def _contact_sheet(samples: SampleSet, images: Path, count: int) -> Path:
+    """A picture of the first of the images that were written."""
+    indices = grid_indices(samples)
+    if int(indices.max()) >= count:  # too few for a class per row
+        indices = torch.arange(min(count, indices.numel())).view(1, -1)
+    columns = min(10, indices.shape[1])
+    pixels = open_images(str(images)).images(indices.flatten())
+    return save_image(grid(pixels, columns), images.parent / "grid.png")
 
 
 def save_preview(samples: SampleSet, path: Path) -> Path:

@@ -4,39 +4,81 @@ import torch
 from torch import Tensor
 
 from ucgm.data.source import DataConfig, Dataset
-from ucgm.extractors import Extractor, open_extractor
+from ucgm.extractors import Extractor, Extractors, open_extractor
 from ucgm.metrics import Reference, load_reference, moments_of
 from ucgm.metrics.reference import digest_of
-from ucgm.scoring import Judge, Measured, Ruler, available_metrics, choose_metrics
+from ucgm.scoring import (
+    METRICS,
+    Choice,
+    Judge,
+    Measured,
+    Panel,
+    Ruler,
+    available_metrics,
+    choose_metrics,
+)
 
 
-def open_judge(
+def open_panel(
     ruler: Ruler, config: DataConfig | None, data: Dataset | None, device: str = "cpu"
-) -> Judge:
-    """The judge a ruler describes, with the run's own data where it names no reference.
+) -> Panel:
+    """The judges a ruler describes, with the run's own data where it names no reference.
 
-    The extractor is the one named, else that of the reference file, else that of the data.
+    An extractor is the one named, else that of the reference file, else that of the data.
 
     Args:
         ruler: the choices.
         config: data of the run; None when there is no run.
         data: the same, opened.
-        device: of the extractor.
+        device: of the extractors.
 
     Raises:
         ValueError: for unknown names, references of another extractor, metrics that cannot be.
     """
-    name = ruler.extractor
+    found = [_compared(one, config, data, device) for one in ruler.each()]
+    names = [extractor.name for extractor, _, _ in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
+    reasons = []
+    for extractor, reference, held_out in found:
+        num_classes = extractor.num_classes if data is None else data.num_classes
+        reasons.append(available_metrics(extractor, reference, held_out, num_classes))
+    # a metric that is asked for must be possible with one of them
+    possible = {
+        name: "" if any(not why[name] for why in reasons) else reasons[0][name] for name in METRICS
+    }
+    wanted = choose_metrics(ruler.metrics, possible)
+    judges = []
+    for (extractor, reference, held_out), why in zip(found, reasons, strict=True):
+        metrics = tuple(name for name in wanted if not why[name])
+        prefix = f"{extractor.name}." if judges else ""
+        judges.append(Judge(extractor, metrics, reference, held_out, prefix))
+    return Panel(tuple(judges))
+
+
+def open_judge(ruler: Ruler, config: DataConfig, data: Dataset, device: str = "cpu") -> Judge:
+    """The only judge of a ruler with one extractor; see :func:`open_panel`."""
+    (judge,) = open_panel(ruler, config, data, device).judges
+    return judge
+
+
+def _compared(
+    choice: Choice, config: DataConfig | None, data: Dataset | None, device: str
+) -> tuple[Extractor, Reference, Reference | None]:
+    """Extractor, reference and held-out reference of one choice."""
+    name, weights, file, other = choice
     entry = "fd_dinov2" if name == "dinov2" else "fid"
-    reference = None if ruler.reference is None else load_reference(ruler.reference, entry)
-    held_out = None if ruler.held_out is None else load_reference(ruler.held_out, entry)
+    reference = None if file is None else load_reference(file, entry)
+    held_out = None if other is None else load_reference(other, entry)
     if name is None and reference is not None and reference.extractor is not None:
         name = reference.extractor[0]
     default = data.extractor if data is not None else "inception"
-    extractor = open_extractor(name or default, ruler.weights, device)
+    extractor = open_extractor(name or default, weights, device)
     if reference is None:
         if config is None or data is None:
-            raise ValueError("there is no reference: name one with --reference FILE.")
+            raise ValueError(
+                f"there is no reference for {extractor.name}: name one with --reference FILE."
+            )
         reference = reference_of(data, extractor)
         source = config.held_out()
         if held_out is None and source is not None:
@@ -44,20 +86,22 @@ def open_judge(
     for found in (reference, held_out):
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
-    num_classes = extractor.num_classes if data is None else data.num_classes
-    available = available_metrics(extractor, reference, held_out, num_classes)
-    return Judge(extractor, choose_metrics(ruler.metrics, available), reference, held_out)
+    return extractor, reference, held_out
 
 
 def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> Measured:
     """Measured of extractor outputs that are in memory."""
     rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
-    spatial = moments_of(outputs["spatial"]) if "spatial" in outputs else None
-    return Measured(moments_of(outputs["features"]), spatial, rows.__getitem__)
+    moments = {
+        name: moments_of(values)
+        for name, values in outputs.items()
+        if name.endswith(("features", "spatial"))
+    }
+    return Measured(moments, rows.__getitem__)
 
 
 def extract_dataset(
-    data: Dataset, extractor: Extractor, batch_size: int = 1000
+    data: Dataset, extractor: Extractor | Extractors, batch_size: int = 1024
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Extractor outputs and labels of all images of a data set.
 
@@ -81,12 +125,12 @@ def extract_dataset(
 def reference_of(data: Dataset, extractor: Extractor) -> Reference:
     """Statistics and feature rows of all images of a data set."""
     outputs, _ = extract_dataset(data, extractor)
-    measured = measure(outputs)
+    moments = measure(outputs).moments
     return Reference(
         name=data.name,
-        gaussian=measured.gaussian,
-        digest=digest_of(measured.gaussian),
-        spatial=measured.spatial,
+        gaussian=moments["features"],
+        digest=digest_of(moments["features"]),
+        spatial=moments.get("spatial"),
         features=outputs["features"],
         extractor=(extractor.name, extractor.digest),
         protocol={"data": data.describe()},

@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ucgm.data.imagesets import NpzImages
-from ucgm.extractors import Extractor
+from ucgm.extractors import Extractor, Extractors
 from ucgm.metrics import (
     Gaussian,
     Reference,
@@ -50,13 +50,11 @@ class Measured:
     """What is known of a set of images in feature space.
 
     Attributes:
-        gaussian: moments of the features.
-        spatial: moments of the spatial features, None where the extractor has none.
+        moments: of ``features`` and, where the extractor has them, ``spatial``.
         rows: gives ``features`` (N, d), ``logits`` (N, K) or ``labels`` (N,), read when asked for.
     """
 
-    gaussian: Gaussian
-    spatial: Gaussian | None
+    moments: dict[str, Gaussian]
     rows: Callable[[str], Tensor]
 
 
@@ -96,23 +94,56 @@ def choose_metrics(asked: Sequence[str] | None, available: dict[str, str]) -> tu
     return tuple(name for name in METRICS if name in wanted and not available[name])
 
 
+Names = tuple[str, ...] | str | None
+
+
+class Choice(NamedTuple):
+    """What a ruler says of one extractor; None: what fits."""
+
+    extractor: str | None
+    weights: str | None
+    reference: str | None
+    held_out: str | None
+
+
 @dataclass(frozen=True)
 class Ruler:
     """What samples are measured with; None means what fits the data.
 
-    Attributes:
-        metrics: names of :data:`METRICS`; all that can be computed.
-        extractor: name of the feature extractor.
-        weights: path of its weights.
-        reference: file with statistics of real images; the training data.
-        held_out: file with statistics of real images that training did not see.
+    Several extractors look at the same images; the other settings then name one file for each, in
+    the same order, ``default`` (or nothing, at the end) for its own.
     """
 
     metrics: tuple[str, ...] | None = None
-    extractor: str | None = None
-    weights: str | None = None
-    reference: str | None = None
-    held_out: str | None = None
+    """names from fid fid_heldout sfid kid precision recall inception_score accuracy; all that can
+    be computed when left out."""
+    extractor: Names = None
+    """digits, inception, dinov2, a registered name or module:function; several give further
+    columns. That of the reference, or of the data, when left out."""
+    extractor_weights: Names = None
+    """path of its weights."""
+    reference: Names = None
+    """statistics of real images, by `ucgm reference` or from ADM, EDM, MeanFlow; the training
+    data when left out."""
+    held_out: Names = None
+    """statistics of real images that training did not see."""
+
+    def each(self) -> list[Choice]:
+        """One choice per extractor.
+
+        Raises:
+            ValueError: when there are more files than extractors.
+        """
+        columns: list[list[str | None]] = []
+        for key in ("extractor", "extractor_weights", "reference", "held_out"):
+            given: Names = getattr(self, key)
+            names = [given] if given is None or isinstance(given, str) else list(given)
+            count = len(columns[0]) if columns else max(1, len(names))
+            if len(names) > count:
+                raise ValueError(f"{len(names)} files for {key}, but {count} extractor(s).")
+            names = [None if name == "default" else name for name in names]
+            columns.append(names + [None] * (count - len(names)))
+        return [Choice(*row) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +155,14 @@ class Judge:
         metrics: in the order of the table.
         reference: for all metrics that need one.
         held_out: for ``fid_heldout``.
+        prefix: of the extractor's outputs among those of several, and of the scores.
     """
 
     extractor: Extractor
     metrics: tuple[str, ...]
     reference: Reference
     held_out: Reference | None = None
+    prefix: str = ""
 
     @cached_property
     def reference_rows(self) -> Tensor:
@@ -145,45 +178,45 @@ class Judge:
             progress.add(len(batch))
         return torch.cat(rows)
 
-    def without(self, metric: str, asked: Sequence[str] | None, reason: str) -> "Judge":
-        """The judge without a metric that nobody ``asked`` for by name.
-
-        Raises:
-            ValueError: when somebody did.
-        """
-        if asked is not None and metric in asked:
-            raise ValueError(f"{metric} cannot be computed: {reason}.")
-        return replace(self, metrics=tuple(name for name in self.metrics if name != metric))
-
     def score(self, measured: Measured) -> dict[str, float]:
         """The metrics of a set of images; a spread comes as ``kid_std`` and the like."""
         metrics, reference = self.metrics, self.reference
+        moments = {
+            output.removeprefix(self.prefix): gaussian
+            for output, gaussian in measured.moments.items()
+            if output.startswith(self.prefix)
+        }
         scores: dict[str, float] = {}
+
+        def rows(output: str) -> Tensor:
+            return measured.rows(self.prefix + output)
+
         if "fid" in metrics:
-            scores["fid"] = frechet_distance(measured.gaussian, reference.gaussian)
+            scores["fid"] = frechet_distance(moments["features"], reference.gaussian)
         if "fid_heldout" in metrics and self.held_out is not None:
-            scores["fid_heldout"] = frechet_distance(measured.gaussian, self.held_out.gaussian)
-        if "sfid" in metrics and measured.spatial is not None and reference.spatial is not None:
-            scores["sfid"] = frechet_distance(measured.spatial, reference.spatial)
+            scores["fid_heldout"] = frechet_distance(moments["features"], self.held_out.gaussian)
+        if "sfid" in metrics and reference.spatial is not None:
+            scores["sfid"] = frechet_distance(moments["spatial"], reference.spatial)
         if "kid" in metrics:
-            rows = measured.rows("features")
-            scores["kid"], scores["kid_std"] = kernel_distance(rows, self.reference_rows)
+            scores["kid"], scores["kid_std"] = kernel_distance(
+                rows("features"), self.reference_rows
+            )
         if {"precision", "recall"} & set(metrics):
-            both = precision_recall(measured.rows("features"), self.reference_rows)
+            both = precision_recall(rows("features"), self.reference_rows)
             named = zip(("precision", "recall"), both, strict=True)
             scores |= {name: value for name, value in named if name in metrics}
         if "inception_score" in metrics:
-            mean, spread = inception_score(measured.rows("logits"))
+            mean, spread = inception_score(rows("logits"))
             scores |= {"inception_score": mean, "inception_score_std": spread}
         if "accuracy" in metrics:
-            logits, labels = measured.rows("logits"), measured.rows("labels")
-            scores["accuracy"] = conditional_accuracy(logits, labels)
-        return scores
+            scores["accuracy"] = conditional_accuracy(rows("logits"), measured.rows("labels"))
+        return {self.prefix + name: value for name, value in scores.items()}
 
     def references(self) -> list[dict[str, Any]]:
         """Identities of the references, for the report."""
         return [
             {
+                "extractor": self.extractor.name,
                 "name": reference.name,
                 "sha256": reference.digest,
                 "num_samples": reference.gaussian.count,
@@ -194,17 +227,65 @@ class Judge:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Judges of the same images, one per extractor; the first one's scores have plain names.
+
+    Attributes:
+        judges: at least one.
+    """
+
+    judges: tuple[Judge, ...]
+
+    @cached_property
+    def extractor(self) -> Extractors:
+        """Their extractors as one."""
+        return Extractors({judge.prefix: judge.extractor for judge in self.judges})
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores."""
+        return [judge.prefix + name for judge in self.judges for name in judge.metrics]
+
+    def without(self, *metrics: str) -> "Panel":
+        """The panel without some metrics."""
+        return Panel(
+            tuple(
+                replace(judge, metrics=tuple(m for m in judge.metrics if m not in metrics))
+                for judge in self.judges
+            )
+        )
+
+    def score(self, measured: Measured) -> dict[str, float]:
+        """The scores of all judges."""
+        return {k: value for judge in self.judges for k, value in judge.score(measured).items()}
+
+    def identity(self) -> dict[str, Any]:
+        """``extractor`` and, where there are several, ``more_extractors`` of a protocol."""
+        first, *more = (judge.extractor.identity() for judge in self.judges)
+        return {"extractor": first} | ({"more_extractors": more} if more else {})
+
+    def references(self) -> list[dict[str, Any]]:
+        """Identities of all references."""
+        return [entry for judge in self.judges for entry in judge.references()]
+
+    def warn_if_few(self, count: int) -> None:
+        """Warn where the bias of FID, about c / n, is not small."""
+        for judge in self.judges:
+            warn_if_few(count, judge.extractor.dimensions["features"])
+
+
 def warn_if_few(count: int, dimension: int) -> None:
     """Warn where the bias of FID, about c / n, is not small."""
     if count <= dimension:
         warnings.warn(
             f"{count} samples for {dimension} features: the covariance is singular and FID is "
             "dominated by its bias. Use at least 30 samples per feature.",
-            stacklevel=2,
+            stacklevel=3,
         )
     elif count < 30 * dimension:
         warnings.warn(
             f"{count} samples for {dimension} features: FID is biased upwards by several percent. "
             f"Use at least {30 * dimension}, and compare equal numbers only.",
-            stacklevel=2,
+            stacklevel=3,
         )

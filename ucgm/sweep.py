@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
-from ucgm.extractors import Extractor
+from ucgm.extractors import Extractors
 from ucgm.metrics import RunningMoments
 from ucgm.processes import Progress, World
 from ucgm.scoring import Measured
@@ -26,13 +26,13 @@ class Sweep:
     """Makes and reduces sets of chunks.
 
     Attributes:
-        extractor: of the features.
+        extractor: of the features; one or several.
         folder: holds ``chunks/``; on a disk that all processes share.
         chunk_size: images per file.
         world: the processes.
     """
 
-    extractor: Extractor
+    extractor: Extractors
     folder: Path
     chunk_size: int
     world: World
@@ -61,11 +61,10 @@ class Sweep:
         folder = ChunkFolder(self.folder / "chunks" / name)
         parts = indices.split(self.chunk_size)
         maker = ChunkMaker(source, self.extractor)
-        dimensions = self.extractor.dimensions
         moments = {
-            output: RunningMoments(dimensions[output])
-            for output in ("features", "spatial")
-            if output in dimensions
+            output: RunningMoments(width)
+            for output, width in self.extractor.dimensions.items()
+            if output.endswith(("features", "spatial"))
         }
         mine = self.world.share(range(len(parts)))
         total = sum(len(parts[number]) for number in mine)
@@ -83,8 +82,7 @@ class Sweep:
             running.reduce()
             assert running.count == len(indices), "a chunk was counted twice or not at all"
         measured = Measured(
-            moments["features"].gaussian(),
-            moments["spatial"].gaussian() if "spatial" in moments else None,
+            {output: running.gaussian() for output, running in moments.items()},
             lambda output: folder.all_rows(range(len(parts)), output),
         )
         return measured, facts_of(folder, parts) if self.world.first else {}

@@ -164,9 +164,9 @@ def tune(
         raise ValueError("nfe and batch_size must be at least 1.")
     budget = budget or Budget()
     default = default_of(run, nfe)
-    settings = Settings(seed=seed, device=device)
+    settings = Settings(seed=seed)
     plain = replace(run, config=replace(run.config, guidance=Guidance()))
-    base = samples_of_run(plain, settings)
+    base = samples_of_run(plain, settings, device=device)
     judge = open_judge(ruler or Ruler(), run.config.data, base.data, device)
     if metric is None:
         metric = "fid" if budget.samples >= 5 * judge.extractor.dimensions["features"] else "kid"

@@ -28,6 +28,11 @@ class PngSink:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
+    def clear(self) -> None:
+        """Forget the parts of a stopped job, which may have been cut elsewhere."""
+        for part in self.folder.glob(".labels_*.csv"):
+            part.unlink()
+
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Save images (B, 1 or 3, H, W) uint8 under their ``indices`` (B,)."""
         for index, image in zip(indices.tolist(), images, strict=True):
@@ -59,6 +64,11 @@ class NpzSink:
         self.folder = folder
         self.parts = folder / ".parts"
         self.parts.mkdir(exist_ok=True)
+
+    def clear(self) -> None:
+        """Forget the parts of a stopped job, which may have been cut elsewhere."""
+        for part in self.parts.iterdir():
+            part.unlink()
 
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Keep images (B, C, H, W) uint8 with consecutive ``indices`` (B,)."""

@@ -2,11 +2,12 @@
 
 from ucgm.extractors import dinov2, inception
 from ucgm.extractors.digits import DigitsClassifier
-from ucgm.extractors.source import Extractor, open_extractor, register_extractor
+from ucgm.extractors.source import Extractor, Extractors, open_extractor, register_extractor
 
 __all__ = [
     "DigitsClassifier",
     "Extractor",
+    "Extractors",
     "dinov2",
     "inception",
     "open_extractor",

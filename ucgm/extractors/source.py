@@ -11,6 +11,7 @@ the hash of its weights: two numbers compare only when both agree.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,31 @@ class Extractor:
                     "damaged or not those it was built for. Give another weights file."
                 )
         return outputs
+
+
+class Extractors:
+    """Several extractors that see the same images, as if they were one.
+
+    Args:
+        parts: prefix of the names of its outputs -> extractor, for example ``dinov2.``.
+    """
+
+    def __init__(self, parts: dict[str, Extractor]) -> None:
+        self.parts = parts
+        self.dimensions = {
+            prefix + name: width
+            for prefix, extractor in parts.items()
+            for name, width in extractor.dimensions.items()
+        }
+        self.batch_size = math.lcm(*(extractor.batch_size for extractor in parts.values()))
+
+    def __call__(self, images: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
+        """The outputs of all, see :meth:`Extractor.__call__`."""
+        return {
+            prefix + name: rows
+            for prefix, extractor in self.parts.items()
+            for name, rows in extractor(images, indices).items()
+        }
 
 
 @contextmanager

@@ -49,7 +49,8 @@ def save_strip(columns: list[Tensor], path: Path) -> Path:
 
 def save_curve(result: dict[str, Any], path: Path) -> Path:
     """The Frechet distances of one benchmark, with spread and noise floor, as PNG."""
-    names = [name for name in ("fid", "fid_heldout", "sfid") if name in result["metrics"]]
+    distances = ("fid", "fid_heldout", "sfid")
+    names = [name for name in result["metrics"] if name.rpartition(".")[2] in distances]
     names = names or result["metrics"][:1]
     lines = [(label(name, result), series(result, name)) for name in names]
     title = f"{result['name']}, {result['protocol']['num_samples']:,} samples per point"
@@ -78,7 +79,8 @@ def floor_of(result: dict[str, Any], metric: str) -> float | None:
 
 def axis_name(result: dict[str, Any], metric: str) -> str:
     """What the vertical axis shows."""
-    return f"{label(metric, result)}, {result['protocol']['extractor']['name']} features"
+    name = metric.rpartition(".")[0] or result["protocol"]["extractor"]["name"]
+    return f"{label(metric, result)}, {name} features"
 
 
 def _draw(

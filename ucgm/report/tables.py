@@ -18,12 +18,31 @@ COLUMNS = {
 }
 
 
+def column(metric: str, extractor: str) -> tuple[str, int]:
+    """Head and number of digits of a column.
+
+    The Frechet distance is called FID except in DINOv2's features; columns of further extractors
+    (``flat.recall``) name them.
+
+    Args:
+        metric: as in the scores.
+        extractor: the first extractor, whose metrics have plain names.
+    """
+    other, _, plain = metric.rpartition(".")
+    name, digits = COLUMNS[plain]
+    if (other or extractor) == "dinov2" and "FID" in name:
+        return name.replace("FID", "FD-DINOv2"), digits
+    return f"{name} ({other})" if other else name, digits
+
+
 def label(metric: str, result: dict[str, Any]) -> str:
-    """Head of a column: the Frechet distance is called FID except in DINOv2's features."""
-    name = COLUMNS[metric][0]
-    if result["protocol"]["extractor"]["name"] == "dinov2":
-        name = name.replace("FID", "FD-DINOv2")
-    return name
+    """Head of a column of a report."""
+    return column(metric, result["protocol"]["extractor"]["name"])[0]
+
+
+def digits_of(metric: str) -> int:
+    """Digits after the point of a column."""
+    return column(metric, "")[1]
 
 
 def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,7 +78,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for entry in summarise(result):
         row = [str(entry["steps"]), f"{entry['nfe']:g}"]
         for name in result["metrics"]:
-            row.append(_cell(entry["scores"][name], COLUMNS[name][1]))
+            row.append(_cell(entry["scores"][name], digits_of(name)))
         rate = entry["images_per_second"]
         cells.append([*row, f"{rate:,.0f}" if rate else "-"])
     real = result["real"]
@@ -67,7 +86,7 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         row = ["real", "-"]
         for name in result["metrics"]:
             value = real["scores"].get(name)
-            row.append("-" if value is None else f"{value:.{COLUMNS[name][1]}f}")
+            row.append("-" if value is None else f"{value:.{digits_of(name)}f}")
         cells.append([*row, "-"])
     return head, cells
 
@@ -93,19 +112,23 @@ def aligned(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def footnotes(result: dict[str, Any]) -> list[str]:
     """Everything a reader needs to compare the numbers with others, a sentence each."""
     protocol, real = result["protocol"], result["real"]
-    extractor = protocol["extractor"]
-    first = result["references"][0]
-    guidance = protocol["guidance"]
+    extractor, guidance = protocol["extractor"], protocol["guidance"]
     notes = [
-        f"Extractor {extractor['name']}, weights sha256 {extractor['sha256'][:12]}"
-        + (f" ({extractor['note']})." if extractor["note"] else "."),
-        f"Reference {first['name']}, {first['num_samples'] or 'unknown number of'} images, sha256 "
-        f"{first['sha256'][:12]}.",
+        *(
+            f"Extractor {one['name']}, weights sha256 {one['sha256'][:12]}"
+            + (f" ({one['note']})." if one["note"] else ".")
+            for one in (extractor, *protocol.get("more_extractors", ()))
+        ),
+        *(
+            f"Reference {one['name']} of {one['extractor']}, "
+            f"{one['num_samples'] or 'unknown number of'} images, sha256 {one['sha256'][:12]}."
+            for one in result["references"]
+        ),
         f"{protocol['num_samples']:,} samples per row, {protocol['repeats']} repeat(s), the same "
         f"indices in every row; seed {protocol['seed']}, labels {protocol['labels']}.",
         f"Weights {protocol['weights']} of training step {protocol['training_step']:,}, sha256 "
-        f"{protocol['weights_sha256'][:12]}; precision {protocol['precision']}; guidance scale "
-        f"{guidance['scale']} on t in {guidance['interval']}.",
+        f"{protocol['weights_sha256'][:12]}; precision {protocol['precision']}, tiles of "
+        f"{protocol['tile']}; guidance scale {guidance['scale']} on t in {guidance['interval']}.",
         f"Sampler {protocol['sampler']}.",
         result["nfe_convention"],
         f"uint8 = {protocol['uint8']}.",
@@ -137,7 +160,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def csv_text(result: dict[str, Any]) -> str:
     """One line per number of steps and repeat, full precision."""
-    extra = [n for n in ("kid_std", "inception_score_std") if n[:-4] in result["metrics"]]
+    extra = [f"{n}_std" for n in result["metrics"] if n.endswith(("kid", "inception_score"))]
     names = [*result["metrics"], *extra]
     head = ["steps", "repeat", "first_index", "num_samples", "nfe", *names]
     file = io.StringIO()
