@@ -81,11 +81,8 @@ def benchmark(
     mark = fingerprint(protocol)
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
-    if world.first:
-        claim_folder(folder, protocol)
-    world.wait()
     sweep = Sweep(panel.extractor, folder, chunk_size, world)
-    rows = measure_all(sweep, panel, samples, steps, (repeats, num_samples, batch_size))
+    rows = measure_all(sweep, panel, samples, protocol, steps, batch_size)
     if not world.first:
         return {"folder": str(folder)}
     result = {
@@ -108,20 +105,25 @@ def measure_all(
     sweep: Sweep,
     panel: Panel,
     samples: SampleSet,
+    protocol: dict[str, Any],
     steps: Sequence[int],
-    sizes: tuple[int, int, int],
+    batch_size: int,
 ) -> list[dict[str, Any]]:
     """A row of facts and scores per number of steps and repeat; empty but on the first process.
 
     Args:
-        sweep: makes the chunks.
+        sweep: makes the chunks, in a folder that is that of the protocol from here on.
         panel: scores them.
         samples: of any number of steps.
+        protocol: says how many.
         steps: numbers of steps.
-        sizes: repeats, samples of each, images held at a time.
+        batch_size: images held at a time.
     """
+    if sweep.world.first:
+        claim_folder(sweep.folder, protocol)
+    sweep.world.wait()
     sweep.clean()
-    repeats, num_samples, batch_size = sizes
+    repeats, num_samples = protocol["repeats"], protocol["num_samples"]
     rows = []
     for count, repeat in itertools.product(steps, range(repeats)):
         source = GeneratedImages(samples.with_steps(count), batch_size)

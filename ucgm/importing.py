@@ -72,15 +72,9 @@ def import_run(
     Raises:
         ValueError: the file does not fit, or would run code; with what would fit.
     """
-    if architecture is None or out is None:
-        missing = "--architecture" if architecture is None else "--out"
-        raise ValueError(
-            f"{missing} is missing: ucgm import FILE --architecture NAME --out RUN, with NAME one "
-            f"of {', '.join(ARCHITECTURES)}"
-        )
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something, nothing was written: choose another --out")
+    if architecture is None:
+        raise _missing("--architecture")
+    folder = _new_folder(out)
     file, found = _locate(Path(checkpoint))
     given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
     found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
@@ -97,6 +91,23 @@ def import_run(
     }
     _write(folder, config, imported, facts)
     _report(folder, config, imported)
+    return folder
+
+
+def _missing(option: str) -> ValueError:
+    return ValueError(
+        f"{option} is missing: ucgm import FILE --architecture NAME --out RUN, with NAME one of "
+        f"{', '.join(ARCHITECTURES)}"
+    )
+
+
+def _new_folder(out: str | None) -> Path:
+    """The folder to make, where nothing is yet."""
+    if out is None:
+        raise _missing("--out")
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something, nothing was written: choose another --out")
     return folder
 
 

@@ -166,9 +166,8 @@ class UCGMPipeline(DiffusionPipeline):
             y = torch.tensor(self.get_label_ids(class_labels), device=device)
         if isinstance(generator, list) and len(generator) != len(y):
             raise ValueError(f"{len(generator)} generators were given for {len(y)} images")
-        noise = latents
+        shape, noise = (len(y), *self.model.shape), latents
         if noise is None:
-            shape = (len(y), *self.model.shape)
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         sampler = self.scheduler.sampler(num_inference_steps)
         scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
