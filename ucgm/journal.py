@@ -134,7 +134,8 @@ class Journal:
             more: what else belongs on the line.
         """
         means = self._means()
-        seconds = time.perf_counter() - (self.start or math.inf)
+        assert self.start is not None, "a period has at least one batch"
+        seconds = time.perf_counter() - self.start
         rate = self.steps * self.pace.global_batch / seconds
         flops = rate * self.pace.flops / self.accelerator.num_processes
         line: dict[str, Any] = {"step": step} | means | {"lr": lr}
@@ -146,7 +147,7 @@ class Journal:
             "of_peak": _round(flops / self.pace.peak, 4),
             "data_wait": _round(self.waited / seconds, 4),
         }
-        remaining = (self.pace.total_steps - step) * seconds / max(self.steps, 1)
+        remaining = (self.pace.total_steps - step) * seconds / self.steps
         self._begin()
         if not self.accelerator.is_main_process:
             return
