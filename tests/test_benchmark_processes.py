@@ -1,55 +1,27 @@
 """A DiT in float32 on 1, 2, 3 processes, with kills and batches of 7, 32, 50: the same images."""
 
 import json
-import multiprocessing
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
-import torch
 
+from tests import group
 from tests.benchmark_worker import CHUNK, COUNT, STEPS, work
-from ucgm.processes import World
 
 TOTAL = len(STEPS) * -(-COUNT // CHUNK)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def forked(rank, size, port, out, seconds, batch):
-    """A process of the group, without the seconds that imports take."""
-    torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    world = World(rank, size)
+def member(world, out, seconds, batch):
     work(out, seconds, world, batch)
     world.leave()
 
 
 def start(out, size, seconds=0.0, batch=50):
-    context, port = multiprocessing.get_context("fork"), free_port()
-    processes = [
-        context.Process(target=forked, args=(rank, size, port, out, seconds, batch))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(processes):
-    for process in processes:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    return group.start(size, member, out, seconds, batch)
 
 
 def chunks(out):
@@ -91,7 +63,7 @@ def check(found, expected):
 
 @pytest.mark.parametrize("size, batch", [(2, 7), (3, 32)])
 def test_several_processes_equal_one(tmp_path, alone, size, batch):
-    finish(start(tmp_path / "out", size, batch=batch))
+    group.finish(start(tmp_path / "out", size, batch=batch))
     check(rows(tmp_path / "out"), alone)
 
 
@@ -103,7 +75,7 @@ def test_neither_batch_nor_chunk_is_part_of_a_result(tmp_path, alone, batch, chu
 
 def launch(out, size, threads):
     """Processes as torchrun starts them, with ``threads`` each."""
-    port, processes = free_port(), []
+    port, processes = group.free_port(), []
     for rank in range(size):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
         place |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
@@ -139,7 +111,7 @@ def test_three_kills_and_as_many_other_worlds(tmp_path, alone):
         assert not (out / "benchmark.json").exists()
     assert 0 < counts[0] < counts[1] < counts[2] < TOTAL
     kept = {path: path.stat().st_mtime_ns for path in chunks(out)}
-    finish(start(out, 2, batch=7))
+    group.finish(start(out, 2, batch=7))
     check(rows(out), alone)
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert not list(out.rglob("*.tmp"))
