@@ -2,8 +2,9 @@
 
     python -m tests.forked < jobs.json
 
-A job is {"config": ..., "run_dir": ..., "world": 2, "poison": [sample, ...]}.  Its processes meet
-as those of torchrun do, through the environment.  A start costs a tenth of a second, not six.
+A job is {"config": ..., "run_dir": ..., "world": 2, "poison": [sample, ...], "left_out": [step]}:
+the samples are not numbers, and the updates of the steps are left out.  Its processes meet as those
+of torchrun do, through the environment.  A start costs a tenth of a second, not six.
 """
 
 import json
@@ -41,11 +42,11 @@ def run_jobs(*jobs):
         return [(c, Path(job["log"]).read_text()) for c, job in zip(codes, plain, strict=True)]
 
 
-def job(config, run_dir, world=1, poison=()):
+def job(config, run_dir, world=1, **changes):
     """A job of ``run_jobs``."""
     from ucgm.config import to_dict
 
-    return {"config": to_dict(config), "run_dir": run_dir, "world": world, "poison": list(poison)}
+    return {"config": to_dict(config), "run_dir": run_dir, "world": world} | changes
 
 
 def _free_port():
@@ -63,19 +64,39 @@ def _train(job, rank, port):
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
     from ucgm.config import Config, from_dict
-    from ucgm.data import DigitsDataset
     from ucgm.train import train
+
+    _poison(job.get("poison", ()))
+    _leave_out(job.get("left_out", ()))
+    train(from_dict(Config, job["config"]), job["run_dir"])
+
+
+def _poison(samples):
+    from ucgm.data import DigitsDataset
 
     original = DigitsDataset.__getitems__
 
     def getitems(self, indices):
         x, y = original(self, indices)
-        bad = [i in job["poison"] for i in list(map(int, indices))]
-        x[bad] = float("nan")
+        x[[int(i) in samples for i in indices]] = float("nan")
         return x, y
 
     DigitsDataset.__getitems__ = getitems
-    train(from_dict(Config, job["config"]), job["run_dir"])
+
+
+def _leave_out(steps):
+    import torch
+
+    from ucgm.guard import Guard
+
+    original = Guard.step
+
+    def step(self, optimizer, averages, norm, number):
+        if number in steps:
+            return torch.tensor(True)
+        return original(self, optimizer, averages, norm, number)
+
+    Guard.step = step
 
 
 def _start(job, rank, port):
