@@ -139,7 +139,7 @@ def save_checkpoint(
         milestone_every: checkpoints of multiples of this step are kept for ever.
 
     Raises:
-        OSError: the disk is full or gone; what was there before is untouched.
+        Exception: the disk is full or gone; what was there before is untouched.
     """
     folder = run_dir / CHECKPOINTS
     final = folder / f"step_{step:07d}"
@@ -148,7 +148,7 @@ def save_checkpoint(
     _sweep(folder)
     try:
         _fill_folder(temporary, states, {"step": step, **facts})
-    except OSError:
+    except Exception:  # an OSError, or that of safetensors
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if final.exists():  # damaged, or the run was continued from one before it
