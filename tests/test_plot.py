@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ucgm import cli
-from ucgm.plot import curve, names_of, read_metrics
+from ucgm.plot import curve, names_of, profile, read_metrics
 
 
 def log(folder, count, **more):
@@ -63,6 +63,29 @@ def test_a_line_that_is_being_written_and_numbers_that_are_none(tmp_path):
     (run / "metrics.jsonl").write_text(content)
     with pytest.raises(ValueError, match="line 2 is damaged"):
         read_metrics(run)
+
+
+def test_loss_over_the_times_is_the_mean_of_the_last_tenth(tmp_path):
+    """Bins that were empty are left out of a mean; a bin that never held a row is a gap."""
+    run = log(tmp_path / "a", 20)
+    rows = [
+        row | {"loss_by_time": [float(i), None if i == 19 else 2.0, None]}
+        for i, row in enumerate(read_metrics(run))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    times, values = profile(read_metrics(run), "loss_by_time")
+    assert times == pytest.approx([1 / 6, 1 / 2, 5 / 6])
+    assert values[:2] == [18.5, 2.0] and math.isnan(values[2])
+    assert profile(rows[:1], "other") == ([], [])
+    other = log(tmp_path / "b", 2)  # a run that has just begun, of a version without this number
+    out = tmp_path / "x.png"
+    cli.main(["plot", str(run), str(other), "--out", str(out)])
+    with Image.open(out) as picture:
+        default = picture.size
+    cli.main(["plot", str(run), str(other), "--out", str(out), "--keys", "loss_by_time"])
+    with Image.open(out) as picture:
+        assert picture.width < default[0]
+        assert (31, 119, 180) in {c for _, c in picture.convert("RGB").getcolors(2**24)}
 
 
 def test_names_tell_runs_apart(tmp_path):

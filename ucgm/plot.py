@@ -1,7 +1,8 @@
 """Curves of trainings against each other: ``ucgm plot RUN RUN ... --out curves.png``.
 
 Every training writes one line of numbers per period to ``metrics.jsonl``; a panel shows one of them
-over the step for all runs.  A run that is still going can be drawn at any time.
+over the step for all runs.  The loss over the times is drawn over t, as its mean over the last
+tenth of the lines.  A run that is still going can be drawn at any time.
 """
 
 import json
@@ -15,10 +16,14 @@ METRICS_FILE = "metrics.jsonl"
 # Key in metrics.jsonl -> (title of the panel, logarithmic axis where it spans a decade).
 PANELS = {
     "loss": ("loss", True),
+    "loss_by_time": ("loss over t, last tenth of the log", True),
     "grad_norm": ("gradient norm", True),
     "lr": ("learning rate", False),
     "images_per_second": ("images per second", False),
+    "of_peak": ("share of the measured peak", False),
 }
+# Panels that begin at zero.
+FROM_ZERO = ("images_per_second", "of_peak", "data_wait")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -51,6 +56,18 @@ def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]
     return [step for step, _ in found], values
 
 
+def profile(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """Middles of the bins of t and mean values there, over the last tenth of the lines."""
+    logged = [row[key] for row in rows if isinstance(row.get(key), list)]
+    recent = logged[-max(1, len(logged) // 10) :]
+    times, values = [], []
+    for b, column in enumerate(zip(*recent, strict=True)):
+        found = [v for v in column if v is not None]
+        times.append((b + 0.5) / len(recent[0]))
+        values.append(sum(found) / len(found) if found else math.nan)
+    return times, values
+
+
 def names_of(folders: list[Path]) -> list[str]:
     """Shortest ends of the paths that tell the runs apart."""
     parts = [folder.resolve().parts for folder in folders]
@@ -67,8 +84,8 @@ def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None =
     Args:
         runs: run folders.
         out: the picture, PNG.
-        keys: numbers of metrics.jsonl, one panel each; loss, gradient norm, learning rate and
-            images per second when left out.
+        keys: numbers of metrics.jsonl, one panel each; when left out loss, loss over t, gradient
+            norm, learning rate, images per second and share of the peak.
 
     Returns:
         the picture.
@@ -88,7 +105,8 @@ def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None =
     chosen = keys or [key for key in PANELS if key in known]
     _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
     for name, rows in zip(names_of(folders), logs, strict=True):
-        last = "  ".join(f"{k} {rows[-1][k]:.4g}" for k in chosen if k in rows[-1])
+        shown = {k: rows[-1][k] for k in chosen if isinstance(rows[-1].get(k), int | float)}
+        last = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
         print(f"{name}: step {rows[-1]['step']}  {last}")
     print(f"picture: {path}")
     return path
@@ -108,17 +126,18 @@ def _draw(runs: list[tuple[str, list[dict[str, Any]]]], keys: list[str], path: P
         axes = figure.add_subplot(rows, columns, number + 1)
         seen: list[float] = []
         for color, (name, log) in enumerate(runs):
-            steps, values = curve(log, key)
-            mark = "." if len(steps) < 3 else None
-            axes.plot(steps, values, color=f"C{color}", label=name, marker=mark, linewidth=1.2)
+            over_time = any(isinstance(row.get(key), list) for row in log)
+            places, values = profile(log, key) if over_time else curve(log, key)
+            mark = "." if over_time or len(places) < 3 else None
+            axes.plot(places, values, color=f"C{color}", label=name, marker=mark, linewidth=1.2)
             seen += [value for value in values if not math.isnan(value)]
         # Below a decade the ticks of a logarithmic axis cannot be read.
         if logarithmic and seen and 0 < 10 * min(seen) < max(seen):
             axes.set_yscale("log")
-        if key == "images_per_second":
+        if key in FROM_ZERO:
             axes.set_ylim(bottom=0)
         axes.set_title(title)
-        axes.set_xlabel("step")
+        axes.set_xlabel("t (0 data, 1 noise)" if key == "loss_by_time" else "step")
         axes.grid(alpha=0.3, which="both")
         if number == 0:
             axes.legend(fontsize="small")
