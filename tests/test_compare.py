@@ -60,6 +60,18 @@ def test_the_interval_covers():
     assert list(T_975) == sorted(T_975, reverse=True)
 
 
+def test_one_repeat_has_no_interval_and_says_so(tmp_path, capsys):
+    folders = []
+    for name, network in (("a", Memoriser()), ("b", Affine())):
+        run = make_run(tmp_path / name, network)
+        folders.append(benchmark(run, (1,), 60, ruler=RULER)["folder"])
+    path = compare_run(folders, str(tmp_path / "out"), metric="accuracy")
+    said = "One repeat has no interval: benchmark all with --repeats 3."
+    assert said in capsys.readouterr().out and said in path.read_text()
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["half_width"] for row in found["differences"]] == [None]
+
+
 def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
     run = make_run(tmp_path / "run", Affine())
     other = benchmark(run, (1,), 60, ruler=RULER, settings=Settings(seed=1))["folder"]
@@ -75,10 +87,12 @@ def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
     with pytest.raises(ValueError, match="is no report"):
         compare_run([reports[0], str(tmp_path)], str(tmp_path / "out"))
     changed = json.loads(open(f"{reports[1]}/benchmark.json").read())
-    changed["references"][0]["sha256"] = "0" * 64
-    (tmp_path / "benchmark.json").write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="the references differ"):
-        compare_run([reports[0], str(tmp_path)], str(tmp_path / "out"))
+    for key, value in (("extractor", "sha256"), ("reference", "sha256")):
+        wrong = json.loads(json.dumps(changed))
+        (wrong["references"][0] if key == "reference" else wrong["protocol"][key])[value] = "00"
+        (tmp_path / "benchmark.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=f"the {key}s differ"):
+            compare_run([reports[0], str(tmp_path)], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

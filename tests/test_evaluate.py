@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ucgm.data.files import NpzSink, PngSink
 from ucgm.data.imagesets import open_images
 from ucgm.evaluate import evaluate, evaluate_run, make_reference, reference_run
 from ucgm.extractors import open_extractor
+from ucgm.extractors.dinov2 import DinoV2
 from ucgm.generate import Settings, samples_of_run
 from ucgm.metrics import load_reference, moments_of
 from ucgm.references import reference_of
@@ -136,14 +138,8 @@ def test_bad_image_sets(tmp_path, train_file):
         reference_run("digits", str(tmp_path / "out.pkl"), device="cpu")
 
 
-@pytest.mark.slow
-def test_sixty_four_images_through_inception(tmp_path, random_inception):  # noqa: F811
-    """From the generator to the report, with an ADM-like reference that holds its images."""
-    weights = str(random_inception)
-    extractor = open_extractor("inception", weights)
-    data = Digits("test").open()
-    real = data.decode(data.x[:24])
-    outputs = extractor(real)
+def adm_like(path, real, outputs):
+    """Statistics in ADM's layout, with the images."""
     arrays = {}
     for name, suffix in (("features", ""), ("spatial", "_s")):
         moments = moments_of(outputs[name])
@@ -151,18 +147,34 @@ def test_sixty_four_images_through_inception(tmp_path, random_inception):  # noq
             f"mu{suffix}": moments.mean.numpy(),
             f"sigma{suffix}": moments.covariance.numpy(),
         }
-    np.savez(tmp_path / "adm.npz", arr_0=real.permute(0, 2, 3, 1).numpy(), **arrays)
+    np.savez(path, arr_0=real.permute(0, 2, 3, 1).numpy(), **arrays)
+
+
+@pytest.mark.slow
+def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_inception):  # noqa: F811
+    """From the generator to the report, with references in the layouts of ADM and EDM2."""
+    inception = str(random_inception)
+    data = Digits("test").open()
+    real = data.decode(data.x[:24])
+    adm_like(tmp_path / "adm.npz", real, open_extractor("inception", inception)(real))
+    torch.manual_seed(0)
+    torch.save(DinoV2(64, 2, 14, 37).state_dict(), tmp_path / "vit.pth")
+    files = (inception, str(tmp_path / "vit.pth"))
+    moments = moments_of(open_extractor("dinov2", files[1])(real)["features"])
+    entry = {"mu": moments.mean.numpy(), "sigma": moments.covariance.numpy()}
+    (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fd_dinov2": entry}))
     run = make_run(tmp_path, Memoriser(), steps=2)
-    ruler = Ruler(None, "inception", weights, str(tmp_path / "adm.npz"))
+    references = (str(tmp_path / "adm.npz"), str(tmp_path / "edm2.pkl"))
+    ruler = Ruler(None, ("inception", "dinov2"), files, references)
     with pytest.warns(
         UserWarning, match="64 samples for 2048 features: the covariance is singular"
     ):
         result = benchmark(run, (2,), 64, ruler=ruler, out_dir=tmp_path / "out")
-    names = ["fid", "sfid", "kid", "precision", "recall", "inception_score"]
+    names = ["fid", "sfid", "kid", "precision", "recall", "inception_score", "dinov2.fid"]
     assert result["metrics"] == names
     assert all(np.isfinite(result["rows"][0]["scores"][name]) for name in names)
     text = (tmp_path / "out" / "benchmark.md").read_text()
-    assert "sFID" in text and "not comparable with any FID" in text
+    assert "sFID" in text and "FD-DINOv2" in text and "not comparable with any FID" in text
 
 
 def test_evaluation_of_a_reference_with_itself_is_zero(tmp_path, train_file):

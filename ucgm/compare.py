@@ -24,7 +24,7 @@ from ucgm.report.tables import aligned, label, table
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
-MUST_AGREE = ("extractor", "num_samples", "repeats", "labels", "classes", "seed", "uint8")
+MUST_AGREE = ("num_samples", "repeats", "labels", "classes", "seed", "uint8")
 
 
 def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "fid") -> Path:
@@ -41,10 +41,10 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
     if len(reports) < 2:
         raise ValueError("a comparison needs at least two reports.")
     results = [read_report(report) for report in reports]
-    check_comparable(results)
     for result, folder in results:
         if metric not in result["metrics"]:
             raise ValueError(f"{folder} has no {metric}: choose from {result['metrics']}.")
+    check_comparable(results, metric)
     folder = Path(out_dir)
     if folder.exists() and any(folder.iterdir()) and not (folder / "comparison.json").is_file():
         raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
@@ -63,7 +63,7 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
     ]
     note = f"{names[0]} is subtracted; the same sample indices on both sides."
     if any(row["half_width"] is None for row in differences):
-        note += " One repeat has no interval: benchmark with --repeats 3."
+        note += " One repeat has no interval: benchmark all with --repeats 3."
     text = page(
         results, curve, " against ".join(names), {"head": head, "rows": lines, "note": note}
     )
@@ -93,7 +93,7 @@ def read_report(where: str) -> tuple[dict[str, Any], Path]:
         ) from error
 
 
-def check_comparable(results: Sequence[tuple[dict[str, Any], Path]]) -> None:
+def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str) -> None:
     """Refuse to put numbers side by side that do not measure the same.
 
     Raises:
@@ -108,12 +108,26 @@ def check_comparable(results: Sequence[tuple[dict[str, Any], Path]]) -> None:
                     f"{key} differs: {one} in {home}, {two} in {folder}. Such numbers do not "
                     "compare: benchmark both with equal settings."
                 )
-        one, two = (r["references"][0] for r in (first, result))
+        (one, left), (two, right) = (basis(r, metric) for r in (first, result))
+        if left != right:
+            raise ValueError(
+                f"the extractors differ: {left} in {home}, {right} in {folder}. Benchmark both "
+                "with one --extractor."
+            )
         if one["sha256"] != two["sha256"]:
             raise ValueError(
                 f"the references differ: {one['name']} in {home}, {two['name']} in {folder}. "
                 "Benchmark both with one --reference."
             )
+
+
+def basis(result: dict[str, Any], metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identities of the reference and of the extractor of a metric."""
+    protocol = result["protocol"]
+    extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
+    name = metric.rpartition(".")[0] or extractors[0]["name"]
+    extractor = next(entry for entry in extractors if entry["name"] == name)
+    return next(r for r in result["references"] if r["extractor"] == name), extractor
 
 
 def paired_differences(
