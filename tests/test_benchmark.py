@@ -159,8 +159,42 @@ def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
     folder = tmp_path / "out" / "chunks" / "steps_002_repeat_0"
     assert sorted(p.name[:11] for p in folder.iterdir()) == ["chunk_00000", "chunk_00001"]
     monkeypatch.setattr(chunks, "save_file", real)
+
+    def no_strip(columns, path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ucgm.report.save_strip", no_strip)
+        with pytest.raises(ValueError, match="report in .* No space left .* measured is kept"):
+            run_benchmark(tmp_path, chunk_size=25)
+    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(kept) == 5
     resumed = run_benchmark(tmp_path, chunk_size=25)
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     whole = run_benchmark(tmp_path, chunk_size=25, out_dir=tmp_path / "whole")
+    assert statistics_of(resumed) == statistics_of(whole)
+
+
+class Failing(Affine):
+    """Not a number from the given call on."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def forward(self, x_t, t, y, s=None):
+        return super().forward(x_t, t, y, s) + (torch.nan if self.calls >= self.after else 0.0)
+
+
+def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_path):
+    with pytest.raises(ValueError, match="not finite"):
+        run_benchmark(tmp_path, Failing(after=5), chunk_size=32)
+    folder = tmp_path / "out" / "chunks" / "steps_002_repeat_0"
+    kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(kept) == 2 and not (tmp_path / "out" / "benchmark.json").exists()
+    resumed = run_benchmark(tmp_path, chunk_size=32)
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    whole = run_benchmark(tmp_path, chunk_size=32, out_dir=tmp_path / "whole")
     assert statistics_of(resumed) == statistics_of(whole)
 
 

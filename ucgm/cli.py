@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
     try:
         _train(rest) if command == "train" else _call(command, rest)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         _fail(f"ucgm {command}", str(error))
 
 

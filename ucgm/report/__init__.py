@@ -20,7 +20,27 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> li
         folder: an existing folder.
         result: the content of ``benchmark.json``.
         samples: for the grids; the same indices at every step count.
+
+    Raises:
+        ValueError: when the disk is full; what was measured is kept.
     """
+    try:
+        paths, pictures = _write(folder, result, samples)
+    except OSError as error:
+        raise ValueError(
+            f"the report in {folder} could not be written: {error}. All that was measured is kept: "
+            "free some space and run the same command again."
+        ) from error
+    print("", aligned(*table(result)), "", *footnotes(result), "", sep="\n")
+    print(*(f"report:  {path}" for path in paths), sep="\n")
+    print(*(f"picture: {path}" for path in pictures), sep="\n", flush=True)
+    return paths + pictures
+
+
+def _write(
+    folder: Path, result: dict[str, Any], samples: SampleSet
+) -> tuple[list[Path], list[Path]]:
+    """Texts and pictures of the report."""
     content = result | {"summary": summarise(result)}
     texts = {
         "benchmark.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
@@ -40,8 +60,4 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> li
     title = f"{result['name']}: quality against the number of steps"
     text = page([(result, folder)], pictures[0], title)
     write_atomic(folder / "benchmark.html", lambda path: path.write_text(text))
-    paths.append(folder / "benchmark.html")
-    print("", aligned(*table(result)), "", *footnotes(result), "", sep="\n")
-    print(*(f"report:  {path}" for path in paths), sep="\n")
-    print(*(f"picture: {path}" for path in pictures), sep="\n", flush=True)
-    return paths + pictures
+    return [*paths, folder / "benchmark.html"], pictures
