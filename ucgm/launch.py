@@ -2,6 +2,9 @@
 
 ``accelerate`` wraps a model's forward in autocast when it knows the precision, which would also
 wrap the passes that must stay in float32.  So it is told "no", and the step opens autocast itself.
+
+Compilation is regional: the blocks of a network share one program, so that compiling takes as long
+for 28 of them as for one, and passes on other numbers of rows share it too.
 """
 
 import contextlib
@@ -14,6 +17,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+
+from ucgm.sharding import blocks_of
 
 
 def requested_processes() -> int | None:
@@ -85,3 +91,16 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
             f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
         )
     return accelerator
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the repeated blocks in place; names of weights stay, and jvp passes run as before.
+
+    What is compiled is the forward function of a block and not its call, so that the hooks which
+    gather sharded weights stay outside.
+    """
+    # One program for each of: with gradient or without, trained or frozen, precision, many rows or
+    # one; beyond the limit torch would go on uncompiled.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    for block in blocks_of(network):
+        block.forward = torch.compile(block.forward)

@@ -18,7 +18,7 @@ from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.guard import Guard
 from ucgm.journal import Journal, Pace
-from ucgm.launch import make_accelerator, precision
+from ucgm.launch import compile_blocks, make_accelerator, precision
 from ucgm.objective import LogVariance
 from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
 from ucgm.sharding import Sharding, exchange_gradients
@@ -207,7 +207,12 @@ def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
         log_variance = LogVariance()
         sharding.place(log_variance)
     sharding.place(network)
-    return Networks(network, ema, target, tracked, teacher, log_variance)
+    networks = Networks(network, ema, target, tracked, teacher, log_variance)
+    if config.train.compile:
+        for module in (network, teacher, *(average.network for average in networks.averages())):
+            if module is not None:
+                compile_blocks(module)
+    return networks
 
 
 def _resume(parts: Parts) -> None:

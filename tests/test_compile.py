@@ -1,0 +1,68 @@
+"""The same training with compiled blocks and with recomputed activations."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.forked import job, run_jobs
+from tests.test_sharding import assert_close, config
+from tests.test_train import same, tiny, weights
+from ucgm import checkpoint
+from ucgm.objective import preset
+from ucgm.train import train
+
+JVP, CENTRAL = preset("ucgm_few", tangent="jvp"), preset("ucgm_few")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    base = replace(tiny(steps=20, log_every=20), objective=preset("flow_matching"))
+    return str(train(base, tmp_path_factory.mktemp("teacher") / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [JVP, CENTRAL], ids=["jvp", "central"])
+def test_compiled_blocks_train_alike(tmp_path, teacher, objective):
+    plain = config(objective, teacher, steps=4, checkpoint_every=4)
+    compiled = replace(plain, train=replace(plain.train, compile=True))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run = train(compiled, tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert_close(train(plain, tmp_path / "plain"), run, 4)
+    assert same(dict(checkpoint.load_run(run).network.state_dict()), weights(run, 4, "ema"))
+
+
+@pytest.mark.slow
+def test_compiled_and_sharded(tmp_path, teacher):
+    plain = config(JVP, teacher, steps=4, checkpoint_every=4)
+    both = replace(plain, train=replace(plain.train, compile=True, sharding="fsdp2"))
+    jobs = [job(plain, tmp_path / "plain", 2), job(both, tmp_path / "both", 2)]
+    for codes, output in run_jobs(*jobs):
+        assert not any(codes), output
+    assert_close(tmp_path / "plain", tmp_path / "both", 4)
+
+
+def recomputing(settings):
+    return replace(settings, model=replace(settings.model, gradient_checkpointing=True))
+
+
+@pytest.mark.parametrize("objective", [JVP, CENTRAL], ids=["jvp", "central"])
+def test_recomputed_activations_train_alike(tmp_path, teacher, objective):
+    plain = config(objective, teacher, steps=4, checkpoint_every=2)
+    run = train(plain, tmp_path / "plain")
+    other = train(recomputing(plain), tmp_path / "recomputed")
+    for name in ("network", "ema", "optimizer"):
+        assert same(weights(run, 4, name), weights(other, 4, name))
+
+
+@pytest.mark.slow
+def test_recomputed_and_sharded_with_accumulation(tmp_path, teacher):
+    plain = config(JVP, teacher, steps=4, checkpoint_every=4, accumulation=2)
+    sharded = recomputing(replace(plain, train=replace(plain.train, sharding="fsdp2")))
+    jobs = [job(plain, tmp_path / "plain", 2), job(sharded, tmp_path / "sharded", 2)]
+    for codes, output in run_jobs(*jobs):
+        assert not any(codes), output
+    assert_close(tmp_path / "plain", tmp_path / "sharded", 4)
