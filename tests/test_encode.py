@@ -6,7 +6,6 @@ import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,13 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ucgm.encode
+from tests import group
 from tests.data import toys
 from ucgm import cli
 from ucgm.data import CodecSettings, Latents, check_card, keep_card, open_for_sampling
 from ucgm.data.autoencoder import open_autoencoder
 from ucgm.data.images import from_uint8, read_image
 from ucgm.encode import encode_data
-from ucgm.processes import World
 
 REPO = Path(__file__).parent.parent
 SIZE = 16
@@ -226,36 +225,13 @@ def test_moments_of_repa_and_edm2(encode, tmp_path, where):
 # Interruptions
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def forked(rank, size, port, arguments):
-    """A process of the group, without the seconds that imports take."""
-    torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    ucgm.encode.join_world = lambda device: World(rank, size)
+def member(world, arguments):
+    ucgm.encode.join_world = lambda device: world
     encode_data(**arguments)
 
 
 def start(arguments, size):
-    context, port = multiprocessing.get_context("fork"), free_port()
-    processes = [
-        context.Process(target=forked, args=(rank, size, port, arguments)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(processes):
-    for process in processes:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    return group.start(size, member, arguments)
 
 
 def test_ten_kills_leave_no_trace(vae, tmp_path):
@@ -265,7 +241,7 @@ def test_ten_kills_leave_no_trace(vae, tmp_path):
     arguments = {"source": str(tree), "vae": vae, "size": SIZE, "out": str(tmp_path / "whole")}
     arguments |= {"shard_size": 6, "batch_size": 3, "num_workers": 0, "device": "cpu"}
     begin = time.monotonic()
-    finish(start(arguments, 2))
+    group.finish(start(arguments, 2))
     pause = (time.monotonic() - begin) / 10
     chance, out = random.Random(0), tmp_path / "killed"
     arguments["out"] = str(out)
@@ -283,7 +259,7 @@ def test_ten_kills_leave_no_trace(vae, tmp_path):
         for process in processes:
             process.join()
     assert interrupted >= 8, "the processes were too fast for the test"
-    finish(start(arguments, 2))
+    group.finish(start(arguments, 2))
     assert toys.folder_bytes(out) == toys.folder_bytes(tmp_path / "whole")
     assert manifest_of(out)["rows"] == 6 * 24 - 1
     arguments["out"] = str(tmp_path / "alone")

@@ -244,7 +244,7 @@ def tune_sampler(
         extractor_weights: path of its weights.
         reference: statistics of real images; the training data when left out.
         out_dir: where the results go; a folder under RUN/tune when left out.
-        batch_size: images per sampler call; no part of the result.
+        batch_size: images held at a time; no part of the result.
         weights: ema or network.
         checkpoint: training step of the checkpoint; the latest when left out.
         device: cpu, cuda, ...; the fastest there is when left out.
