@@ -257,11 +257,16 @@ def test_killed_at_any_moment_the_same_command_continues(six_steps, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN], ids=["one", "two"])
-def test_sigterm_saves_and_ends_well(tmp_path, launcher):
+@pytest.mark.parametrize(
+    "launcher, sharding",
+    [([sys.executable], "none"), (TORCHRUN, "none"), (TORCHRUN, "fsdp2")],
+    ids=["one", "two", "sharded"],
+)
+def test_sigterm_saves_and_ends_well(tmp_path, launcher, sharding):
     """With torchrun the signal reaches its workers in different steps, and they stop in one."""
     run = tmp_path / "run"
-    process = start(launcher, "--run-dir", str(run), "--train.steps", "100000")
+    words = ["--train.steps", "100000", "--train.sharding", sharding]
+    process = start(launcher, "--run-dir", str(run), *words)
     for line in process.stdout:
         if line.startswith("step 5"):
             break

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import nn
 
 from ucgm import checkpoint
@@ -155,10 +154,9 @@ def build(config: Config, run_dir: Path) -> Parts:
     networks = _place(config, network, sharding)
     optimizer = config.optimizer.build(networks.trained())
     wrapped, wrapped_variance = networks.online, networks.log_variance
-    if sharding.mesh is None:
+    if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)
-        if wrapped_variance is not None and world > 1:
-            wrapped_variance = accelerator.prepare(wrapped_variance)
+        wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
     work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
     half = precision() == "bf16"
     peak = measure_peak(accelerator.device, torch.bfloat16 if half else torch.float32)
@@ -230,7 +228,7 @@ def _resume(parts: Parts) -> None:
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
     for average in parts.networks.averages():
         average.updates = manifest["ema_updates"]
-    restore_optimizer(parts.optimizer, parts.trained, load_file(folder / "optimizer.safetensors"))
+    restore_optimizer(parts.optimizer, parts.trained, folder / "optimizer.safetensors")
     parts.step = manifest["step"]
     parts.guard.restore(manifest["skipped"], manifest["skipped_in_a_row"])
     parts.journal.rewind(parts.step)

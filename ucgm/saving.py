@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -92,28 +93,26 @@ def optimizer_state(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: State
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], path: Path
 ) -> None:
-    """The inverse of :func:`optimizer_state`, for whole tensors.
+    """Read what :func:`optimizer_state` gave, tensor by tensor, from the file of a checkpoint.
 
     Raises:
         ValueError: a state of other parameters.
     """
-    unknown = {key.rpartition("/")[0] for key in state} - set(names.values())
-    if unknown:
-        raise ValueError(
-            f"the optimizer's state is of another network: {sorted(unknown)[0]!r} is unknown here"
-        )
     kept: dict[nn.Parameter, State] = {parameter: {} for parameter in names}
     by_name = {name: parameter for parameter, name in names.items()}
-    for full, value in state.items():
-        name, _, key = full.rpartition("/")
-        parameter = by_name[name]
-        if value.shape == parameter.shape:
-            placed = torch.zeros_like(parameter, dtype=value.dtype)
-            fill(placed, value)
-            value = placed
-        kept[parameter][key] = value
+    with safe_open(path, "pt") as file:
+        for full in file.keys():
+            name, _, key = full.rpartition("/")
+            if name not in by_name:
+                raise ValueError(f"{path} is of another network: {name!r} is unknown to this one")
+            parameter, value = by_name[name], file.get_tensor(full)
+            if value.shape == parameter.shape:
+                placed = torch.zeros_like(parameter, dtype=value.dtype)
+                fill(placed, value)
+                value = placed
+            kept[parameter][key] = value
     packed = optimizer.state_dict()
     order = [p for group in optimizer.param_groups for p in group["params"]]
     packed["state"] = {i: kept[p] for i, p in enumerate(order) if kept[p]}
