@@ -182,8 +182,13 @@ def error(objective: Objective, network: nn.Module, what: str) -> float:
     """Root mean square error of the network, over the deviation of what it should be."""
     path, n = objective.transport, 4096
     g = torch.Generator().manual_seed(2)
-    u, v, w = (torch.rand(n, generator=g, dtype=torch.float64) for _ in range(3))
+    u, v = (torch.rand(n, generator=g, dtype=torch.float64) for _ in range(2))
     t = objective.time_law.quantile(0.01 + 0.98 * u, path).clamp(0.01, 0.99)
+    s = torch.zeros_like(t)
+    if what == "map" and not isinstance(objective.destination, Data | None):
+        w = torch.rand(n, 3, generator=g, dtype=torch.float64)
+        t, s = objective.destination.pair(t, w, objective.time_law, path)
+        t, s, v = (c[s < t] for c in (t, s, v))
     x = quantile(path, 1e-3 + 0.998 * v, t)
 
     def said(points: Tensor, now: Tensor, to: Tensor) -> Tensor:
@@ -216,8 +221,6 @@ def error(objective: Objective, network: nn.Module, what: str) -> float:
         share = only.double().mean().item()
         print(f"{'':14}bias {biases[0]}, predicted {biases[1]} (one root: {share:.0%} of points)")
         return rms((learned - robust)[only]) / robust[only].std().item()
-    data = objective.destination is None or isinstance(objective.destination, Data)
-    s = torch.zeros_like(t) if data else w * t
     wanted = flow(path, x, t, s)
     return rms(path.jump(x, said(x, t, s), t, s) - wanted) / wanted.std().item()
 
