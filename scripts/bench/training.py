@@ -1,6 +1,6 @@
 """A training step of ucgm over a hand-written PyTorch loop, in turns, in one process.
 
-    python scripts/bench/training.py [--batch 64] [--pairs 4] [--out docs/results/training_bench.json]
+    python scripts/bench/training.py [--batch 64] [--pairs 4] [--out FILE.json]
 
 *Ours* is ``ucgm.train.train`` itself, from one request of the loop for a batch to the next: latent
 shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  Where it
@@ -64,6 +64,7 @@ class Clock:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def stop(self):
+        """Both, in this order."""
         return time.perf_counter() - self.wall, time.process_time() - self.cpu
 
 
@@ -208,7 +209,7 @@ class Turns:
     def __init__(self, plain, pairs, accumulation):
         self.plain, self.pairs, self.accumulation = plain, pairs, accumulation
         self.ours, self.theirs = [], []
-        self.parts, self.clock = defaultdict(list), None
+        self.parts, self.clock = [defaultdict(float)], None  # seconds by name, a step each
 
     def stream(self, real):
         """The batches, with the other loop's steps between the first micro-batches of two steps."""
@@ -223,7 +224,7 @@ class Turns:
                 self.theirs.append(clock.stop())
             if step == self.pairs:
                 raise Done
-            self.begin_parts()
+            self.parts.append(defaultdict(float))
             self.clock = Clock()
             for _ in range(self.accumulation):
                 with self.timed("data"):
@@ -231,19 +232,12 @@ class Turns:
                 yield batch
             step += 1
 
-    def begin_parts(self):
-        for seconds in self.parts.values():
-            seconds.append(0.0)
-
     @contextlib.contextmanager
     def timed(self, name):
         """Add to the seconds of a part of this step."""
-        seconds = self.parts[name]
-        if not seconds:
-            seconds.append(0.0)
         start = time.perf_counter()
         yield
-        seconds[-1] += time.perf_counter() - start
+        self.parts[-1][name] += time.perf_counter() - start
 
     def watched(self, function, name):
         """A function of the engine, timed as a part of the step."""
@@ -278,6 +272,8 @@ def measure(method, plain, config, run_dir, pairs):
     pairs_of = [list(zip(o, p, strict=True)) for o, p in zip(ours, theirs, strict=True)]
     ratios = [[a / b for a, b in pair] for pair in pairs_of]
     total = sum(wall for wall, _ in ours)
+    parts = turns.parts[2 : 2 + len(ours)]  # behind the start, and the pair that is left out
+    shares = {n: sum(p[n] for p in parts) / total for n in ("logging", "averages", "data")}
     return {
         "preset": method,
         "accumulation": config.train.accumulation,
@@ -288,7 +284,7 @@ def measure(method, plain, config, run_dir, pairs):
         "ratio_cpu": statistics.median(cpu for _, cpu in ratios),
         "ratios": [round(wall, 4) for wall, _ in ratios],
         "ratios_cpu": [round(cpu, 4) for _, cpu in ratios],
-        "shares": {name: sum(s[1:][: len(ours)]) / total for name, s in turns.parts.items()},
+        "shares": shares,
     }
 
 
@@ -299,13 +295,37 @@ HEADER += f"{'cpu':>8}{'limit':>7}{'logging':>10}{'averages':>10}{'data':>8}"
 
 
 def line(row, batch):
-    shares = [row["shares"].get(name, 0.0) for name in ("logging", "averages", "data")]
     spread = f"{min(row['ratios']):.3f} to {max(row['ratios']):.3f}"
     return (
         f"{row['preset']:<15}{batch // row['accumulation']:>10}{row['ours_s']:>7.2f} s"
         f"{row['plain_s']:>7.2f} s{row['ratio']:>8.3f}{spread:>20}{row['ratio_cpu']:>8.3f}"
-        f"{row['limit']:>7.1f}" + "".join(f"{100 * v:>8.2f} %" for v in shares)
+        f"{row['limit']:>7.1f}" + "".join(f"{100 * v:>8.2f} %" for v in row["shares"].values())
     )
+
+
+def compare(options, folder):
+    """Rows of the table, printed and written as they come."""
+    data, model = folder / "latents", DiTConfig(size=options.size, family="dit")
+    make_latents(data)
+    # A run to start the few-step training from.
+    first = configuration("flow_matching", model, data, 1, 1, 1)
+    with contextlib.redirect_stdout(None), mock.patch("ucgm.train.save_preview"):
+        ucgm.train.train(first, folder / "teacher")
+    facts = {"model": f"DiT-{options.size}", "batch": options.batch, "pairs": options.pairs}
+    facts |= {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rows": []}
+    print(f"DiT-{options.size}, batch {options.batch}, medians of {options.pairs} pairs\n{HEADER}")
+    for method in options.presets:
+        init = str(folder / "teacher") if method == "ucgm_few" else None
+        for size in options.rows or [options.batch, ROWS]:
+            cut, steps = options.batch // size, options.pairs + 3
+            config = configuration(method, model, data, options.batch, cut, steps, init)
+            plain = Plain(method, model, options.batch)
+            with contextlib.redirect_stdout(None):
+                row = measure(method, plain, config, folder / f"{method}{cut}", options.pairs)
+            facts["rows"].append(row)
+            print(line(row, options.batch), flush=True)
+            if options.out:
+                Path(options.out).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def main():
@@ -318,39 +338,8 @@ def main():
     parser.add_argument("--out", help="where to write the numbers, JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = DiTConfig(size=options.size, family="dit")
-    rows, steps = [], options.pairs + 3
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = folder / "latents"
-        make_latents(data)
-        # A run to start the few-step training from.
-        first = configuration("flow_matching", model, data, 1, 1, 1)
-        with contextlib.redirect_stdout(None), mock.patch("ucgm.train.save_preview"):
-            ucgm.train.train(first, folder / "teacher")
-        print(
-            f"DiT-{options.size}, batch {options.batch}, medians of {options.pairs} pairs\n{HEADER}"
-        )
-        for method in options.presets:
-            init = str(folder / "teacher") if method == "ucgm_few" else None
-            for size in options.rows or [options.batch, ROWS]:
-                cut = options.batch // size
-                config = configuration(method, model, data, options.batch, cut, steps, init)
-                plain = Plain(method, model, options.batch)
-                with contextlib.redirect_stdout(None):
-                    row = measure(method, plain, config, folder / f"{method}{cut}", options.pairs)
-                rows.append(row)
-                print(line(row, options.batch), flush=True)
-    if options.out:
-        facts = {
-            "model": f"DiT-{options.size}",
-            "batch": options.batch,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "threads": 1,
-            "rows": rows,
-        }
-        Path(options.out).write_text(json.dumps(facts, indent=1) + "\n")
+        compare(options, Path(name))
 
 
 if __name__ == "__main__":
