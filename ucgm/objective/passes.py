@@ -20,8 +20,8 @@ from ucgm.objective.draw import Draw
 
 Network = Callable[..., Tensor]
 
-# Values of x in a slice of a pass without gradient on a CPU (8 rows of 4x32x32): its activations
-# stay in the cache and in memory the process already has, which saves a fifth of such a pass.
+# Values of x in a slice of a pass without gradient on a CPU (8 rows of 4x32x32): activations of a
+# whole batch beside the graph of the gradient would be new pages every time, a sixth of the pass.
 _SLICE = 1 << 15
 
 
