@@ -7,7 +7,8 @@
 #
 # The data first: scripts/prepare_imagenet.sh ILSVRC/train data/imagenet256_vavae \
 #   configs/data/imagenet256_vavae.yaml.  The batch of 1,024 is shared by all GPUs; where it does not
-# fit, add --train.accumulation 2 (or 4) or --model.init_args.gradient_checkpointing true.
+# fit, add --train.accumulation 2 (or 4), --model.init_args.gradient_checkpointing true or
+# --train.sharding fsdp2.
 # start.sh lists the variables.
 cd "$(dirname "$0")/../.."
 source scripts/launch/start.sh
