@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,14 +8,14 @@ from PIL import Image
 
 from tests import group
 from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
-from ucgm.checkpoint import save_checkpoint
+from ucgm.checkpoint import load_run, save_checkpoint
 from ucgm.config import write_config
 from ucgm.data import Digits
-from ucgm.generate import Settings, sample_run, samples_of_run, save_preview, sink_of
+from ucgm.generate import Settings, protocol_of, sample_run, samples_of_run, save_preview, sink_of
 from ucgm.nn import DiTConfig
 from ucgm.processes import World
 from ucgm.report.figures import grid_indices
-from ucgm.sampler import Guidance, Sampler
+from ucgm.sampler import Autoguided, Guidance, Sampler
 from ucgm.samples import SampleSet, labels_of
 
 
@@ -114,6 +115,25 @@ def test_guidance_reaches_the_network_and_counts_double(tmp_path):
     assert plain.counter.rows == 40
     inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
     assert 0 < inside < 4 and guided.counter.rows == 10 * (4 + inside)
+
+
+def test_autoguidance_loads_counts_and_records_its_guide(run_dir, tmp_path):
+    network, weaker = perturbed_dit(scale=0.1), perturbed_dit()
+    guidance = Guidance(2.0, (0.0, 0.6), kind="auto", guide=str(run_dir))
+    run = make_run(tmp_path, network, steps=4, guidance=guidance)
+    samples, indices = samples_of_run(run, Settings()), torch.arange(10)
+    by_hand = replace(samples, network=Autoguided(network, weaker, 2.0, (0.0, 0.6)), counter=None)
+    torch.testing.assert_close(
+        samples.latents(indices), by_hand.latents(indices), atol=1e-5, rtol=0
+    )
+    inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
+    assert 0 < inside < 4 and samples.counter.rows == 10 * (4 + inside)
+    protocol = protocol_of(run, Settings(), samples)
+    assert protocol["guide_sha256"] == load_run(run_dir).digest
+    plain = samples_of_run(run, Settings(guidance_scale=1.0))
+    assert "guide_sha256" not in protocol_of(run, Settings(), plain)
+    with pytest.raises(ValueError, match="guide .* has the classes 10 and .* has 3"):
+        samples_of_run(replace(run, num_classes=3), Settings())
 
 
 def test_divergence_is_an_error():

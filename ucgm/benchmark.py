@@ -36,7 +36,7 @@ from ucgm.sweep import Sweep, consecutive
 
 NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
-    "classifier-free guidance counts 2, one outside the guidance interval 1."
+    "classifier-free guidance or autoguidance counts 2, one outside the guidance interval 1."
 )
 
 

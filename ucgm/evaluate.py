@@ -168,7 +168,7 @@ def _shard(
     moments = {name: RunningMoments(extractor.dimensions[name]) for name in names}
     rows = []
     for batch in indices.split(extractor.batch_size):
-        outputs = extractor(images.images(batch))
+        outputs = extractor(images.images(batch), batch)
         for name, running in moments.items():
             running.update(outputs[name])
         rows.append(outputs["features"][torch.isin(batch, kept)])

@@ -68,14 +68,17 @@ def samples_of_run(
 
     Raises:
         ValueError: for zero steps, a class out of range, an unknown label rule, guidance of a
-            model without classes.
+            model without classes, or by a network of another kind.
     """
     data = open_for_sampling(run.config.data, run.run_dir)
-    network = run.network.to(device)
+    guidance = guidance_of_run(run, settings)
+    weaker = _guide_of(run, guidance, device)
+    networks = [part.network.to(device) for part in (run, weaker) if part is not None]
     if settings.precision == "fp64":
-        network = network.double()
-    counter = RowCounter(network)
-    guided = guidance_of_run(run, settings).apply(counter, data.num_classes or None)
+        networks = [network.double() for network in networks]
+    counter = RowCounter(networks[0])
+    guide = counter.beside(networks[1]) if weaker is not None else None
+    guided = guidance.apply(counter, data.num_classes or None, guide)
     samples = SampleSet(
         guided,
         run.config.sampler,
@@ -87,6 +90,7 @@ def samples_of_run(
         device,
         counter,
         settings.tile,
+        weaker.digest if weaker is not None else None,
     )
     samples.labels_at(torch.arange(1))
     return samples if steps is None else samples.with_steps(steps)
@@ -99,12 +103,31 @@ def guidance_of_run(run: Run, settings: Settings) -> Guidance:
     return replace(run.config.guidance, scale=settings.guidance_scale)
 
 
+def _guide_of(run: Run, guidance: Guidance, device: str) -> Run | None:
+    """The run of the weaker network of autoguidance."""
+    if guidance.kind != "auto" or guidance.scale == 1.0 or guidance.guide is None:
+        return None
+    guide = load_run(guidance.guide, device=device)
+    for name, one, other in (
+        ("states", run.shape, guide.shape),
+        ("classes", run.num_classes, guide.num_classes),
+        ("path", run.config.objective.transport, guide.config.objective.transport),
+    ):
+        if one != other:
+            raise ValueError(
+                f"the guide {guidance.guide} has the {name} {other} and {run.run_dir} has {one}: "
+                "autoguidance needs a weaker network of the same kind."
+            )
+    return guide
+
+
 def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, Any]:
     """What decides the pixels of a set of samples, except the number of steps."""
     sampler = plain(asdict(samples.sampler))
     sampler.pop("steps")
     transport = sampler.pop("transport")
-    return {
+    guide = {} if samples.guide_digest is None else {"guide_sha256": samples.guide_digest}
+    return guide | {
         "weights": run.weights,
         "weights_sha256": run.digest,
         "training_step": run.step,

@@ -35,8 +35,8 @@ class RowCounter:
     """A network that counts the rows it is asked for.
 
     Rows over samples is the number of function evaluations, NFE: an evaluation under
-    classifier-free guidance counts two, one outside the guidance interval counts one.  Rows that
-    fill up a tile do not count.
+    classifier-free guidance or autoguidance counts two, one outside the guidance interval counts
+    one.  Rows that fill up a tile do not count.
     """
 
     def __init__(self, network: Network) -> None:
@@ -47,6 +47,15 @@ class RowCounter:
         """The network's prediction."""
         self.rows += len(x)
         return call(self.network, x, t, y, s)
+
+    def beside(self, other: Network) -> Network:
+        """Another network whose rows are counted here too."""
+
+        def counted(x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+            self.rows += len(x)
+            return call(other, x, t, y, s)
+
+        return counted
 
 
 def labels_of(
@@ -104,6 +113,7 @@ class SampleSet:
         device: where the network is.
         counter: counts the network's rows.
         tile: rows of every call of network (twice as many under guidance) and decoder.
+        guide_digest: sha256 of the weights of the weaker network of autoguidance.
     """
 
     network: Network
@@ -116,6 +126,7 @@ class SampleSet:
     device: torch.device | str = "cpu"
     counter: RowCounter | None = None
     tile: int = TILE
+    guide_digest: str | None = None
 
     def with_steps(self, steps: int) -> "SampleSet":
         """The same samples with another number of steps."""

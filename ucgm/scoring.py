@@ -174,7 +174,7 @@ class Judge:
         progress = Progress(len(images), f"images of {self.reference.name}")
         rows = []
         for batch in torch.arange(len(images)).split(self.extractor.batch_size):
-            rows.append(self.extractor(images.images(batch))["features"])
+            rows.append(self.extractor(images.images(batch), batch)["features"])
             progress.add(len(batch))
         return torch.cat(rows)
 
