@@ -84,6 +84,29 @@ def test_every_call_has_one_shape(tmp_path):
         Settings(tile=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_fp32_means_fp32(tmp_path, precision):
+    """Torch's own setting, TF32 in convolutions, neither decides nor is changed."""
+    seen = []
+
+    class Looks(Affine):
+        def forward(self, x_t, t, y, s=None):
+            note()
+            return super().forward(x_t, t, y, s)
+
+    def note():
+        backends = torch.backends
+        seen.append((backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32))
+
+    samples = samples_of_run(make_run(tmp_path, Looks()), Settings(precision=precision))
+    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert before == (False, True)
+    samples.images(torch.arange(3))
+    assert set(seen) == {(precision == "tf32",) * 2} and len(seen) == 2
+    note()
+    assert seen[-1] == before
+
+
 class Recorder(Affine):
     def __init__(self):
         super().__init__()

@@ -50,7 +50,7 @@ class Settings:
     guidance_scale: float | None = None
     """weight of classifier-free guidance; 1 is off, the run's when left out."""
     precision: Precision = "fp32"
-    """fp32, bf16 (autocast of the network) or fp64."""
+    """fp32, tf32 (products of 10 bits on GPUs), bf16 (autocast of the network) or fp64."""
     tile: int = TILE
     """rows of every network and decoder call, whatever is asked for: the last bits of an image
     depend on it, and on neither batch size nor processes."""

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from ucgm.data.source import Dataset
+from ucgm.precision import float32_products
 from ucgm.randomness import RowRandom
 from ucgm.sampler import Sampler
 from ucgm.sampler.guidance import Network, call
 from ucgm.tiles import Tile, by_tiles
 
 LabelRule = Literal["balanced", "random"]
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 TILE = 32
 
 
@@ -108,8 +109,8 @@ class SampleSet:
         seed: of noise and labels.
         labels: rule of :func:`labels_of`.
         classes: restriction of the classes, None for all.
-        precision: ``fp32``; ``bf16`` for autocast of the network; ``fp64`` for a network in
-            double precision. Decoding is always float32.
+        precision: ``fp32``; ``tf32``, on GPUs that have it; ``bf16`` for autocast of the network;
+            ``fp64`` for a network in double precision. Decoding is always float32.
         device: where the network is.
         counter: counts the network's rows.
         tile: rows of every call of network (twice as many under guidance) and decoder.
@@ -174,8 +175,10 @@ class SampleSet:
         noise = noise.to(self.device)
         random.keys = random.keys.to(self.device)
         y = self.labels_at(indices).to(self.device)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+        cast = torch.autocast(
+            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        with cast, float32_products(self.precision == "tf32"):
             x = self.sampler(self.network, noise, y, random).float()
         if self.counter:
             made = self.counter.rows - before

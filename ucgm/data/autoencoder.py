@@ -15,8 +15,6 @@ with ``weights_only=True``, and a file whose tensors do not fit the model exactl
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ucgm.data.ldm import ldm_arguments, ldm_to_diffusers, read_ldm_state
+from ucgm.precision import exact_float32
 
 Store = Literal["sample", "mean", "moments"]
 KINDS = {"AutoencoderKL": "kl", "AutoencoderDC": "dc", "AutoencoderRAE": "rae"}
@@ -99,7 +98,7 @@ class Autoencoder:
         if self.kind == "identity":
             return images, None
         module = self._on(images.device)
-        with _float32(images.device):
+        with exact_float32(images.device):
             if self.kind == "kl":
                 distribution = module.encode(images).latent_dist
                 return distribution.mean, distribution.std
@@ -113,7 +112,7 @@ class Autoencoder:
         if self.kind == "identity":
             return raw
         module = self._on(raw.device)
-        with _float32(raw.device):
+        with exact_float32(raw.device):
             images = module.decode(raw).sample
         return images * 2.0 - 1.0 if self.kind == "rae" else images
 
@@ -229,15 +228,3 @@ def state_digest(state: dict[str, Tensor]) -> str:
             digest.update(f"{name} {tuple(value.shape)}\n".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """Full float32: no autocast, and no TF32 convolutions, whatever the caller has set."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

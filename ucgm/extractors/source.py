@@ -12,13 +12,13 @@ the hash of its weights: two numbers compare only when both agree.
 
 import importlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from ucgm.precision import exact_float32
 from ucgm.tiles import tiles
 
 
@@ -73,7 +73,7 @@ class Extractor:
         outputs = {name: torch.empty(len(images), d) for name, d in self.dimensions.items()}
         filler = images.new_zeros(self.batch_size, *images.shape[1:])
         places = torch.arange(len(images)) if indices is None else indices
-        with torch.no_grad(), _exact_float32(device):
+        with torch.no_grad(), exact_float32(device):
             for tile in tiles(places, self.batch_size):
                 found = self.module(tile.fill(filler, images).to(device))
                 for name, rows in outputs.items():
@@ -110,19 +110,6 @@ class Extractors:
             for prefix, extractor in self.parts.items()
             for name, rows in extractor(images, indices).items()
         }
-
-
-@contextmanager
-def _exact_float32(device: torch.device) -> Iterator[None]:
-    """Autocast off and no TF32, whatever the caller set for its own network."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = cudnn
 
 
 Build = Callable[[str | None], Extractor]

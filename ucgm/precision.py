@@ -1,0 +1,29 @@
+"""What float32 is on a GPU.
+
+NVIDIA's GPUs multiply float32 matrices with 10 bits of mantissa (TF32) where they are allowed to;
+torch allows it for convolutions unless told otherwise.  A protocol that says fp32 means 23 bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Matrix products and convolutions of float32 in TF32 or exactly, whatever was set outside."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = cudnn
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No TF32 and no autocast, whatever the caller set for its own network."""
+    with float32_products(tf32=False), torch.autocast(device.type, enabled=False):
+        yield
