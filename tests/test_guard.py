@@ -1,6 +1,7 @@
 """Losses and gradients that are not finite: skipped alike everywhere, counted, explained."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from ucgm.data import DigitsDataset
 from ucgm.data.loader import sample_indices
 from ucgm.ema import EMAConfig
 from ucgm.guard import mark
+from ucgm.objective import Objective
 from ucgm.train import train
 
 STEP = 6  # the seventh
@@ -129,3 +131,16 @@ def test_a_loss_that_is_not_finite_marks_every_gradient():
         x.grad = None
         mark((0.0 * x).sum() + bad).backward()  # the gradient itself would be 0
         assert x.grad.isnan().all()
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_though_its_gradient_is(tmp_path, monkeypatch):
+    original, calls = Objective.terms, []
+
+    def terms(self, *arguments, **options):
+        found = original(self, *arguments, **options)
+        calls.append(0)
+        return found._replace(loss=found.loss + (math.inf if len(calls) == 4 else 0.0))
+
+    monkeypatch.setattr(Objective, "terms", terms)
+    run = train(config(), tmp_path / "run")
+    assert [x["skipped"] for x in lines(run)] == [0] * 3 + [1] * 9
