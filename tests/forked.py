@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WAIT_FOR_ONE = 60
+WAIT_FOR_ONE = 150
 
 
 def run_jobs(*jobs):
@@ -68,7 +68,10 @@ def _train(job, rank, port):
 
     _poison(job.get("poison", ()))
     _leave_out(job.get("left_out", ()))
-    train(from_dict(Config, job["config"]), job["run_dir"])
+    config = from_dict(Config, job["config"])
+    train(config, job["run_dir"])
+    if config.train.compile:
+        print(dict(sys.modules["torch._dynamo"].utils.counters["stats"]))
 
 
 def _poison(samples):

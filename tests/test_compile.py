@@ -42,6 +42,8 @@ def test_compiled_and_sharded(tmp_path, teacher):
     jobs = [job(plain, tmp_path / "plain", 2), job(both, tmp_path / "both", 2)]
     for codes, output in run_jobs(*jobs):
         assert not any(codes), output
+    graphs = int(output.split("'unique_graphs': ")[1].split("}")[0].split(",")[0])
+    assert 2 <= graphs <= 8
     assert_close(tmp_path / "plain", tmp_path / "both", 4)
 
 

@@ -80,8 +80,9 @@ class Sharding:
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a network, by the class names it declares."""
-    names = getattr(network, "_no_split_modules", None) or ()
-    return [m for m in network.modules() if type(m).__name__ in names]
+    names = set(getattr(network, "_no_split_modules", None) or ())
+    # A sharded block has a class of its own, derived from the one it had.
+    return [m for m in network.modules() if names & {c.__name__ for c in type(m).__mro__}]
 
 
 def exchange_gradients(module: nn.Module, wanted: bool) -> None:
