@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.benchmark import benchmark, check_sizes
+from ucgm.benchmark import benchmark, check_sizes, commit
 from ucgm.chunks import ChunkFolder
 from ucgm.data import Digits
 from ucgm.extractors import Extractor, open_extractor, register_extractor
@@ -75,9 +75,24 @@ def test_report_files(oracle):
     assert float(lines[1]["fid"]) == oracle["rows"][1]["scores"]["fid"]
     text = (folder / "benchmark.md").read_text()
     assert "| FID held-out |" in text and "Not comparable" in text and "sha256" in text
+    assert "no multiple" not in text  # 960 samples of 10 classes
+    assert report["machine"]["commit"] == commit() and report["machine"]["threads"] >= 1
     for name in ("grid_steps_01.png", "grid_steps_08.png", "strip.png", "fid_vs_steps.png"):
         assert Image.open(folder / name).width > 100
     assert Image.open(folder / "strip.png").size == (10 * 49 + 1, 2 * 49 + 1)
+
+
+def test_commit_is_that_of_this_source(tmp_path, monkeypatch):
+    import ucgm.benchmark as module
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "benchmark.py"))
+    assert commit() is None
+
+
+def test_uneven_classes_are_mentioned(tmp_path):
+    run_benchmark(tmp_path, num_samples=103)
+    text = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "no multiple of 10 classes: counts differ by one" in text
 
 
 def test_guided_evaluations_count_two(tmp_path):

@@ -17,6 +17,7 @@ import json
 import platform
 import resource
 import shutil
+import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -185,6 +186,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """Commit of this source (``-dirty``: and changes), where it is a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        subprocess.run(tracked, check=True, capture_output=True)
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def machine(world: World, batch_size: int) -> dict[str, Any]:
     """Where it ran: no part of the fingerprint, a restart may be elsewhere."""
     device = world.device
@@ -197,6 +210,7 @@ def machine(world: World, batch_size: int) -> dict[str, Any]:
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
+        "commit": commit(),
         "peak_memory_mib": round(peak),
     }
 

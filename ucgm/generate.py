@@ -138,6 +138,7 @@ def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, A
         "seed": samples.seed,
         "labels": samples.labels,
         "classes": plain(samples.classes),
+        "num_classes": samples.data.num_classes,
         "precision": samples.precision,
         "tile": samples.tile,
         "uint8": UINT8_RULE,

@@ -136,6 +136,9 @@ def footnotes(result: dict[str, Any]) -> list[str]:
         "images/s: sampler and decoder of one process on "
         f"{result['machine']['device']}, first batch of each set excluded.",
     ]
+    classes = len(protocol["classes"] or range(protocol["num_classes"]))
+    if classes and protocol["labels"] == "balanced" and protocol["num_samples"] % classes:
+        notes.append(f"The samples are no multiple of {classes} classes: counts differ by one.")
     if real:
         notes.append(
             f"Row real: {real['num_samples']:,} held-out real images ({real['name']}); its FID is "
