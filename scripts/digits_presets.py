@@ -68,7 +68,7 @@ ROWS: dict[str, Row] = {
     "terminal_velocity": Row("terminal_velocity"),
     "shortcut": Row("shortcut"),
     "rcgm": Row("rcgm", "flow_matching", UNGUIDED),
-    "rcgm_online": Row("rcgm", "flow_matching", {**UNGUIDED, "residual_network": "online"}),
+    "rcgm_order1": Row("rcgm", "flow_matching", {**UNGUIDED, "compose_steps": 1}),
     "facm": Row("facm", "flow_matching", TAUGHT),
     "twinflow": Row("twinflow", "flow_matching", UNGUIDED),
 }
@@ -153,9 +153,9 @@ def write_table(out_dir: Path, steps: int) -> str:
         "but ucgm_few (RAdam 3e-4, clip 0.1) share one optimizer. ucgm_few, scm and facm take the",
         "field from the model they start from. scm_data takes it from the data, as its paper also",
         "does with far larger batches: tangents of single samples, each divided by its length,",
-        "drown the signal here; scm_data_clamped has a clamp in place of the division. rcgm agrees",
-        "with its own average (decay 0.99) a hundredth of the path away, which takes about 10,000",
-        "steps to reach the end; rcgm_online agrees with itself.",
+        "drown the signal here; scm_data_clamped has a clamp in place of the division. rcgm",
+        "divides the difference of one jump and two by a hundredth of the path, which fills its",
+        "clamp; rcgm_order1 compares one jump with one (order N of the paper, 2 by default).",
         "",
         "| preset | starts from | "
         + " | ".join(f"{n} steps" for n in STEPS)

@@ -258,7 +258,10 @@ ROWS: dict[str, list[tuple[str, dict, str]]] = {
     "shortcut": [("", {}, "map")],
     "rcgm": [("exact teacher", EXACT, "map")],
     "facm": [("exact teacher", EXACT, "map")],
-    "twinflow": [("exact teacher", EXACT, "map")],
+    "twinflow": [
+        ("exact teacher", EXACT, "map"),
+        ("exact teacher, no matching", EXACT | dict(matching=0.0), "map"),
+    ],
 }
 # Consistency models start from a diffusion model on their path, as their papers do.
 TUNED = ("ucgm_few", "ect", "scm", "facm")
