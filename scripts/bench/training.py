@@ -6,9 +6,7 @@
 shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  Where it
 asks for a batch, the other loop makes its step; which of the two goes first alternates from pair to
 pair, and the ratio is the median over pairs.  *Plain* is a loop as it is written by hand around the
-same network class, with its data in memory: torch's AdamW or RAdam as they come, averages in a loop
-over the parameters, ``loss.item()`` in every step; for UCGM with every pass for every row, as the
-published trainer makes them (github.com/LINs-lab/UCGM, its formulas in docs/objective.md):
+same network class (plain_loop.py), which for UCGM makes every pass for every row, as published:
 
     flow_matching   the pass with gradient
     ucgm_multi      and the average without labels
@@ -21,9 +19,7 @@ time (of this process) is printed beside it, because other programs disturb it l
 
 import argparse
 import contextlib
-import copy
 import json
-import math
 import platform
 import statistics
 import tempfile
@@ -33,7 +29,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import nn
+from plain_loop import Plain
 
 import ucgm.train
 from ucgm.config import Config, TrainConfig
@@ -83,102 +79,6 @@ def make_latents(folder, shards=2, rows=512):
         records.append(write_shard(folder / f"shard_{number:05d}.safetensors", arrays))
     facts = {"num_classes": CLASSES, "classes": [], "rows": shards * rows}
     (folder / "manifest.json").write_text(json.dumps(facts | {"shards": records, "skipped": []}))
-
-
-class Plain:
-    """A loop as it is written by hand; ``step`` makes one step of ``method``."""
-
-    def __init__(self, method, model, batch):
-        self.method = method
-        self.network = model.build(SHAPE, CLASSES)
-        self.ema = copy.deepcopy(self.network).requires_grad_(False)
-        self.target = copy.deepcopy(self.network).requires_grad_(False)  # or the frozen teacher
-        if method == "ucgm_few":
-            self.optimizer = torch.optim.RAdam(
-                self.network.parameters(), lr=RADAM.lr, betas=RADAM.betas
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(
-                self.network.parameters(), lr=ADAMW.lr, betas=ADAMW.betas, weight_decay=0.0
-            )
-        dataset = torch.utils.data.TensorDataset(
-            torch.randn(1024, *SHAPE), torch.randint(0, CLASSES, (1024,))
-        )
-        self.loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, drop_last=True)
-        self.batches = iter(self.loader)
-
-    @torch.no_grad()
-    def follow(self, average, decay):
-        """Move an average towards the network."""
-        for mine, theirs in zip(average.parameters(), self.network.parameters(), strict=True):
-            mine.mul_(decay).add_(theirs.data, alpha=1 - decay)
-
-    def step(self):
-        """Data, loss, backward, optimizer, averages; returns the loss."""
-        try:
-            x, y = next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            x, y = next(self.batches)
-        loss = getattr(self, self.method)(x, y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.method == "ucgm_few":
-            nn.utils.clip_grad_norm_(self.network.parameters(), 0.1)
-        self.optimizer.step()
-        self.follow(self.ema, 0.9999)
-        if self.method == "ucgm_multi":
-            self.follow(self.target, 0.999)
-        return loss.item()
-
-    def flow_matching(self, x, y):
-        """Squared error of the velocity."""
-        z, t = torch.randn_like(x), torch.rand(len(x))
-        y = torch.where(torch.rand(len(y)) < 0.1, CLASSES, y)
-        u = t[:, None, None, None]
-        return (self.network((1 - u) * x + u * z, t, y) - (z - x)).square().mean()
-
-    def ucgm_multi(self, x, y, zeta=0.47):
-        """Enhanced target: w = data + zeta (conditional - unconditional) inside the interval."""
-        z, t = torch.randn_like(x), torch.rand(len(x))
-        dropped = torch.rand(len(y)) < 0.1
-        y = torch.where(dropped, CLASSES, y)
-        u = t[:, None, None, None]
-        x_t = (1 - u) * x + u * z
-        said = self.network(x_t, t, y)
-        with torch.no_grad():
-            null = self.target(x_t, t, torch.full_like(y, CLASSES))
-            target, known = z - x, said.detach()
-            inside, gone = (v[:, None, None, None] for v in (t < 0.75, dropped))
-            wanted = torch.where(inside, target + zeta * (known - null), 0.5 * (target + known))
-            wanted = torch.where(gone, 0.5 * (target + null), wanted)
-        cosine = (1 - nn.functional.cosine_similarity(said, wanted, dim=1)).mean((1, 2))
-        loss = ((said - wanted).square().mean((1, 2, 3)) + 1e-6).sqrt() + cosine
-        return (loss * torch.cos(t * math.pi / 2)).mean()
-
-    def ucgm_few(self, x, y, zeta=2.0, c=5.0, d=0.005):
-        """Consistency along the teacher's field, by a difference of two passes."""
-        z = torch.randn_like(x)
-        t = torch.distributions.Beta(0.8, 1.0).sample((len(x),)).clamp(0.01, 0.99)
-        dropped = torch.rand(len(y)) < 0.1
-        y = torch.where(dropped, CLASSES, y)
-        u = t[:, None, None, None]
-        x_t = (1 - u) * x + u * z
-        said = self.network(x_t, t, y)
-        with torch.no_grad():
-            target, taught = z - x, self.target(x_t, t, y)
-            inside, gone = (v[:, None, None, None] for v in (t < 0.75, dropped))
-            field = torch.where(inside, target + zeta * (taught - target), 0.5 * (target + taught))
-            field = torch.where(gone, target, field)
-
-            def jump(r):
-                at = x_t + (r - t)[:, None, None, None] * field
-                return at - r[:, None, None, None] * self.network(at, r, y)
-
-            slope = ((jump(t + d) - jump(t - d)) / (2 * d)).clamp(-1, 1)
-            wanted = said.detach() + 4 * u / torch.sin(u * math.pi / 2) * slope
-        loss = ((said - wanted).square().mean((1, 2, 3)) + c**2).sqrt() - c
-        return (loss * torch.cos(t * math.pi / 2)).mean()
 
 
 def configuration(method, model, data, batch, accumulation, steps, init=None):
@@ -319,7 +219,7 @@ def compare(options, folder):
         for size in options.rows or [options.batch, ROWS]:
             cut, steps = options.batch // size, options.pairs + 3
             config = configuration(method, model, data, options.batch, cut, steps, init)
-            plain = Plain(method, model, options.batch)
+            plain = Plain(method, lambda: model.build(SHAPE, CLASSES), options.batch)
             with contextlib.redirect_stdout(None):
                 row = measure(method, plain, config, folder / f"{method}{cut}", options.pairs)
             facts["rows"].append(row)
