@@ -129,6 +129,18 @@ def test_accumulation_power_averages_and_a_learned_variance_sharded(tmp_path):
 
 
 @pytest.mark.slow
+def test_half_precision_sharded(tmp_path, teacher, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    settings = config(OBJECTIVES["ucgm_few_jvp"], teacher, steps=8, checkpoint_every=8)
+    sharded = replace(settings, train=replace(settings.train, sharding="fsdp2"))
+    jobs = [job(settings, tmp_path / "ddp", 2), job(sharded, tmp_path / "fsdp2", 2)]
+    for codes, output in run_jobs(*jobs):
+        assert not any(codes), output
+        assert "precision bf16" in output
+    assert_close(tmp_path / "ddp", tmp_path / "fsdp2", 8)
+
+
+@pytest.mark.slow
 def test_a_process_without_rows_for_a_pass(tmp_path, teacher):
     """One row each: in most steps one process needs a pass that the other has no row for."""
     jobs = []

@@ -54,10 +54,13 @@ def precision() -> str:
     return name
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 when the launcher asked for it."""
+def autocast(device: torch.device, sharded: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16 when the launcher asked for it.
+
+    Its cache of weights would keep a whole copy of a ``sharded`` network, and is off for one.
+    """
     if precision() == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=not sharded)
     return contextlib.nullcontext()
 
 

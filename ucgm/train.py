@@ -79,7 +79,7 @@ def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
         keys = RowRandom.for_rows(train.seed, parts.step, parts.plan.rows(micro))
         draw = objective.draw(x, labels, parts.null_label, keys, parts.progress)
         with parts.exchanging(last=micro == train.accumulation - 1):
-            with autocast(device):
+            with autocast(device, sharded=parts.sharding.mesh is not None):
                 terms = objective.terms(
                     parts.wrapped,
                     draw,
