@@ -11,7 +11,8 @@ c = 0 pseudo-Huber is the root of the mean squared error, without a gradient at 
 
 Two more terms are optional: 1 - cos(F, F_tgt) over channels, averaged over positions (LightningDiT,
 arXiv 2501.01423, section 4), and a learned log-variance u(t), loss exp(-u) + u (EDM2, arXiv
-2312.02696, equation 21).
+2312.02696, equation 21).  The norms in the cosine have a floor: its gradient at an output of zero,
+where every DiT starts, is one over it.
 """
 
 import math
@@ -42,14 +43,20 @@ def pseudo_huber_loss(error: Tensor, c: float) -> Tensor:
     return torch.sqrt(mean_flat(error.square()) + c**2) - c
 
 
-def cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B,) one minus the cosine over channels, averaged over positions."""
-    return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1))
+def cosine_loss(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
+    """(B,) one minus the cosine over channels, averaged over positions.
+
+    Args:
+        prediction: (B, C, H, W) F.
+        target: (B, C, H, W) F_tgt.
+        floor: norms over the channels count as at least this.
+    """
+    return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1, eps=floor))
 
 
-def mse_and_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+def mse_and_cosine(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     """(B,) mean squared error plus the cosine term."""
-    return mean_flat((prediction - target).square()) + cosine_loss(prediction, target)
+    return mean_flat((prediction - target).square()) + cosine_loss(prediction, target, floor)
 
 
 def per_sample_loss(
@@ -57,7 +64,7 @@ def per_sample_loss(
     target: Tensor,
     power: tuple[float, float, bool],
     pseudo_huber_c: float | None,
-    cosine: bool,
+    cosine_floor: float | None,
 ) -> Tensor:
     """(B,) unweighted losses: pseudo-Huber if its c is given, else (power, epsilon, total)."""
     error = prediction - target
@@ -65,7 +72,9 @@ def per_sample_loss(
         loss = pseudo_huber_loss(error, pseudo_huber_c)
     else:
         loss = power_loss(error, *power)
-    return loss + cosine_loss(prediction, target) if cosine else loss
+    if cosine_floor is None:
+        return loss
+    return loss + cosine_loss(prediction, target, cosine_floor)
 
 
 def time_weight(

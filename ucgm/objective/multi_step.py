@@ -74,4 +74,5 @@ def ucgm_paper() -> Objective:
         field="enhanced",
         enhancement_interval=(0.0, 0.75),
         pseudo_huber_c=0.0,
+        cosine_floor=1e-8,
     )

@@ -93,6 +93,9 @@ class Objective:
     """c of the pseudo-Huber loss, in place of the power family."""
     cosine_loss: bool = False
     """add one minus the cosine over channels."""
+    cosine_floor: float = 0.1
+    """smallest norm the cosine divides by; 1e-8 in published code, which makes the first gradient
+    of a network with zero output a million times too large."""
     time_weight: Weight | None = None
     """weight of the loss over the times."""
     log_variance: bool = False
@@ -255,7 +258,7 @@ class Objective:
             wanted,
             (self.loss_power, self.loss_epsilon, self.loss_sum),
             self.pseudo_huber_c,
-            self.cosine_loss,
+            self.cosine_floor if self.cosine_loss else None,
         )
         weight = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m)
         rows = weight * per_sample
@@ -266,7 +269,7 @@ class Objective:
             rows = rows * torch.exp(-u) + u
         loss = rows.mean()
         if at_t is not None:
-            loss = loss + self.flow_anchor * mse_and_cosine(at_t, field).mean()
+            loss = loss + self.flow_anchor * mse_and_cosine(at_t, field, self.cosine_floor).mean()
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, x_t, prediction)
         if self.alignment and alignment is not None:
