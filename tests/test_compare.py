@@ -96,6 +96,34 @@ def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_held_out_distances_compare_with_one_held_out_reference_only(reports, tmp_path):
+    folders = []
+    for name, sha in (("a", "00"), ("b", "11")):
+        report = json.loads((Path(reports[0]) / "benchmark.json").read_text())
+        report["references"][1]["sha256"] = sha
+        report["metrics"] = ["fid", "fid_heldout"]
+        for row in report["rows"]:
+            row["scores"]["fid_heldout"] = 1.0
+        report["real"] = None
+        shutil.copytree(reports[0], tmp_path / name)
+        (tmp_path / name / "benchmark.json").write_text(json.dumps(report))
+        folders.append(str(tmp_path / name))
+    compare_run(folders, str(tmp_path / "fid"))
+    with pytest.raises(ValueError, match="the references differ"):
+        compare_run(folders, str(tmp_path / "out"), metric="fid_heldout")
+
+
+def test_numbers_stay_under_their_heads_when_runs_have_other_metrics(reports, tmp_path):
+    run = make_run(tmp_path / "run", Affine())
+    other = benchmark(run, (1, 2), 60, 3, ruler=Ruler(metrics=("accuracy",)))["folder"]
+    path = compare_run([reports[0], other], str(tmp_path / "out"), metric="accuracy")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.S)[1])
+    rows = [dict(zip(data["head"], row, strict=True)) for row in data["rows"]]
+    fids = {row["FID"] == "-" for row in rows if row["run"] == "run"}
+    assert fids == {True} and {row["FID"] == "-" for row in rows if row["run"] == "a"} == {False}
+    assert all(float(row["accuracy"].split()[0]) <= 1 for row in rows)
+
+
 def test_pages_load_nothing_and_escape(reports, tmp_path):
     path = compare_run(reports, str(tmp_path / "out"))
     text = path.read_text()

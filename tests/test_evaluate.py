@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,25 @@ def test_changed_samples_are_not_mixed(tmp_path, train_file):
             evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
     with pytest.raises(ValueError, match="nothing was overwritten"):
         evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_files_that_were_written_again_are_not_the_same_samples(tmp_path, train_file, zipped):
+    folder = tmp_path / "x"
+    folder.mkdir()
+
+    def write(value):
+        for i in range(40):
+            pixels = torch.full((8, 8), value, dtype=torch.uint8)
+            pixels[i // 8, i % 8] = 0
+            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+        return shutil.make_archive(str(folder), "zip", folder) if zipped else str(folder)
+
+    name = write(100)
+    evaluate_run(name, Ruler(reference=train_file), device="cpu")
+    write(200)
+    with pytest.raises(ValueError, match="changed_sha256.*nothing was overwritten"):
+        evaluate_run(name, Ruler(reference=train_file), device="cpu")
 
 
 def test_bad_image_sets(tmp_path, train_file):

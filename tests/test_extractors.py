@@ -87,6 +87,24 @@ def test_your_own_by_module_and_function():
         open_extractor("nothing")
 
 
+def test_your_own_without_weights_and_with_other_outputs_than_announced():
+    class Flat(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.width = width
+
+        def forward(self, images):
+            return {"features": images.flatten(1).float()[:, : self.width]}
+
+    images = torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)
+    assert Extractor("own", "00", Flat(64), {"features": 64}, 1)(images)["features"].shape[1] == 64
+    for width in (20, 1):  # one column would broadcast over all
+        with pytest.raises(ValueError, match="announces features of width 64"):
+            Extractor("own", "00", Flat(width), {"features": 64}, 1)(images)
+    with pytest.raises(ValueError, match="announces logits of width 10"):
+        Extractor("own", "00", Flat(64), {"features": 64, "logits": 10}, 1)(images)
+
+
 def test_features_that_are_not_finite_are_refused():
     class Broken(nn.Module):
         def __init__(self):

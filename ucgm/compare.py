@@ -117,7 +117,7 @@ def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str
         if one["sha256"] != two["sha256"]:
             raise ValueError(
                 f"the references differ: {one['name']} in {home}, {two['name']} in {folder}. "
-                "Benchmark both with one --reference."
+                "Benchmark both with one --reference and one --held-out."
             )
 
 
@@ -127,7 +127,8 @@ def basis(result: dict[str, Any], metric: str) -> tuple[dict[str, Any], dict[str
     extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
     name = metric.rpartition(".")[0] or extractors[0]["name"]
     extractor = next(entry for entry in extractors if entry["name"] == name)
-    return next(r for r in result["references"] if r["extractor"] == name), extractor
+    training, *held_out = (r for r in result["references"] if r["extractor"] == name)
+    return held_out[0] if metric.endswith("fid_heldout") else training, extractor
 
 
 def paired_differences(

@@ -27,6 +27,11 @@ class FolderFiles:
         """Content of one file."""
         return (self.root / name).read_bytes()
 
+    def state(self, name: str) -> str:
+        """What changes when the file is written again: size and time."""
+        found = os.stat(self.root / name)
+        return f"{found.st_size} {found.st_mtime_ns}"
+
 
 class ZipFiles:
     """Members of a zip; every process opens its own handle."""
@@ -54,3 +59,8 @@ class ZipFiles:
             return self._archive().read(name)
         except (zipfile.BadZipFile, EOFError, KeyError) as error:
             raise OSError(f"{self.path} is damaged at {name}: {error}") from error
+
+    def state(self, name: str) -> str:
+        """What changes when the member is written again: size and CRC."""
+        found = self._archive().getinfo(name)
+        return f"{found.file_size} {found.CRC}"

@@ -120,6 +120,7 @@ class FileImages(ImageSet):
         self.identity = {
             "images": Path(where).name,
             "list_sha256": self.source.names_digest(),
+            "changed_sha256": self.source.contents_digest(),
             "size": size,
             "jpeg_files": sum(name.endswith((".jpg", ".jpeg")) for name in names),
         }

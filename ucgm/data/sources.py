@@ -68,6 +68,10 @@ class Source:
             digest.update(self.entry(index).encode() + b"\0")
         return digest.hexdigest()
 
+    def contents_digest(self) -> str:
+        """What changes when an item does, as far as that can be told without reading all."""
+        return ""
+
 
 class FileSource(Source):
     """Items that are files, in a folder or a zip.
@@ -106,6 +110,13 @@ class FileSource(Source):
     def content_of(self, index: int) -> bytes:
         """Bytes of the file."""
         return self.files.read(self.entry(index))
+
+    def contents_digest(self) -> str:
+        """SHA-256 over what changes when a file is written again; no file is read."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.files.state(self.entry(index)).encode() + b"\0")
+        return digest.hexdigest()
 
     def _listed(self, listing: str) -> tuple[list[str], list[int]]:
         """Names and labels of a dataset.json, relative to it."""

@@ -11,6 +11,7 @@ the hash of its weights: two numbers compare only when both agree.
 """
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,13 +70,15 @@ class Extractor:
                 f"extractor {self.name} takes (N, {self.channels}, H, W) uint8 images, got "
                 f"{tuple(images.shape)} {images.dtype}. Choose another extractor for these images."
             )
-        device = next(self.module.parameters()).device
+        held = itertools.chain(self.module.parameters(), self.module.buffers())
+        device = next((value.device for value in held), torch.device("cpu"))
         outputs = {name: torch.empty(len(images), d) for name, d in self.dimensions.items()}
         filler = images.new_zeros(self.batch_size, *images.shape[1:])
         places = torch.arange(len(images)) if indices is None else indices
         with torch.no_grad(), exact_float32(device):
             for tile in tiles(places, self.batch_size):
                 found = self.module(tile.fill(filler, images).to(device))
+                self._check_outputs(found)
                 for name, rows in outputs.items():
                     rows[tile.rows] = found[name].float().cpu()[tile.slots]
         for name, rows in outputs.items():
@@ -85,6 +88,16 @@ class Extractor:
                     "damaged or not those it was built for. Give another weights file."
                 )
         return outputs
+
+    def _check_outputs(self, found: dict[str, Tensor]) -> None:
+        """Refuse outputs that are not those announced; some of them would broadcast."""
+        shapes = {name: tuple(rows.shape) for name, rows in found.items()}
+        for name, width in self.dimensions.items():
+            if shapes.get(name) != (self.batch_size, width):
+                raise ValueError(
+                    f"extractor {self.name} announces {name} of width {width}, and its module "
+                    f"gives {shapes} for {self.batch_size} images: correct its dimensions."
+                )
 
 
 class Extractors:

@@ -30,15 +30,17 @@ def page(
         differences: ``head``, ``rows`` and ``note`` of the paired differences.
     """
     names = distinct([result["name"] for result, _ in results])
-    heads, rows = [], []
+    heads: dict[str, None] = {"run": None}
+    lines = []
     for name, (result, _) in zip(names, results, strict=True):
         head, cells = table(result)
-        heads.append(["run", *head])
-        rows += [[name, *row] for row in cells]
+        heads |= dict.fromkeys(head)
+        lines += [{"run": name, **dict(zip(head, row, strict=True))} for row in cells]
+    rows = [[line.get(head, "-") for head in heads] for line in lines]  # runs differ in metrics
     steps = sorted({entry["steps"] for result, _ in results for entry in summarise(result)})
     data = {
         "lead": lead(results[0][0]),
-        "head": heads[0],
+        "head": list(heads),
         "rows": rows,
         "curve": inline(curve),
         "differences": differences,
