@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ucgm.timesteps import Beta, LogitNormal, Uniform
+from ucgm.timesteps import Beta, Dyadic, LogitNormal, SortedPair, Uniform
 from ucgm.transport import Linear
 
 U = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
@@ -43,3 +43,9 @@ def test_logit_normal_and_uniform():
 def test_bad_shape():
     with pytest.raises(ValueError, match="above 0"):
         Beta(0.0, 1.0)
+    with pytest.raises(ValueError, match="equal is a share"):
+        SortedPair(75.0)
+    with pytest.raises(ValueError, match="share is a share"):
+        Dyadic(share=-0.1)
+    with pytest.raises(ValueError, match="levels must be at least 1"):
+        Dyadic(levels=0)

@@ -40,6 +40,11 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             f"the preset {config.objective.preset} differentiates a forward derivative of the "
             "network, and gathered weights have no such gradient: set train.sharding: none"
         )
+    if config.objective.alignment:
+        raise ValueError(
+            "objective.alignment needs an encoder's features of every batch, which this command "
+            "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
+        )
     settings = getattr(network, "config", {})
     for input_name, needed in (
         ("second_time", config.objective.two_time),

@@ -182,6 +182,11 @@ class SortedPair(Destination):
     equal: float = 0.75
     """share of the rows with s = t."""
 
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if not 0.0 <= self.equal <= 1.0:
+            raise ValueError(f"SortedPair.equal is a share in [0, 1], got {self.equal}")
+
     def pair(
         self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
     ) -> tuple[Tensor, Tensor]:
@@ -199,6 +204,13 @@ class Dyadic(Destination):
     """share of the rows that jump; the others have s = t."""
     levels: int = 7
     """jumps of 1, 1/2, ..., 2^-(levels - 1)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share, and a grid without a jump."""
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"Dyadic.share is a share in [0, 1], got {self.share}")
+        if self.levels < 1:
+            raise ValueError(f"Dyadic.levels must be at least 1, got {self.levels}")
 
     def pair(
         self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport

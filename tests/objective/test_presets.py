@@ -350,6 +350,23 @@ def test_terminal_velocity_of_the_gaussian_flow_map(path):
     assert moving.any() and not moving.all()
 
 
+@pytest.mark.parametrize("path", [Linear(), Trig(), EDM(), VP(prediction="v")])
+def test_terminal_velocity_at_the_data_continues_that_of_its_neighbours(path):
+    """Jumps that end exactly at s = 0, as those of Dyadic, or of LogNormal on the path of EDM."""
+    objective = preset("terminal_velocity", transport=path)
+    x, z = (torch.randn(6, 1, 2, 2, dtype=F64) for _ in range(2))
+    t = torch.linspace(0.2, 0.9, 6, dtype=F64)
+
+    def network(x, t, y, s):
+        return 0.4 * x + 0.2 * s.reshape(-1, 1, 1, 1)
+
+    at_zero, near = (
+        objective.terms(network, Draw(x, None, z, t, torch.full_like(t, s))) for s in (0.0, 2e-6)
+    )
+    torch.testing.assert_close(at_zero.prediction, near.prediction, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(at_zero.target, near.target, rtol=1e-3, atol=1e-3)
+
+
 def test_gradient_of_the_terminal_velocity():
     """The gradient goes through the derivative by s, as a difference in the weights says."""
     objective = preset("terminal_velocity", label_dropout=0.0)
@@ -490,6 +507,8 @@ class TestParts:
         torch.testing.assert_close(with_term.loss, plain.loss + 0.5 * alignment.loss())
         with_term.loss.backward()
         assert all(p.grad is not None for p in alignment.parameters())
+        with pytest.raises(ValueError, match="needs an Alignment module"):
+            objective.terms(network, draw)
 
 
 WORKER = """

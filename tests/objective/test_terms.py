@@ -249,7 +249,18 @@ def test_a_batch_may_be_cut_anywhere():
         ({"field": "nonsense"}, "field"),
         ({"terminal": True, "two_time": True}, "tangent: jvp"),
         ({"terminal": True, "two_time": True, "tangent": "jvp", "flow_anchor": 1.0}, "flow_anchor"),
+        ({"terminal": True, "two_time": True, "tangent": "jvp"}, "SortedPair or Dyadic"),
         ({"consistncy_ratio": 0.5}, "consistncy_ratio"),
+        ({"tangent": "backward"}, "tangent must be one of central"),
+        ({"step_rule": "nonsense"}, "step_rule must be one of one"),
+        ({"time_weight": "nonsense"}, "time_weight must be one of None"),
+        ({"anchor_schedule": "nonsense"}, "anchor_schedule must be one of"),
+        ({"compose_steps": 0}, "compose_steps must be above 0"),
+        ({"clamp": -1.0}, "clamp must be above 0"),
+        ({"normalize": 0.0}, "normalize must be above 0"),
+        ({"pseudo_huber_c": -1.0}, "pseudo_huber_c must be 0 or above"),
+        ({"field": "scaled", "enhancement_ratio": 0.0}, "divides by enhancement_ratio"),
+        ({"matching": 1.0}, "destination to Quarters"),
     ],
 )
 def test_bad_settings(settings, word):

@@ -17,8 +17,8 @@ def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) 
         ``gradient`` (a forward and its backward), ``forward`` (without gradient) and ``tangent`` (a
         forward with its derivative) passes; a row that a pass skips counts 0.
     """
-    # The coupling makes no pass, and an assignment of many rows takes long.
-    objective = replace(objective, coupling="independent")
+    # Neither makes a pass; an assignment of many rows takes long, and features are not here.
+    objective = replace(objective, coupling="independent", alignment=0.0)
     x, y = torch.zeros(rows, 1, 1, 1), torch.zeros(rows, dtype=torch.int64)
     keys = RowRandom.for_rows(0, 0, torch.arange(rows))
     draw = objective.draw(x, y, 1, keys, progress)

@@ -272,7 +272,9 @@ class Objective:
             loss = loss + self.flow_anchor * mse_and_cosine(at_t, field, self.cosine_floor).mean()
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, x_t, prediction)
-        if self.alignment and alignment is not None:
+        if self.alignment:
+            if alignment is None:
+                raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, wanted), passes
 

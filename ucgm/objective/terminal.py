@@ -47,6 +47,8 @@ def terminal_velocity(
         return said, torch.zeros_like(x_t)
     index = passes.index(moving)
     x, t, s, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.y))
+    # At s = 0 a jump ends at the data (Transport.map) and not on the path: no derivative there.
+    s = s.clamp(min=1e-6)
     network = bare(passes.network)
 
     def jump(later: Tensor) -> Tensor:
