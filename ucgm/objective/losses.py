@@ -46,11 +46,15 @@ def pseudo_huber_loss(error: Tensor, c: float) -> Tensor:
 def cosine_loss(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     """(B,) one minus the cosine over channels, averaged over positions.
 
+    Over one channel the cosine is a sign: it has a value and no gradient.
+
     Args:
         prediction: (B, C, H, W) F.
         target: (B, C, H, W) F_tgt.
         floor: norms over the channels count as at least this.
     """
+    if prediction.shape[1] == 1:
+        prediction = prediction.detach()
     return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1, eps=floor))
 
 
