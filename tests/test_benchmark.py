@@ -328,6 +328,26 @@ def test_the_command_takes_every_setting(monkeypatch):
         cli.main(["benchmark", "RUN", "--tiles", "8"])
 
 
+def test_few_held_out_images_leave_cells_empty_and_lose_no_report(tmp_path, monkeypatch):
+    data = Digits("test").open()
+    data.x, data.y = data.x[:6], data.y[:6]
+    whole = Digits.open
+    monkeypatch.setattr(Digits, "open", lambda d: data if d.split == "test" else whole(d))
+    with pytest.warns(UserWarning, match="6 held-out images are too few for inception_score:"):
+        result = run_benchmark(tmp_path, ruler=Ruler())
+    assert "inception_score" in result["metrics"]
+    assert "inception_score" not in result["real"]["scores"] and result["real"]["scores"]["fid"] > 0
+    lines = (tmp_path / "out" / "benchmark.md").read_text().splitlines()
+    head, *_, real = [line.split("|") for line in lines if line.startswith("|")]
+    assert dict(zip(map(str.strip, head), map(str.strip, real), strict=True))["IS"] == "-"
+
+
+def test_a_reference_from_many_images_says_that_it_could_be_a_file(monkeypatch):
+    monkeypatch.setattr("ucgm.references.MANY", 100)
+    with pytest.warns(UserWarning, match="make them once with `ucgm reference`"):
+        reference_of(Digits("test").open(), open_extractor("digits"))
+
+
 def test_too_few_samples_warn(tmp_path):
     with pytest.warns(UserWarning, match="20 samples for 32 features: the covariance is singular"):
         run_benchmark(tmp_path, num_samples=20)

@@ -18,6 +18,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,8 @@ NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
     "classifier-free guidance or autoguidance counts 2, one outside the guidance interval 1."
 )
+# Images without which a metric has no value.
+LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
 
 def benchmark(
@@ -165,8 +168,15 @@ def real_scores(run: Run, panel: Panel) -> dict[str, Any] | None:
     if source is None:
         return None
     data = source.open()
+    asked = {metric for judge in panel.judges for metric in judge.metrics}
+    few = [name for name, least in LEAST.items() if len(data) < least and name in asked]
+    if few:
+        warnings.warn(
+            f"{len(data)} held-out images are too few for {', '.join(few)}: the row real has none.",
+            stacklevel=3,
+        )
     outputs, labels = extract_dataset(data, panel.extractor)
-    scores = panel.without("fid_heldout").score(measure(outputs, labels))
+    scores = panel.without("fid_heldout", *few).score(measure(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 

@@ -1,5 +1,7 @@
 """Where references and judges come from: the files given, else the run's own data."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,9 @@ from ucgm.scoring import (
     available_metrics,
     choose_metrics,
 )
+
+# Images from which on a reference should be a file.
+MANY = 10_000
 
 
 def open_panel(
@@ -124,6 +129,13 @@ def extract_dataset(
 
 def reference_of(data: Dataset, extractor: Extractor) -> Reference:
     """Statistics and feature rows of all images of a data set."""
+    if len(data) > MANY:
+        warnings.warn(
+            f"every process makes the statistics of {data.name} from its {len(data):,} images, in "
+            "memory and each time anew: make them once with `ucgm reference` and name the file "
+            "with --reference.",
+            stacklevel=2,
+        )
     outputs, _ = extract_dataset(data, extractor)
     moments = measure(outputs).moments
     return Reference(

@@ -90,6 +90,25 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, statistics):
         load_reference(tmp_path / "crooked.npz")
 
 
+def test_errors_name_the_file_and_what_is_wrong(tmp_path, statistics):
+    good = arrays(statistics)
+    for name, changes, reason in (
+        ("row", {"mu": good["mu"][None]}, r"need a mean \(d,\)"),
+        ("nan", {"mu": good["mu"] * np.nan}, "not finite"),
+        ("protocol", {"protocol": np.array("hello")}, "Expecting value"),
+        ("number", {"protocol": np.array("3")}, "has no attribute"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **(good | changes))
+        with pytest.raises(ValueError, match=f"{name}.npz cannot be read: .*{reason}"):
+            load_reference(tmp_path / f"{name}.npz")
+    np.save(tmp_path / "rows.npy", good["mu"])
+    with pytest.raises(ValueError, match="rows.npy cannot be read: it is no npz"):
+        load_reference(tmp_path / "rows.npy")
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"fd_dinov2": good}))
+    with pytest.raises(ValueError, match=r"it holds \['fd_dinov2'\], need fid"):
+        load_reference(tmp_path / "other.pkl")
+
+
 def test_another_extractor_is_refused(statistics):
     made = Reference("cats", statistics, "", extractor=("digits", "ab" * 32))
     made.check("digits", "ab" * 32, 6)

@@ -30,7 +30,9 @@ from torch import Tensor
 from ucgm.metrics.moments import Gaussian
 
 _UNREADABLE = (
+    AttributeError,
     KeyError,
+    TypeError,
     OSError,
     ValueError,
     EOFError,
@@ -134,19 +136,28 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
     if not path.is_file():
         raise ValueError(f"reference {path} does not exist: check the path.")
     try:
-        if path.suffix == ".pkl":
-            arrays = _read_edm2(path)[features]
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files if key not in ("arr_0", "arr_1")}
-                arrays |= {key: None for key in file.files if key in ("arr_0", "arr_1")}
+        return _reference(path, _read_edm2(path, features) if path.suffix == ".pkl" else _npz(path))
     except _UNREADABLE as error:
-        raise ValueError(f"reference {path} cannot be read: {error}.") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"reference {path} cannot be read: {reason}.") from error
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    """The arrays of an npz; of images, which may be large, the name alone."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no npz")
+    with np.load(path, allow_pickle=False) as file:
+        images = {key for key in file.files if key in ("arr_0", "arr_1")}
+        return {key: None if key in images else file[key] for key in file.files}
+
+
+def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
+    """The reference that the arrays of a file stand for."""
     prefix = "ref_" if "ref_mu" in arrays else ""
     if f"{prefix}mu" not in arrays or f"{prefix}sigma" not in arrays:
         raise ValueError(
-            f"reference {path} holds {sorted(arrays)}: need mu and sigma (ADM, pytorch-fid, EDM), "
-            "ref_mu and ref_sigma (MeanFlow), or a file of `ucgm reference`."
+            f"it holds {sorted(arrays)}, need mu and sigma (ADM, pytorch-fid, EDM), ref_mu and "
+            "ref_sigma (MeanFlow), or a file of `ucgm reference`"
         )
     protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
     count = protocol.get("num_samples")
@@ -195,11 +206,13 @@ class _NumpyOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_edm2(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The nested dictionary of an EDM2 reference file."""
+def _read_edm2(path: Path, features: str) -> dict[str, np.ndarray]:
+    """One entry of the nested dictionary of an EDM2 reference file."""
     content = _NumpyOnly(io.BytesIO(path.read_bytes())).load()
     if not isinstance(content, dict):
         raise ValueError("not a dictionary of statistics")
     if "mu" in content:
         content = {"fid": content}
-    return content
+    if features not in content:
+        raise ValueError(f"it holds {sorted(content)}, need {features}")
+    return content[features]
