@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.benchmark import benchmark, check_sizes, commit
 from ucgm.chunks import ChunkFolder
-from ucgm.data import Digits
+from ucgm.data import Declared, Digits
 from ucgm.extractors import Extractor, open_extractor, register_extractor
 from ucgm.generate import Settings
 from ucgm.metrics import save_reference
@@ -340,6 +341,16 @@ def test_few_held_out_images_leave_cells_empty_and_lose_no_report(tmp_path, monk
     lines = (tmp_path / "out" / "benchmark.md").read_text().splitlines()
     head, *_, real = [line.split("|") for line in lines if line.startswith("|")]
     assert dict(zip(map(str.strip, head), map(str.strip, real), strict=True))["IS"] == "-"
+
+
+def test_data_that_are_not_here_ask_for_a_reference(tmp_path):
+    """An imported run has a description of its data alone."""
+    run = make_run(tmp_path)
+    declared = Declared((1, 8, 8), 10, "imported", pixels=True)
+    run = replace(run, config=replace(run.config, data=declared))
+    with pytest.raises(ValueError, match="images of imported are not here .* --reference"):
+        benchmark(run, (1,), 20, ruler=Ruler(extractor="digits"), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reference_from_many_images_says_that_it_could_be_a_file(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -98,7 +99,9 @@ def test_fp32_means_fp32(tmp_path, precision):
         backends = torch.backends
         seen.append((backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32))
 
-    samples = samples_of_run(make_run(tmp_path, Looks()), Settings(precision=precision))
+    with warnings.catch_warnings(record=True) as told:
+        samples = samples_of_run(make_run(tmp_path, Looks()), Settings(precision=precision))
+    assert [str(w.message)[:14] for w in told] == ["precision tf32"] * (precision == "tf32")
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     assert before == (False, True)
     samples.images(torch.arange(3))

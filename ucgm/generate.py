@@ -5,6 +5,7 @@ from a run folder, writes images in index order, and says in ``protocol.json`` w
 """
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,10 @@ def samples_of_run(
         ValueError: for zero steps, a class out of range, an unknown label rule, guidance of a
             model without classes, or by a network of another kind.
     """
+    if settings.precision == "tf32" and not device.startswith("cuda"):
+        warnings.warn(
+            f"precision tf32 is one of NVIDIA's GPUs: on {device} it is fp32.", stacklevel=2
+        )
     data = open_for_sampling(run.config.data, run.run_dir)
     guidance = guidance_of_run(run, settings)
     weaker = _guide_of(run, guidance, device)

@@ -63,7 +63,10 @@ def join_world(device: str | None = None) -> World:
     """
     asked = requested_processes() or 1
     if asked == 1:
-        return World(device=device or best_device())
+        device = device or best_device()
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # else another GPU would be waited for and measured
+        return World(device=device)
     from accelerate import PartialState
 
     # The first process scores a set while the others wait for it at the next one.

@@ -111,8 +111,13 @@ def extract_dataset(
     """Extractor outputs and labels of all images of a data set.
 
     Raises:
-        ValueError: when the data set does not hold real images (lossy latents).
+        ValueError: when the data set does not hold real images (lossy latents, or nothing at all).
     """
+    if len(data) == 0:
+        raise ValueError(
+            f"the images of {data.name} are not here to compare with: name a file of their "
+            "statistics with --reference (see `ucgm reference`)."
+        )
     if not data.exact:
         raise ValueError(
             f"{data.name} holds latents, their decoded images are no reference: give a reference "
