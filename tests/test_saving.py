@@ -1,8 +1,10 @@
 """Checkpoints: written behind the training, whole at every instant, errors that surface."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 import threading
 import time
 
@@ -90,6 +92,42 @@ def test_the_newest_and_the_milestones_are_kept(tmp_path):
     run = train(tiny(steps=11, checkpoint_every=2, milestone_every=5), tmp_path / "run")
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert [int(name[5:]) for name in kept] == [5, 10, 11]
+
+
+def test_a_damaged_checkpoint_further_on_costs_no_whole_one(tmp_path):
+    """A run that fell back behind a damaged checkpoint keeps what it writes until it is there."""
+    state = {"network": {"w": torch.zeros(3)}}
+    for step in (50, 100):
+        save_checkpoint(tmp_path, step, state, {}, 1)
+    (tmp_path / "checkpoints/step_0000100/network.safetensors").write_bytes(b"")
+    for step in (60, 70):
+        save_checkpoint(tmp_path, step, state, {}, 1)
+        with pytest.warns(UserWarning, match="step_0000100 is damaged"):
+            assert checkpoint.newest_checkpoint(tmp_path)[1]["step"] == step
+    save_checkpoint(tmp_path, 100, state, {}, 1)
+    assert checkpoint.newest_checkpoint(tmp_path)[1]["step"] == 100
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000100"]
+
+
+def test_a_run_that_is_told_to_stop_saves_and_draws_nothing(tmp_path, monkeypatch, capfd):
+    """Who stops it may kill it half a minute later, and a picture can take longer."""
+    told = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run = train(tiny(preview_every=2), tmp_path / "run")
+    assert checkpoint.newest_checkpoint(run)[1]["step"] == 4
+    assert [p.name for p in (run / "samples").iterdir()] == ["step_0000002.png"]
+    assert "SIGINT: saving a checkpoint, then ending" in capfd.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == told
+
+
+def test_a_preview_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no autoencoder")
+
+    monkeypatch.setattr(trainer, "save_preview", fail)
+    with pytest.raises(ValueError, match="no autoencoder"):
+        train(tiny(), tmp_path / "run")
+    assert checkpoint.newest_checkpoint(tmp_path / "run")[1]["step"] == 6
 
 
 class Crash(BaseException):

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import group
 from ucgm import checkpoint
+from ucgm import start as start_of_a_run
 from ucgm.config import Config, TrainConfig
 from ucgm.data import Digits
 from ucgm.ema import EMA, EMAConfig
@@ -22,6 +24,7 @@ from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.optim import OptimizerConfig
 from ucgm.sampler import Sampler
+from ucgm.sharding import Sharding
 from ucgm.train import train
 
 
@@ -117,6 +120,47 @@ def test_a_folder_of_another_configuration_is_refused(six_steps, tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         train(tiny(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_trainings_in_one_folder_are_refused(six_steps, tmp_path):
+    run = copy_of(six_steps, tmp_path)
+    before = (run / "config.yaml").read_text()
+    with start_of_a_run.alone(run):
+        mine = f"another training is running.*process {os.getpid()}"
+        with pytest.raises(ValueError, match=mine):
+            train(tiny(keep_checkpoints=1), run)
+    assert (run / "config.yaml").read_text() == before
+    train(tiny(keep_checkpoints=1), run)  # the first one is gone
+    assert (run / "config.yaml").read_text() != before
+
+
+def test_a_crash_in_the_first_moments_leaves_a_free_folder(tmp_path):
+    for name in (".lock", ".config.yaml.77.tmp"):
+        (tmp_path / name).write_text("x")
+    assert checkpoint.newest_checkpoint(train(tiny(), tmp_path))[1]["step"] == 6
+
+
+def test_periods_may_change_when_a_run_is_continued(six_steps, tmp_path):
+    run = copy_of(six_steps, tmp_path)
+    shutil.rmtree(run / "checkpoints" / "step_0000006")
+    train(tiny(log_every=2, preview_every=4, checkpoint_every=5), run)
+    assert same(weights(run, 6), weights(six_steps, 6))
+
+
+def _meet(world):
+    sharding = Sharding(world.size, torch.device("cpu"), False)
+    assert sharding.from_first(lambda: {"rank": world.rank}) == {"rank": 0}
+
+    def look():
+        raise ValueError(f"damaged on {world.rank}")
+
+    with pytest.raises(ValueError, match="damaged on 0"):
+        sharding.from_first(look)
+    world.leave()
+
+
+def test_all_processes_continue_from_what_the_first_one_found():
+    group.finish(group.start(2, _meet))
 
 
 def test_accumulation_is_the_same_step(six_steps, tmp_path):

@@ -1,6 +1,7 @@
 """Everything a training step touches: built from a configuration, or restored from a run folder."""
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from ucgm.launch import compile_blocks, make_accelerator, precision
 from ucgm.objective import LogVariance
 from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
 from ucgm.sharding import Sharding, exchange_gradients
-from ucgm.start import check_inputs, claim, refuse_another, start_from
+from ucgm.start import alone, check_inputs, claim, refuse_another, start_from
 from ucgm.throughput import count_work, measure_peak
 from ucgm.trackers import check_tracker, start_tracker
 
@@ -125,8 +126,14 @@ class Parts:
         return {name: host_copies(state, main) for name, state in values.items()}
 
 
-def build(config: Config, run_dir: Path) -> Parts:
-    """Open the data, build or restore every part, and print what is about to happen."""
+def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
+    """Open the data, build or restore every part, and print what is about to happen.
+
+    Args:
+        config: of the run.
+        run_dir: its folder.
+        held: is given what has to be let go at the end of the training.
+    """
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
     dataset = config.data.open()
@@ -147,6 +154,7 @@ def build(config: Config, run_dir: Path) -> Parts:
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        held.enter_context(alone(run_dir))
         claim(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
@@ -214,11 +222,19 @@ def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
 
 
 def _resume(parts: Parts) -> None:
-    """Restore the newest intact checkpoint, if there is one, and cut the log behind it."""
-    found = checkpoint.newest_checkpoint(parts.run_dir)
+    """Restore the newest intact checkpoint, if there is one, and cut the log behind it.
+
+    One process looks for it: all must continue from the same, and hashing takes long.
+    """
+    found = parts.sharding.from_first(lambda: checkpoint.newest_checkpoint(parts.run_dir))
     if found is None:
         return
     folder, manifest = found
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is on the machine of the first process and not on {socket.gethostname()}: "
+            "put run_dir on a file system that all machines share"
+        )
     if "optimizer.safetensors" not in manifest["files"]:
         raise ValueError(
             f"{folder} has weights but no state of an optimizer, so there is no training to "

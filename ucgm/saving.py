@@ -155,7 +155,9 @@ def save_checkpoint(
     os.replace(temporary, final)
     _sync(folder)
     write_text_atomically(run_dir / "latest", final.name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-keep]:
+    # Later ones are damaged: the run was continued from one before them, and makes them again.
+    done = [old for old in sorted(folder.glob("step_*")) if int(old.name[5:]) <= step]
+    for old in done[:-keep]:
         if milestone_every is None or int(old.name[5:]) % milestone_every:
             os.replace(old, folder / f".old-{old.name}")
     _sweep(folder)

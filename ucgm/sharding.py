@@ -15,9 +15,9 @@ The three verbs for a tensor that may be sharded: :func:`local` is this process'
 :func:`whole` gathers it on every process; :func:`fill` writes the own part of a whole tensor.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -27,6 +27,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 _TIMEOUT = timedelta(hours=1)
+
+T = TypeVar("T")
 
 
 class Sharding:
@@ -53,6 +55,25 @@ class Sharding:
         flag = torch.tensor(int(condition))
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(flag)
+
+    def from_first(self, look: Callable[[], T]) -> T:
+        """What ``look`` finds on the first process, told to the others; all must ask.
+
+        Raises:
+            ValueError: which ``look`` raised, on every process.
+        """
+        if self._group is None:
+            return look()
+        said: list[Any] = [None, None]
+        if torch.distributed.get_rank() == 0:
+            try:
+                said[0] = look()
+            except ValueError as error:
+                said[1] = str(error)
+        torch.distributed.broadcast_object_list(said, src=0, group=self._group)
+        if said[1] is not None:
+            raise ValueError(said[1])
+        return said[0]
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move ``network`` to the device, whole or in parts; in place.

@@ -1,9 +1,15 @@
 """What a training starts from, and whose folder it is: the checks before anything is built.
 
-A run folder belongs to one configuration and to the weights it started from, which stay in it.
+A run folder belongs to one configuration and to the weights it started from, which stay in it;
+and to one training at a time, whose first process holds a lock on ``RUN/.lock`` while it lives.
 """
 
+import contextlib
+import errno
+import fcntl
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +17,7 @@ from torch import nn
 from ucgm import checkpoint
 from ucgm.config import Config, differences, read_config, write_config
 from ucgm.data import Dataset, open_for_sampling
+from ucgm.data.files import write_atomic
 from ucgm.saving import save_weights
 
 # The weights a run started from; they are also its frozen teacher.
@@ -19,11 +26,14 @@ START = "teacher.safetensors"
 _FREE_TO_CHANGE = (
     "model.gradient_checkpointing",
     "train.accumulation",
+    "train.checkpoint_every",
     "train.compile",
     "train.keep_checkpoints",
+    "train.log_every",
     "train.max_skipped",
     "train.milestone_every",
     "train.num_workers",
+    "train.preview_every",
     "train.sharding",
     "train.tracker",
     "data.path",
@@ -68,21 +78,47 @@ def refuse_another(config: Config, run_dir: Path) -> None:
                 f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
                 f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
             )
-    elif run_dir.exists() and any(run_dir.iterdir()):
+    # A name with a dot is the lock, or what a crash left of the first moments of a run.
+    elif run_dir.exists() and any(not p.name.startswith(".") for p in run_dir.iterdir()):
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Keep every other training out of ``run_dir``; a process that dies lets go.
+
+    Raises:
+        ValueError: another training is in there.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some file systems of clusters have no locks; then nobody looks after the user.
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                raise ValueError(
+                    f"another training is running in {run_dir} ({file.read().strip()}): wait for "
+                    f"it, stop it, or choose another run_dir; if there is none, delete {path}"
+                ) from None
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
 
 
 def claim(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
-    (run_dir / "samples").mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / "config.yaml.tmp"
-    write_config(config, temporary)
-    os.replace(temporary, run_dir / "config.yaml")
+    write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
+    (run_dir / "samples").mkdir(exist_ok=True)
     kept = run_dir / START
+    for left in run_dir.glob(f".{START}.*.tmp"):  # by a crash
+        left.unlink()
     if config.train.init is not None and not kept.exists():
-        temporary = kept.with_suffix(".tmp")
-        save_weights(network, temporary)
-        os.replace(temporary, kept)
+        write_atomic(kept, lambda path: save_weights(network, path))
 
 
 def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:

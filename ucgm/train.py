@@ -9,6 +9,7 @@ is taken is decided there (:mod:`ucgm.guard`), and checkpoints are written by a 
 import contextlib
 import functools
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,25 +44,25 @@ def train(config: Config, run_dir: str | Path) -> Path:
         RuntimeError: too many steps in a row without a finite loss and gradient, or a checkpoint
             that could not be written.
     """
-    parts = build(config, Path(run_dir))
-    stream = batches(
-        parts.dataset,
-        parts.plan,
-        config.train.seed,
-        parts.step,
-        config.train.num_workers,
-        parts.accelerator.device,
-    )
-    waiting = parts.journal.waiting(stream)
-    stopped = _listen_for_signals()
-    with Writer(parts.run_dir) as writer:
-        while parts.step < config.train.steps:
-            _step(parts, waiting)
-            stop = _agree(parts, stopped())
-            _report(parts, writer, stop)
-            if stop:
-                break
-    parts.accelerator.end_training()
+    with contextlib.ExitStack() as held:
+        parts = build(config, Path(run_dir), held)
+        stream = batches(
+            parts.dataset,
+            parts.plan,
+            config.train.seed,
+            parts.step,
+            config.train.num_workers,
+            parts.accelerator.device,
+        )
+        waiting = parts.journal.waiting(stream)
+        with _signals(parts) as stopped, Writer(parts.run_dir) as writer:
+            while parts.step < config.train.steps:
+                _step(parts, waiting)
+                stop = _agree(parts, stopped())
+                _report(parts, writer, stop)
+                if stop:
+                    break
+        parts.accelerator.end_training()
     return parts.run_dir
 
 
@@ -116,12 +117,28 @@ def _agree(parts: Parts, signalled: bool) -> bool:
     return parts.sharding.somewhere(signalled)
 
 
-def _listen_for_signals() -> Callable[[], bool]:
-    """A function that tells whether SIGTERM or SIGINT has arrived."""
+@contextlib.contextmanager
+def _signals(parts: Parts) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether SIGTERM or SIGINT has arrived; afterwards they end a program.
+
+    A second one changes nothing, because a launcher and a terminal each send their own.
+    """
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda which, _: received.append(which))
-    return lambda: bool(received)
+
+    def note(number: int, _: object) -> None:
+        if not received and parts.accelerator.is_main_process:
+            said = f"{signal.Signals(number).name}: saving a checkpoint, then ending\n"
+            # A print may be what the signal interrupted, and cannot be entered twice.
+            with contextlib.suppress(OSError):
+                os.write(2, said.encode())
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(parts: Parts, writer: Writer, stop: bool) -> None:
@@ -144,8 +161,6 @@ def _report(parts: Parts, writer: Writer, stop: bool) -> None:
                 f"of them step {bad_step + 1}. {_describe_batch(parts, bad_step)} The last "
                 "checkpoint is untouched."
             )
-    if step % train.preview_every == 0 or last:
-        _preview(parts)
     jobs: list[Callable[[], object]] = []
     if step % parts.config.ema.snapshot_every == 0 or step == train.steps:
         jobs += _snapshots(parts)
@@ -157,6 +172,9 @@ def _report(parts: Parts, writer: Writer, stop: bool) -> None:
         jobs.append(_checkpoint(parts))
     if jobs and parts.accelerator.is_main_process:
         writer.submit(*jobs)
+    # Last, and not for a run that was told to stop: who told it to may not wait for a picture.
+    if not stop and (step % train.preview_every == 0 or step == train.steps):
+        _preview(parts)
 
 
 def _preview(parts: Parts) -> None:
