@@ -1,6 +1,7 @@
 """The same training with compiled blocks and with recomputed activations."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.forked import job, run_jobs
 from tests.test_sharding import assert_close, config
 from tests.test_train import same, tiny, weights
 from ucgm import checkpoint
+from ucgm.launch import compile_blocks
 from ucgm.objective import preset
 from ucgm.train import train
 
@@ -68,3 +70,10 @@ def test_recomputed_and_sharded_with_accumulation(tmp_path, teacher):
     for codes, output in run_jobs(*jobs):
         assert not any(codes), output
     assert_close(tmp_path / "plain", tmp_path / "sharded", 4)
+
+
+def test_the_limit_of_programs_has_another_name_in_older_torch(monkeypatch):
+    older = SimpleNamespace(cache_size_limit=8)
+    monkeypatch.setattr(torch._dynamo, "config", older)
+    compile_blocks(torch.nn.Linear(1, 1))
+    assert vars(older) == {"cache_size_limit": 32}

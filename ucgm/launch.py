@@ -104,6 +104,8 @@ def compile_blocks(network: nn.Module) -> None:
     """
     # One program for each of: with gradient or without, trained or frozen, precision, many rows or
     # one; beyond the limit torch would go on uncompiled.
-    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    settings = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    setattr(settings, limit, max(32, getattr(settings, limit)))  # the second name is torch 2.6's
     for block in blocks_of(network):
         block.forward = torch.compile(block.forward)
