@@ -65,10 +65,16 @@ class TrainConfig:
     """an accelerate tracker beside metrics.jsonl, such as wandb or tensorboard."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below one."""
+        """Refuse counts below one, and a limit that would leave no gradient."""
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(
+                f"train.grad_clip must be above 0, got {self.grad_clip}: null is no clipping"
+            )
+        if self.num_workers < 0:
+            raise ValueError(f"train.num_workers must be at least 0, got {self.num_workers}")
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name not in ("seed", "num_workers", "compile") and (
+            if f.name not in ("seed", "num_workers", "compile", "grad_clip") and (
                 isinstance(value, int) and value < 1
             ):
                 raise ValueError(f"train.{f.name} must be at least 1, got {value}")
