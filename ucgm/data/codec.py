@@ -238,5 +238,6 @@ class Codec:
             raise ValueError(
                 f"{self.vae} has {self.shape[0]} latent channels, got {tuple(like.shape)}."
             )
-        values = torch.tensor([self.mean, self.std], dtype=torch.float32, device=like.device)
+        values = torch.tensor([self.mean, self.std], dtype=torch.float32)
+        values = values.to(like.device, non_blocking=True)  # the host does not wait
         return values[0].reshape(shape), values[1].reshape(shape)

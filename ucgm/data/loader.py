@@ -134,8 +134,8 @@ def batches(
             values, y = (v.to(where, non_blocking=True) for v in next(stored))
             random = None
             if dataset.sampled:
-                keys = RowRandom.for_rows(seed, step, plan.rows(micro).to(where)).keys
-                random = RowRandom(keys, _PREPARE_STREAM)
+                keys = RowRandom.for_rows(seed, step, plan.rows(micro)).keys
+                random = RowRandom(keys.to(where, non_blocking=True), _PREPARE_STREAM)
             yield dataset.prepare(values, random), y
         step += 1
 

@@ -153,7 +153,8 @@ def field_at(
     if objective.field == "jump":
         rows = host.s < host.t
         jump = evaluate(passes, networks["target"], rows, x_t, draw.y, draw.m)
-        return torch.where(expand(rows.to(x_t.device), x_t), jump, data)
+        jumps = rows.to(x_t.device, non_blocking=True)
+        return torch.where(expand(jumps, x_t), jump, data)
     if objective.field == "data" or (
         objective.enhancement_ratio == 0.0 and objective.field in OFF_AT_ZERO
     ):
@@ -173,9 +174,11 @@ def field_at(
         if rule.conditional == "online":
             # A one-time network, and a two-time one at s = t, has said it already.
             fresh = rows & (host.s < host.t) & objective.two_time
-            known = torch.where(expand((rows & ~fresh).to(x_t.device), x_t), prediction, known)
+            said = (rows & ~fresh).to(x_t.device, non_blocking=True)
+            known = torch.where(expand(said, x_t), prediction, known)
             if passes.velocity is not None:
-                known = torch.where(expand(fresh.to(x_t.device), x_t), passes.velocity, known)
+                along = fresh.to(x_t.device, non_blocking=True)
+                known = torch.where(expand(along, x_t), passes.velocity, known)
                 fresh = torch.zeros_like(fresh)
             rows = fresh
         field = field + a_cond * (

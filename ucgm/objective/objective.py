@@ -155,7 +155,8 @@ class Objective:
             progress: share of the run that is done, for the anchors that move.
         """
         keys = as_random(generator, len(x), torch.device("cpu")).keys
-        numbers, noise = RowRandom(keys.cpu(), stream=1), RowRandom(keys.to(x.device))
+        numbers = RowRandom(keys.cpu(), stream=1)
+        noise = RowRandom(keys.to(x.device, non_blocking=True))
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         t = self.time_law.quantile(numbers.uniform(dtype=torch.float64), self.transport)
         dropped = torch.zeros(len(x), dtype=torch.bool)

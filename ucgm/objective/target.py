@@ -65,7 +65,8 @@ def consistency_target(
     if not bool(moving.any()):
         return field
     if index is None and not bool(moving.all()):
-        return torch.where(expand(moving.to(x_t.device), x_t), stepped, field)
+        moves = moving.to(x_t.device, non_blocking=True)
+        return torch.where(expand(moves, x_t), stepped, field)
     return put(field, index, stepped)
 
 

@@ -65,6 +65,6 @@ def terminal_velocity(
         with torch.no_grad():
             wanted = passes.call(bare(second), arrived.detach(), s, y, s, index)
     if index is None:  # every pass was made for all rows
-        moves = expand(moving.to(x_t.device), x_t)
+        moves = expand(moving.to(x_t.device, non_blocking=True), x_t)
         return torch.where(moves, ended, said), wanted
     return put(said, index, ended), put(torch.zeros_like(x_t), index, wanted)
