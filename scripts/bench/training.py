@@ -13,7 +13,7 @@ same network class (plain_loop.py), which for UCGM makes every pass for every ro
     ucgm_few        and the teacher, and two passes at t -+ 0.005
 
 Ours runs twice: with one pass per batch, and with ``train.accumulation`` cutting the same batch
-into passes of 8 rows, which changes rounding only.  Seconds are wall time; the ratio of processor
+into passes of 16 rows, which changes rounding only.  Seconds are wall time; the ratio of processor
 time (of this process) is printed beside it, because other programs disturb it less.
 """
 
@@ -43,7 +43,7 @@ from ucgm.objective import preset
 from ucgm.optim import OptimizerConfig
 
 SHAPE, CLASSES = (4, 32, 32), 1000
-ROWS = 8  # of a pass when the batch is cut
+ROWS = 16  # of a pass when the batch is cut
 LIMITS = {"flow_matching": 1.0, "ucgm_multi": 0.9, "ucgm_few": 0.9}
 ADAMW = OptimizerConfig(lr=2e-4, betas=(0.9, 0.95))
 RADAM = OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.999))
@@ -234,7 +234,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--size", default="S/2")
     parser.add_argument("--presets", nargs="+", default=list(LIMITS))
-    parser.add_argument("--rows", nargs="+", type=int, help="of a pass; the batch, and 8")
+    parser.add_argument("--rows", nargs="+", type=int, help="of a pass; the batch, and 16")
     parser.add_argument("--out", help="where to write the numbers, JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
