@@ -138,6 +138,7 @@ def cluster(tmp_path):
         "SLURM_JOB_ID": "77",
         "SLURM_NNODES": "2",
         "SLURM_GPUS_PER_NODE": "h100:4",
+        "SLURM_CPUS_PER_TASK": "12",
         "SLURM_JOB_NODELIST": "host[0-1]",
     }
 
@@ -159,7 +160,8 @@ def test_a_job_at_its_time_limit_saves_and_queues_again(cluster):
     job.send_signal(signal.SIGTERM)
     assert job.wait(20) == 0
     assert log.read_text().splitlines() == [
-        "srun --kill-on-bad-exit=1 --ntasks=8 --ntasks-per-node=4 bash train.sh runs/x",
+        "srun --kill-on-bad-exit=1 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=12 "
+        "bash train.sh runs/x",
         "scancel --signal=TERM 77",
         "saved",
         "scontrol requeue 77",

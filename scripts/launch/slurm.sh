@@ -8,9 +8,11 @@
 # SLURM reach the training: it saves and ends.  Five minutes before the time limit the job asks for
 # that and queues itself again; when it is preempted, SLURM does both.  The training goes on from its
 # last checkpoint each time, and a training that is done ends at once.  Submit it from the
-# repository; DRY_RUN=1 prints the command.
+# repository; DRY_RUN=1 prints the command.  A machine with 4 GPUs needs --gpus-per-node 4
+# --ntasks-per-node 4, and --cpus-per-task where it has fewer than 12 cores for each.
 #SBATCH --job-name=ucgm
 #SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=12
 #SBATCH --signal=B:TERM@300
 #SBATCH --requeue
@@ -31,7 +33,11 @@ export MASTER_ADDR=${MASTER_ADDR:-localhost}
 export MASTER_PORT=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
 export UCGM_SRUN=1
 
-command=(srun --kill-on-bad-exit=1 --ntasks=$((nodes * gpus)) --ntasks-per-node="$gpus" bash "$@")
+command=(srun --kill-on-bad-exit=1 --ntasks=$((nodes * gpus)) --ntasks-per-node="$gpus")
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it from the job since SLURM 22.05
+  command+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+fi
+command+=(bash "$@")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${command[@]}"
   echo
