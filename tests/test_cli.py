@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from ucgm import cli
@@ -147,6 +148,21 @@ def test_bad_input(words, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_torch_keeps_its_place(monkeypatch, capsys):
+    def multiply(*_):
+        torch.zeros(2) @ torch.zeros(3)
+
+    def refuse(*_):
+        raise RuntimeError("the disk is full")
+
+    for function, traced in ((multiply, True), (refuse, False)):
+        monkeypatch.setattr("ucgm.train.train", function)
+        with pytest.raises(SystemExit):
+            cli.main(["train", "--run-dir", "x"])
+        error = capsys.readouterr().err
+        assert ("in multiply" in error) == traced and error.count("ucgm train: error:") == 1
 
 
 def test_numbers_without_a_dot_are_numbers(trained, tmp_path):

@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import sys
+import traceback
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -81,7 +82,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _train(rest) if command == "train" else _call(command, rest)
     except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and not _said_by_us(error):
+            traceback.print_exc()
         _fail(f"ucgm {command}", str(error))
+
+
+def _said_by_us(error: Exception) -> bool:
+    """Whether a ``raise`` of this package made the error, and not an operation of torch.
+
+    The message of the one is all there is to say; that of the other needs its place.
+    """
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (last.line or "").startswith("raise ")
 
 
 def _usage() -> str:
