@@ -147,6 +147,28 @@ def test_periods_may_change_when_a_run_is_continued(six_steps, tmp_path):
     assert same(weights(run, 6), weights(six_steps, 6))
 
 
+def test_a_run_that_does_not_know_its_end_is_made_longer(tmp_path):
+    endless = replace(tiny(), optimizer=OptimizerConfig(lr=1e-3))
+    six, more = train(endless, tmp_path / "six"), tmp_path / "more"
+    train(replace(endless, train=replace(endless.train, steps=3)), more)
+    train(endless, more)
+    for name in ("network", "ema", "optimizer"):
+        assert same(weights(more, 6, name), weights(six, 6, name))
+    cosine = replace(endless, optimizer=OptimizerConfig(lr=1e-3, schedule="cosine"))
+    moving = replace(endless, objective=preset("ect"))
+    for number, config in enumerate((cosine, moving)):
+        run = train(replace(config, train=replace(config.train, steps=3)), tmp_path / str(number))
+        with pytest.raises(ValueError, match="train.steps: 3 in the run, 6 now"):
+            train(config, run)
+
+
+def test_another_precision_is_said_when_a_run_is_continued(six_steps, tmp_path, monkeypatch):
+    run = copy_of(six_steps, tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.warns(UserWarning, match="trained in precision no and goes on in bf16"):
+        train(tiny(), run)
+
+
 def _meet(world):
     sharding = Sharding(world.size, torch.device("cpu"), False)
     assert sharding.from_first(lambda: {"rank": world.rank}) == {"rank": 0}

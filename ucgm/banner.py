@@ -39,6 +39,8 @@ def banner(
     train = config.train
     count = sum(p.numel() for p in network.parameters())
     sharding = "" if train.sharding == "none" else f", sharding {train.sharding}"
+    if sharding and plan.world == 1:
+        sharding += " without effect in one process"
     return "\n  ".join(
         [
             f"run {run_dir}: step {step:,} of {train.steps:,}",

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,13 @@ def _resume(parts: Parts) -> None:
     if found is None:
         return
     folder, manifest = found
+    before = manifest.get("precision", precision())
+    if before != precision() and parts.accelerator.is_main_process:
+        warnings.warn(
+            f"{parts.run_dir} was trained in precision {before} and goes on in {precision()}, "
+            "which is the launcher's --mixed_precision",
+            stacklevel=2,
+        )
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is on the machine of the first process and not on {socket.gethostname()}: "

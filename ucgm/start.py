@@ -67,12 +67,22 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             )
 
 
+def _knows_its_end(config: Config) -> bool:
+    """Whether a step depends on how many there will be; without that a run may be made longer."""
+    objective = config.objective
+    moving = objective.anchor_schedule != "constant" or objective.tangent_warmup > 0
+    return moving or config.optimizer.schedule == "cosine"
+
+
 def refuse_another(config: Config, run_dir: Path) -> None:
     """Refuse the run folder of another configuration, and a folder that is none."""
     path = run_dir / "config.yaml"
     if path.exists():
-        changed = differences(read_config(path), config)
-        found = [d for d in changed if not d.startswith(_FREE_TO_CHANGE)]
+        old = read_config(path)
+        free = _FREE_TO_CHANGE
+        if not (_knows_its_end(old) or _knows_its_end(config)):
+            free += ("train.steps",)
+        found = [d for d in differences(old, config) if not d.startswith(free)]
         if found:
             raise ValueError(
                 f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"

@@ -23,7 +23,7 @@ from ucgm.data.loader import batches, sample_indices
 from ucgm.generate import SampleSet, save_preview
 from ucgm.guard import mark
 from ucgm.journal import half_life
-from ucgm.launch import autocast
+from ucgm.launch import autocast, precision
 from ucgm.parts import Parts, build
 from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
@@ -212,6 +212,7 @@ def _checkpoint(parts: Parts) -> Callable[[], object]:
         "shape": parts.dataset.shape,
         "num_classes": parts.dataset.num_classes,
         "ema_updates": parts.networks.ema.updates,
+        "precision": precision(),
         "skipped": skipped,
         "skipped_in_a_row": in_a_row,
     }
