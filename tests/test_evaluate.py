@@ -82,7 +82,12 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     (tmp_path / "npz").mkdir()
     npz = write_samples(samples, NpzSink(tmp_path / "npz"), 120)
     png = write_samples(samples, PngSink(tmp_path / "png"), 120)
-    for where in (npz, png):
+    made = tmp_path / "made"  # what `ucgm sample` prints as its folder
+    made.mkdir()
+    write_samples(samples, PngSink(made / "images"), 120)
+    Image.new("L", (8, 8)).save(made / "grid.png")
+    (tmp_path / "npz" / "protocol.json").write_text("{}")
+    for where in (npz, png, str(made), str(tmp_path / "npz")):
         found = evaluate_run(where, Ruler(reference=train_file), device="cpu")
         assert found["images_hash"] == expected["images_hash"]
         for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
@@ -139,6 +144,11 @@ def test_bad_image_sets(tmp_path, train_file):
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 8, 8, 1)))
     with pytest.raises(ValueError, match=r"need \(N, H, W, C\) uint8"):
         open_images(str(tmp_path / "float.npz"))
+    np.savez(tmp_path / "small.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
+    assert len(open_images(str(tmp_path / "small.npz"), size=8)) == 2
+    for name in (str(tmp_path / "small.npz"), "digits"):
+        with pytest.raises(ValueError, match="arrays of 8x8 pixels, .* leave out --size"):
+            open_images(name, size=16)
     np.savez(tmp_path / "mu.npz", mu=np.zeros(2))
     with pytest.raises(ValueError, match="no images under arr_0"):
         open_images(str(tmp_path / "mu.npz"))
@@ -154,6 +164,8 @@ def test_bad_image_sets(tmp_path, train_file):
         open_images(str(folder))
     with pytest.raises(ValueError, match="exists and was not overwritten"):
         reference_run("digits", train_file, device="cpu")
+    with pytest.raises(ValueError, match="num_rows is -3"):
+        reference_run("digits", str(tmp_path / "out.npz"), num_rows=-3, device="cpu")
     with pytest.raises(ValueError, match="is an .npz"):
         reference_run("digits", str(tmp_path / "out.pkl"), device="cpu")
 

@@ -266,6 +266,8 @@ def reference_run(
     path = Path(out)
     if path.suffix != ".npz":
         raise ValueError(f"a reference is an .npz, got {out}.")
+    if num_rows < 0:
+        raise ValueError(f"num_rows is {num_rows}: it must be 0 (keep none) or more.")
     if path.exists():
         raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
     world = join_world(device)

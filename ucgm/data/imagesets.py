@@ -2,7 +2,7 @@
 
     digits, digits-test, digits-all   the embedded data
     FILE.npz                          arr_0 (N, H, W, C) uint8, arr_1 labels: ADM's samples and ours
-    DIR with labels.csv               a folder written by ``ucgm sample``
+    DIR                               a folder written by ``ucgm sample``, or its ``images``
     DIR, FILE.zip, hub:OWNER/NAME     as :mod:`ucgm.data.sources`
 
 Sizes: with ``size`` every image is scaled and cropped by the rule of :mod:`ucgm.data.images`, which
@@ -175,15 +175,29 @@ def open_images(where: str, size: int | None = None) -> ImageSet:
         ValueError: nothing there, or no images, with the remedy.
     """
     if where == "digits" or where.startswith("digits-"):
-        return DatasetImages(DigitsDataset(where.partition("-")[2] or "train"))
+        return _as_stored(DatasetImages(DigitsDataset(where.partition("-")[2] or "train")), size)
     path = Path(where)
     if path.suffix == ".npz":
         if not path.is_file():
             raise ValueError(f"{where} does not exist: check the path.")
-        return NpzImages(path)
-    if (path / "labels.csv").is_file():
-        return ListedImages(path, size)
+        return _as_stored(NpzImages(path), size)
+    if (path / "protocol.json").is_file() and (path / "samples.npz").is_file():
+        return _as_stored(NpzImages(path / "samples.npz"), size)
+    for folder in (path, path / "images"):
+        if (folder / "labels.csv").is_file():
+            return ListedImages(folder, size)
     return FileImages(where, size)
+
+
+def _as_stored(images: ImageSet, size: int | None) -> ImageSet:
+    """``images``, which are arrays, and refused where they would have to be cropped."""
+    height, width = images.images(torch.zeros(1, dtype=torch.int64)).shape[2:] if size else (0, 0)
+    if size is not None and (height, width) != (size, size):
+        raise ValueError(
+            f"{images.identity['images']} holds arrays of {width}x{height} pixels, which are not "
+            f"cropped to {size}: leave out --size, or give the image files."
+        )
+    return images
 
 
 def _member(path: Path, name: str) -> np.ndarray:
