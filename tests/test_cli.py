@@ -1,5 +1,6 @@
 """The command line: layering, one-line errors with the remedy, exit code 2, a fast --help."""
 
+import importlib
 import subprocess
 import sys
 import time
@@ -157,8 +158,9 @@ def test_an_error_of_torch_keeps_its_place(monkeypatch, capsys):
     def refuse(*_):
         raise RuntimeError("the disk is full")
 
+    trainer = importlib.import_module("ucgm.train")
     for function, traced in ((multiply, True), (refuse, False)):
-        monkeypatch.setattr("ucgm.train.train", function)
+        monkeypatch.setattr(trainer, "train", function)
         with pytest.raises(SystemExit):
             cli.main(["train", "--run-dir", "x"])
         error = capsys.readouterr().err
