@@ -350,7 +350,10 @@ def test_data_that_are_not_here_ask_for_a_reference(tmp_path):
     run = replace(run, config=replace(run.config, data=declared))
     with pytest.raises(ValueError, match="images of imported are not here .* --reference"):
         benchmark(run, (1,), 20, ruler=Ruler(extractor="digits"), out_dir=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    run = replace(run, config=replace(run.config, data=replace(declared, pixels=False)))
+    with pytest.raises(ValueError, match="the autoencoder of imported .* is not known"):
+        benchmark(run, (1,), 20, ruler=Ruler(extractor="digits"), out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists() and run.network.calls == 0
 
 
 def test_a_reference_from_many_images_says_that_it_could_be_a_file(monkeypatch):

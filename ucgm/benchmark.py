@@ -77,6 +77,8 @@ def benchmark(
     world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings, device=world.device)
+    nothing = torch.zeros(1, *samples.data.shape, device=world.device)
+    samples.data.decode(nothing)  # an autoencoder that is missing fails before the work is done
     panel = open_panel(ruler, run.config.data, samples.data, world.device)
     panel.warn_if_few(num_samples)
     sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
