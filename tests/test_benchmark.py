@@ -370,6 +370,8 @@ def test_too_few_samples_warn(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_benchmark(tmp_path, num_samples=960, out_dir=tmp_path / "c")
+        accuracy = Ruler(metrics=("accuracy",))  # a mean, without that bias
+        run_benchmark(tmp_path, num_samples=20, ruler=accuracy, out_dir=tmp_path / "d")
 
 
 def test_chunks_that_do_not_fit_are_not_used(tmp_path):

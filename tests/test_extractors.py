@@ -59,6 +59,8 @@ def test_features_do_not_depend_on_the_caller(tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         extractor(images.float())
     assert extractor(images[:0])["features"].shape == (0, 32)
+    with pytest.raises(ValueError, match="takes images of 8x8 pixels, got 16x8"):
+        extractor(images.repeat(1, 1, 1, 2))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="train_digits_classifier.py"):
         open_extractor("digits", str(tmp_path / "x.safetensors"))

@@ -43,6 +43,8 @@ def test_logit_normal_and_uniform():
 def test_bad_shape():
     with pytest.raises(ValueError, match="above 0"):
         Beta(0.0, 1.0)
+    with pytest.raises(ValueError, match="0.3 or more where neither is 1"):
+        Beta(0.2, 0.4)
     with pytest.raises(ValueError, match="equal is a share"):
         SortedPair(75.0)
     with pytest.raises(ValueError, match="share is a share"):

@@ -272,6 +272,8 @@ class Panel:
     def warn_if_few(self, count: int) -> None:
         """Warn where the bias of FID, about c / n, is not small."""
         for judge in self.judges:
+            if not {"fid", "fid_heldout", "sfid"} & set(judge.metrics):
+                continue
             warn_if_few(count, judge.extractor.dimensions["features"])
 
 
@@ -285,7 +287,7 @@ def warn_if_few(count: int, dimension: int) -> None:
         )
     elif count < 30 * dimension:
         warnings.warn(
-            f"{count} samples for {dimension} features: FID is biased upwards by several percent. "
-            f"Use at least {30 * dimension}, and compare equal numbers only.",
+            f"{count} samples for {dimension} features: FID is biased upwards by several percent, "
+            f"or more. Use at least {30 * dimension}, and compare equal numbers only.",
             stacklevel=3,
         )

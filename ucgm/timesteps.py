@@ -52,7 +52,7 @@ def _beta_quantiles(a: float, b: float, nodes: int = 4096) -> Tensor:
     """Quantiles of Beta(a, b) at u = (1 - cos(pi k / nodes)) / 2, k = 0..nodes, in float64.
 
     The substitution t = sin^2(w) turns the density into sin^(2a-1) cos^(2b-1) dw, whose singular
-    ends are mild, so a fine trapezoid is accurate for the a, b > 0.5 that are used.
+    ends are mild, so a fine midpoint rule is accurate: to 1e-7 from 0.6 on, to 1e-4 at 0.3.
     """
     half_pi = torch.pi / 2
     w = torch.linspace(0, half_pi, 64 * nodes + 1, dtype=torch.float64)
@@ -81,6 +81,8 @@ class Beta(TimeLaw):
         """Refuse shapes without a density."""
         if min(self.a, self.b, self.scale) <= 0:
             raise ValueError(f"Beta needs a, b and scale above 0, got {self}")
+        if 1.0 not in (self.a, self.b) and min(self.a, self.b) < 0.3:  # off by 2e-3 at 0.2
+            raise ValueError(f"Beta needs a and b of 0.3 or more where neither is 1, got {self}")
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
         """Closed form where a or b is 1, otherwise a table of 4,097 quantiles, linear between."""

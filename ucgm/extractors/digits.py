@@ -51,6 +51,11 @@ class DigitsClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 1, 8, 8) uint8 to features (B, 32) and logits (B, 10)."""
+        if images.shape[2:] != (8, 8):
+            raise ValueError(
+                f"extractor digits takes images of 8x8 pixels, got {images.shape[3]}x"
+                f"{images.shape[2]}: choose another extractor."
+            )
         hidden = self.hidden(from_uint8(images))
         return {"features": self.scale * hidden, "logits": self.classify(hidden)}
 
