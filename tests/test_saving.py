@@ -15,7 +15,11 @@ from safetensors.torch import save_file
 from tests.test_train import same, tiny, weights
 from ucgm import checkpoint, saving
 from ucgm import train as trainer
+from ucgm.data import Digits, DigitsDataset
+from ucgm.generate import SampleSet, save_preview
 from ucgm.guard import Guard
+from ucgm.report.figures import join_grid
+from ucgm.sampler import Sampler
 from ucgm.saving import Writer, host_copies, optimizer_state, restore_optimizer, save_checkpoint
 from ucgm.train import train
 
@@ -122,12 +126,41 @@ def test_a_run_that_is_told_to_stop_saves_and_draws_nothing(tmp_path, monkeypatc
 
 def test_a_preview_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
     def fail(*_):
-        raise ValueError("no autoencoder")
+        raise ValueError("no memory")
 
     monkeypatch.setattr(trainer, "save_preview", fail)
-    with pytest.raises(ValueError, match="no autoencoder"):
+    with pytest.raises(ValueError, match="no memory"):
         train(tiny(), tmp_path / "run")
     assert checkpoint.newest_checkpoint(tmp_path / "run")[1]["step"] == 6
+
+
+def test_a_training_without_its_autoencoder_goes_on_without_pictures(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("the autoencoder is not here")
+
+    monkeypatch.setattr(DigitsDataset, "decode", fail)
+    with pytest.warns(UserWarning, match="no preview: the autoencoder is not here"):
+        run = train(tiny(preview_every=2), tmp_path / "run")
+    assert checkpoint.newest_checkpoint(run)[1]["step"] == 6
+    assert not list((run / "samples").iterdir())
+
+
+def test_who_joins_a_preview_makes_its_passes(tmp_path):
+    """Of a sharded network a pass more or less on one process is a deadlock."""
+    made = []
+
+    def network(x, t, y, s=None):
+        made.append(x.shape)
+        return x
+
+    data = Digits().open()
+    data.num_classes = 1000  # scattered indices: by their numbers they would fill more tiles
+    samples = SampleSet(network, Sampler(steps=2), data)
+    save_preview(samples, tmp_path / "preview.png")
+    drawn = made.copy()
+    made.clear()
+    join_grid(samples)
+    assert made == drawn and len(made) == 8
 
 
 class Crash(BaseException):

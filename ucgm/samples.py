@@ -139,9 +139,15 @@ class SampleSet:
         """Classes (B,) int64 of the samples ``indices``."""
         return labels_of(indices, self.data.num_classes, self.labels, self.seed, self.classes)
 
-    def latents(self, indices: Tensor) -> Tensor:
-        """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space."""
-        return by_tiles(indices, self.tile, lambda tile: self.tile_latents(indices, tile))
+    def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
+        """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space.
+
+        Args:
+            indices: numbers of the samples.
+            places: as in :meth:`images`, which makes the same passes.
+        """
+        slots = indices if places is None else places
+        return by_tiles(slots, self.tile, lambda tile: self.tile_latents(indices, tile))
 
     def images(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Images (n, channels, height, width) uint8 of ``indices`` (n,), on the CPU.

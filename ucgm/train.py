@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import signal
-import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ucgm.launch import autocast, precision
 from ucgm.parts import Parts, build
 from ucgm.posthoc import save_snapshot
 from ucgm.randomness import RowRandom
+from ucgm.report.figures import join_grid
 from ucgm.saving import Writer, host_copies, save_checkpoint
 from ucgm.sharding import clip_gradients
 from ucgm.throughput import peak_memory
@@ -178,19 +179,31 @@ def _report(parts: Parts, writer: Writer, stop: bool) -> None:
 
 
 def _preview(parts: Parts) -> None:
-    """A picture of samples; processes that share one network all sample, and the first writes."""
+    """A picture of samples; processes that share one network all sample, and the first decodes."""
     main, device = parts.accelerator.is_main_process, parts.accelerator.device
-    if not main and parts.sharding.mesh is None:
+    shared = parts.sharding.mesh is not None
+    blind = main and not _decodes(parts)
+    if (parts.sharding.somewhere(blind) if shared else blind) or not (main or shared):
         return
     network = parts.networks.ema.network
     samples = SampleSet(network, parts.config.sampler, parts.dataset, device=device)
-    with contextlib.ExitStack() as stack:
-        folder = parts.run_dir / "samples"
-        if not main:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        picture = folder / f"step_{parts.step:07d}.png"
-        save_preview(samples, picture)
-        track_picture(parts.accelerator, "preview", picture, parts.step)
+    if not main:
+        join_grid(samples)
+        return
+    picture = parts.run_dir / "samples" / f"step_{parts.step:07d}.png"
+    save_preview(samples, picture)
+    track_picture(parts.accelerator, "preview", picture, parts.step)
+
+
+def _decodes(parts: Parts) -> bool:
+    """Whether samples can become pictures here; a training needs no autoencoder, and goes on."""
+    data = parts.dataset
+    try:
+        data.decode(torch.zeros(1, *data.shape, device=parts.accelerator.device))
+    except (ValueError, OSError) as error:
+        warnings.warn(f"no preview: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _snapshots(parts: Parts) -> list[Callable[[], object]]:

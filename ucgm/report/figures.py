@@ -42,6 +42,12 @@ def save_grid(samples: SampleSet, path: Path) -> Tensor:
     return images[:: indices.shape[1]]
 
 
+def join_grid(samples: SampleSet) -> None:
+    """The passes of :func:`save_grid` without decoding: for a process that shares the network."""
+    indices = grid_indices(samples).flatten()
+    samples.latents(indices, torch.arange(indices.numel()))
+
+
 def save_strip(columns: list[Tensor], path: Path) -> Path:
     """Rows of equal indices at several step counts, each (N, C, H, W) uint8, as PNG."""
     return save_image(grid(torch.cat(columns), len(columns[0])), path)
