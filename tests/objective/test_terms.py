@@ -261,11 +261,18 @@ def test_a_batch_may_be_cut_anywhere():
         ({"pseudo_huber_c": -1.0}, "pseudo_huber_c must be 0 or above"),
         ({"field": "scaled", "enhancement_ratio": 0.0}, "divides by enhancement_ratio"),
         ({"matching": 1.0}, "destination to Quarters"),
+        ({"time_weight": "gap"}, "gap between t and its anchor"),
     ],
 )
 def test_bad_settings(settings, word):
     with pytest.raises(ValueError, match=word):
         preset("ucgm_few", **settings)
+
+
+@pytest.mark.parametrize("setting", [{"clamp": 1.0}, {"own_velocity": True}, {"step_rule": "ucgm"}])
+def test_a_terminal_velocity_refuses_what_it_would_ignore(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is about G"):
+        preset("terminal_velocity", **setting)
 
 
 def test_unknown_preset_and_missing_teacher():

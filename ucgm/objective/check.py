@@ -71,6 +71,13 @@ def check(objective: "Objective") -> None:
         )
     if objective.matching and not isinstance(objective.destination, Quarters):
         raise ValueError("objective.matching is a term of TwinFlow: set destination to Quarters")
+    ratio = objective.consistency_ratio
+    anchored = 0.0 < ratio and (ratio < 1.0 or objective.tangent == "forward")
+    if objective.time_weight == "gap" and objective.anchor_schedule != "ect" and not anchored:
+        raise ValueError(
+            "objective.time_weight gap divides by the gap between t and its anchor m, which is "
+            "not there: set anchor_schedule: ect, or a consistency_ratio between 0 and 1"
+        )
     if objective.terminal:
         _check_terminal(objective)
 
@@ -91,3 +98,10 @@ def _check_terminal(objective: "Objective") -> None:
             "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
             f"velocity: set destination to SortedPair or Dyadic, got {objective.destination}"
         )
+    neutral = {"own_velocity": False, "clamp": None, "normalize": None, "tangent_warmup": 0.0}
+    for name, value in (neutral | {"step_rule": "one"}).items():
+        if getattr(objective, name) != value:
+            raise ValueError(
+                f"objective.{name} is about G, in whose place objective.terminal puts another "
+                f"comparison: leave it at {value}, got {getattr(objective, name)}"
+            )
