@@ -3,6 +3,7 @@
     config.yaml                    the resolved configuration
     metrics.jsonl                  one line per period
     latest                         name of the newest checkpoint
+    .lock                          held by the training that is running in it
     teacher.safetensors            frozen teacher of a few-step training
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
