@@ -178,6 +178,11 @@ def _meet(world):
 
     with pytest.raises(ValueError, match="damaged on 0"):
         sharding.from_first(look)
+    layer = torch.nn.BatchNorm1d(3)  # whole numbers too
+    layer.weight.data.fill_(world.rank)
+    layer.num_batches_tracked.fill_(world.rank)
+    sharding.copy_first(layer)
+    assert not layer.weight.any() and layer.num_batches_tracked == 0
     world.leave()
 
 

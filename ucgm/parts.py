@@ -130,10 +130,7 @@ class Parts:
 def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
     """Open the data, build or restore every part, and print what is about to happen.
 
-    Args:
-        config: of the run.
-        run_dir: its folder.
-        held: is given what has to be let go at the end of the training.
+    ``held`` is given what has to be let go at the end of the training.
     """
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
@@ -148,10 +145,8 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
         config.train.global_batch, config.train.accumulation, accelerator.process_index, world
     ).check()
     refuse_another(config, run_dir)
-    torch.manual_seed(config.train.seed)
-    network = config.model.build(dataset.shape, dataset.num_classes)
-    check_inputs(config, network)
-    start_from(config, run_dir, network, dataset)
+    sharding = Sharding(world, accelerator.device, config.train.sharding == "fsdp2")
+    network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -159,7 +154,6 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
         claim(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    sharding = Sharding(world, accelerator.device, config.train.sharding == "fsdp2")
     networks = _place(config, network, sharding)
     optimizer = config.optimizer.build(networks.trained())
     wrapped, wrapped_variance = networks.online, networks.log_variance
@@ -188,12 +182,20 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
     if config.train.tracker:
         start_tracker(accelerator, config.train.tracker, run_dir, parts.step, flat(config))
     if accelerator.is_main_process:
-        device = accelerator.device
-        print(
-            banner(config, run_dir, parts.step, plan, network, dataset, device, work, peak),
-            flush=True,
-        )
+        facts = (plan, network, dataset, accelerator.device, work, peak)
+        print(banner(config, run_dir, parts.step, *facts), flush=True)
     return parts
+
+
+def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:
+    """The network as the run begins, on the host, alike on every process."""
+    torch.manual_seed(config.train.seed)
+    network = config.model.build(dataset.shape, dataset.num_classes)
+    check_inputs(config, network)
+    start_from(config, run_dir, network, dataset)
+    # The run that it starts from may be going on, and have a new checkpoint by now.
+    sharding.copy_first(network)
+    return network
 
 
 def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:

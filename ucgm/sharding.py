@@ -75,6 +75,13 @@ class Sharding:
             raise ValueError(said[1])
         return said[0]
 
+    @torch.no_grad()
+    def copy_first(self, network: nn.Module) -> None:
+        """Give a ``network`` on the host the weights of the first process; all must ask."""
+        if self._group is not None:
+            for value in network.state_dict().values():
+                torch.distributed.broadcast(value, src=0, group=self._group)
+
     def place(self, network: nn.Module) -> nn.Module:
         """Move ``network`` to the device, whole or in parts; in place.
 

@@ -174,6 +174,5 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
         return
     run = checkpoint.load_run(config.train.init)
     _check_start(config, run, network, dataset)
-    source = checkpoint.newest_checkpoint(Path(config.train.init))
-    assert source is not None
-    checkpoint.load_weights(network, source[0] / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
+    folder = Path(config.train.init) / checkpoint.CHECKPOINTS / f"step_{run.step:07d}"
+    checkpoint.load_weights(network, folder / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
