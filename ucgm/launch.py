@@ -8,8 +8,10 @@ for 28 of them as for one, and passes on other numbers of rows share it too.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,22 @@ def autocast(device: torch.device, sharded: bool = False) -> contextlib.Abstract
     if precision() == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=not sharded)
     return contextlib.nullcontext()
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let a training on a CPU keep what it frees for its next step; returns whether it does.
+
+    A step frees its activations and asks for them again.  glibc hands large pieces back to the
+    kernel, which clears every page anew: up to a tenth of the step (scripts/bench/training.py).
+    The process holds its largest step until it ends, which is what it needs anyway.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    max_mappings, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    return set_option is not None and bool(
+        set_option(max_mappings, 0) and set_option(trim_threshold, -1)
+    )
 
 
 def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> Accelerator:

@@ -19,7 +19,7 @@ from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.guard import Guard
 from ucgm.journal import Journal, Pace
-from ucgm.launch import compile_blocks, make_accelerator, precision
+from ucgm.launch import compile_blocks, keep_freed_memory, make_accelerator, precision
 from ucgm.objective import LogVariance
 from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
 from ucgm.sharding import Sharding, exchange_gradients
@@ -134,6 +134,7 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
     """
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
+    keep_freed_memory(accelerator.device)
     dataset = config.data.open()
     if len(dataset) == 0:
         raise ValueError(

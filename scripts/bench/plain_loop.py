@@ -7,9 +7,62 @@ read in every step; for UCGM every pass for every row, as the published trainer 
 
 import copy
 import math
+import multiprocessing
+import time
 
 import torch
 from torch import nn
+
+from ucgm.nn import DiTConfig
+
+
+class Clock:
+    """Wall and processor seconds between two moments."""
+
+    def __init__(self):
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def stop(self):
+        """Both, in this order."""
+        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+
+class Elsewhere:
+    """A plain loop in a process of its own, which settings of ours cannot touch.
+
+    It works while ``step`` is called and sleeps otherwise.
+    """
+
+    def __init__(self, method, size, shape, classes, batch):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(other, method, size, shape, classes, batch), daemon=True
+        )
+        self.process.start()
+
+    def step(self):
+        """One step there; returns its wall and processor seconds."""
+        self.connection.send("step")
+        return self.connection.recv()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.join()
+
+
+def serve(connection, method, size, shape, classes, batch):
+    """Make a step for every message."""
+    torch.set_num_threads(1)
+    model = DiTConfig(size=size, family="dit")
+    plain = Plain(method, lambda: model.build(shape, classes), batch, classes)
+    while connection.recv():
+        clock = Clock()
+        plain.step()
+        connection.send(clock.stop())
 
 
 class Plain:

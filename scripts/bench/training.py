@@ -1,20 +1,22 @@
-"""A training step of ucgm over a hand-written PyTorch loop, in turns, in one process.
+"""A training step of ucgm over a hand-written PyTorch loop, in turns.
 
     python scripts/bench/training.py [--batch 64] [--pairs 4] [--out FILE.json]
 
 *Ours* is ``ucgm.train.train`` itself, from one request of the loop for a batch to the next: latent
-shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  Where it
-asks for a batch, the other loop makes its step; which of the two goes first alternates from pair to
-pair, and the ratio is the median over pairs.  *Plain* is a loop as it is written by hand around the
-same network class (plain_loop.py), which for UCGM makes every pass for every row, as published:
+shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  *Plain*
+is a loop as it is written by hand around the same network class (plain_loop.py), which for UCGM
+makes every pass for every row, as published:
 
     flow_matching   the pass with gradient
     ucgm_multi      and the average without labels
     ucgm_few        and the teacher, and two passes at t -+ 0.005
 
+Where ours asks for a batch, the plain loop makes its step, in a process of its own that otherwise
+sleeps; which of the two goes first alternates, and the ratio is the median over pairs of steps.
+
 Ours runs twice: with one pass per batch, and with ``train.accumulation`` cutting the same batch
 into passes of 16 rows, which changes rounding only.  Seconds are wall time; the ratio of processor
-time (of this process) is printed beside it, because other programs disturb it less.
+time is printed beside it, because other programs disturb it less.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from plain_loop import Plain
+from plain_loop import Clock, Elsewhere
 
 import ucgm.train
 from ucgm.config import Config, TrainConfig
@@ -51,17 +53,6 @@ RADAM = OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.999))
 
 class Done(Exception):
     """Enough pairs."""
-
-
-class Clock:
-    """Wall and processor seconds between two moments."""
-
-    def __init__(self):
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def stop(self):
-        """Both, in this order."""
-        return time.perf_counter() - self.wall, time.process_time() - self.cpu
 
 
 def make_latents(folder, shards=2, rows=512):
@@ -119,9 +110,7 @@ class Turns:
                 self.ours.append(self.clock.stop())
             # Pairs are (plain, ours), (ours, plain), (plain, ours), ...
             while len(self.theirs) < self.pairs and len(self.theirs) < step + (step % 2 == 0):
-                clock = Clock()
-                self.plain.step()
-                self.theirs.append(clock.stop())
+                self.theirs.append(self.plain.step())
             if step == self.pairs:
                 raise Done
             self.parts.append(defaultdict(float))
@@ -219,9 +208,12 @@ def compare(options, folder):
         for size in options.rows or [options.batch, ROWS]:
             cut, steps = options.batch // size, options.pairs + 3
             config = configuration(method, model, data, options.batch, cut, steps, init)
-            plain = Plain(method, lambda: model.build(SHAPE, CLASSES), options.batch)
-            with contextlib.redirect_stdout(None):
-                row = measure(method, plain, config, folder / f"{method}{cut}", options.pairs)
+            run_dir = folder / f"{method}{cut}"
+            with (
+                Elsewhere(method, options.size, SHAPE, CLASSES, options.batch) as plain,
+                contextlib.redirect_stdout(None),
+            ):
+                row = measure(method, plain, config, run_dir, options.pairs)
             facts["rows"].append(row)
             print(line(row, options.batch), flush=True)
             if options.out:
