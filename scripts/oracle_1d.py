@@ -219,7 +219,7 @@ def error(objective: Objective, network: nn.Module, what: str) -> float:
             f"{rms((f - mean)[only]) / mean[only].std().item():.3f}" for f in (learned, robust)
         ]
         share = only.double().mean().item()
-        print(f"{'':14}bias {biases[0]}, predicted {biases[1]} (one root: {share:.0%} of points)")
+        print(f"{'':19}bias {biases[0]}, predicted {biases[1]} (one root: {share:.0%} of points)")
         return rms((learned - robust)[only]) / robust[only].std().item()
     wanted = flow(path, x, t, s)
     return rms(path.jump(x, said(x, t, s), t, s) - wanted) / wanted.std().item()
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'preset':<14}{'setting':<40}{'compared':<10}{'error':>8}{'seconds':>9}")
+    print(f"{'preset':<19}{'setting':<40}{'compared':<10}{'error':>8}{'seconds':>9}")
     for name in arguments.names:
         if name == "ucgm_lambda":
             lambda_family(arguments.steps)
@@ -297,7 +297,7 @@ def main() -> None:
                 trained[key] = train(objective, arguments.steps, start=start)
             value = error(objective, trained[key], what)
             seconds = time.perf_counter() - clock
-            print(f"{name:<14}{note:<40}{what:<10}{value:>8.4f}{seconds:>9.0f}", flush=True)
+            print(f"{name:<19}{note:<40}{what:<10}{value:>8.4f}{seconds:>9.0f}", flush=True)
 
 
 def lambda_family(steps: int) -> None:
@@ -315,7 +315,7 @@ def lambda_family(steps: int) -> None:
         seconds = time.perf_counter() - start
         note = f"lambda {ratio}: deviation {x.std():.3f}, predicted {predicted:.3f}"
         value = abs(x.std().item() - predicted) / predicted
-        print(f"{'ucgm_lambda':<14}{note:<50}{value:>8.4f}{seconds:>9.0f}", flush=True)
+        print(f"{'ucgm_lambda':<19}{note:<50}{value:>8.4f}{seconds:>9.0f}", flush=True)
 
 
 if __name__ == "__main__":

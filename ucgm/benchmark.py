@@ -71,19 +71,18 @@ def benchmark(
         world: the processes; this one alone when None.
 
     Returns:
-        the content of ``benchmark.json`` and its ``folder``; on other processes than the first,
-        the folder alone.
+        content of ``benchmark.json`` and its ``folder``; the folder alone on the other processes.
     """
     world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings, device=world.device)
-    nothing = torch.zeros(1, *samples.data.shape, device=world.device)
-    samples.data.decode(nothing)  # an autoencoder that is missing fails before the work is done
+    # An autoencoder that is missing fails before the work is done.
+    samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
     panel = open_panel(ruler, run.config.data, samples.data, world.device)
     panel.warn_if_few(num_samples)
     sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
-    protocol = protocol_of(run, settings, samples) | sizes | panel.identity()
-    protocol["versions"] = versions()
+    facts = sizes | panel.identity() | {"versions": versions()}
+    protocol = protocol_of(run, settings, samples) | facts
     mark = fingerprint(protocol)
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)

@@ -169,7 +169,8 @@ def _find_weights(
         return folder / name, manifest["step"], manifest["files"][name]["sha256"]
     path = run_dir / EMA_FOLDER / name
     if path.parent != run_dir / EMA_FOLDER or not path.is_file():
-        files = [Path(n) for n in sorted(manifest["files"]) if not n.startswith("log_variance")]
+        no_weights = ("log_variance", "optimizer")
+        files = [Path(n) for n in sorted(manifest["files"]) if not n.startswith(no_weights)]
         files += sorted((run_dir / EMA_FOLDER).glob("std_*"))
         there = ", ".join(p.stem for p in files if p.suffix == ".safetensors")
         raise ValueError(

@@ -170,19 +170,10 @@ def field_at(
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data
     if passes.anywhere(table[1] != 0):
-        rows, known = table[1] != 0, torch.zeros_like(data)
-        if rule.conditional == "online":
-            # A one-time network, and a two-time one at s = t, has said it already.
-            fresh = rows & (host.s < host.t) & objective.two_time
-            said = (rows & ~fresh).to(x_t.device, non_blocking=True)
-            known = torch.where(expand(said, x_t), prediction, known)
-            if passes.velocity is not None:
-                along = fresh.to(x_t.device, non_blocking=True)
-                known = torch.where(expand(along, x_t), passes.velocity, known)
-                fresh = torch.zeros_like(fresh)
-            rows = fresh
-        field = field + a_cond * (
-            known + evaluate(passes, networks[rule.conditional], rows, x_t, draw.y, draw.t)
+        network = networks[rule.conditional]
+        online = prediction if rule.conditional == "online" else None
+        field = field + a_cond * _conditional(
+            objective, passes, network, table[1] != 0, x_t, online
         )
     if passes.anywhere(table[2] != 0):
         null = _null(draw)
@@ -191,6 +182,34 @@ def field_at(
             passes, networks[rule.unconditional], rows, x_t, null, draw.t
         )
     return field
+
+
+def _conditional(
+    objective: "Objective",
+    passes: Passes,
+    network: Any,
+    rows: Tensor,
+    x_t: Tensor,
+    online: Tensor | None,
+) -> Tensor:
+    """The prediction with labels at s = t on ``rows`` (a CPU mask), 0 elsewhere.
+
+    ``online`` is F of the gradient pass where that network is the source.
+    """
+    draw, host = passes.draw, passes.draw.host
+    assert host is not None
+    known = torch.zeros_like(x_t)
+    if online is not None:
+        # A one-time network, and a two-time one at s = t, has said it already.
+        fresh = rows & (host.s < host.t) & objective.two_time
+        said = (rows & ~fresh).to(x_t.device, non_blocking=True)
+        known = torch.where(expand(said, x_t), online, known)
+        if passes.velocity is not None:
+            along = fresh.to(x_t.device, non_blocking=True)
+            known = torch.where(expand(along, x_t), passes.velocity, known)
+            fresh = torch.zeros_like(fresh)
+        rows = fresh
+    return known + evaluate(passes, network, rows, x_t, draw.y, draw.t)
 
 
 def _null(draw: Draw) -> Tensor | None:

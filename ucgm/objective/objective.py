@@ -261,14 +261,7 @@ class Objective:
             self.pseudo_huber_c,
             self.cosine_floor if self.cosine_loss else None,
         )
-        weight = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m)
-        rows = weight * per_sample
-        if self.log_variance:
-            if log_variance is None:
-                raise ValueError("objective.log_variance needs a LogVariance module")
-            u = log_variance(draw.t)
-            rows = rows * torch.exp(-u) + u
-        loss = rows.mean()
+        loss = self._weighted_mean(per_sample, draw, log_variance)
         if at_t is not None:
             loss = loss + self.flow_anchor * mse_and_cosine(at_t, field, self.cosine_floor).mean()
         if self.matching:
@@ -278,6 +271,18 @@ class Objective:
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, wanted), passes
+
+    def _weighted_mean(
+        self, per_sample: Tensor, draw: Draw, log_variance: LogVariance | None
+    ) -> Tensor:
+        assert draw.s is not None and draw.m is not None
+        rows = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m) * per_sample
+        if self.log_variance:
+            if log_variance is None:
+                raise ValueError("objective.log_variance needs a LogVariance module")
+            u = log_variance(draw.t)
+            rows = rows * torch.exp(-u) + u
+        return rows.mean()
 
     def with_settings(self, **settings: Any) -> "Objective":
         """A copy with some settings replaced; an unknown name is a ValueError."""
