@@ -1,5 +1,6 @@
 """The same training with compiled blocks and with recomputed activations."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,11 @@ from ucgm.launch import compile_blocks
 from ucgm.objective import preset
 from ucgm.train import train
 
+# torch.compile writes C++ on a CPU.
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler here"
+)
+
 JVP, CENTRAL = preset("ucgm_few", tangent="jvp"), preset("ucgm_few")
 
 
@@ -23,6 +29,7 @@ def teacher(tmp_path_factory):
     return str(train(base, tmp_path_factory.mktemp("teacher") / "run"))
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [JVP, CENTRAL], ids=["jvp", "central"])
 def test_compiled_blocks_train_alike(tmp_path, teacher, objective):
@@ -37,6 +44,7 @@ def test_compiled_blocks_train_alike(tmp_path, teacher, objective):
     assert same(dict(checkpoint.load_run(run).network.state_dict()), weights(run, 4, "ema"))
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_and_sharded(tmp_path, teacher):
     plain = config(JVP, teacher, steps=4, checkpoint_every=4)
