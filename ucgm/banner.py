@@ -46,7 +46,7 @@ def banner(
             f"run {run_dir}: step {step:,} of {train.steps:,}",
             f"world size {plan.world} ({device}, precision {precision()}{sharding}), global batch "
             f"{train.global_batch} = {plan.world} x {train.accumulation} x {plan.micro_batch}",
-            f"{type(network).__name__} with {count:,} parameters, "
+            f"{type(network).__name__.removeprefix('FSDP')} with {count:,} parameters, "
             f"objective {config.objective.preset}, transport {config.objective.transport}",
             f"passes: {work.describe()}; measured peak {peak / 1e12:,.3g} TFLOP/s per process",
             dataset.describe(),
