@@ -9,7 +9,7 @@ transported   minibatch optimal transport (arXiv 2302.00482, section 3.2)
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,8 @@ from torch.nn import functional
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
 from ucgm.objective.passes import Passes, bare, put, stand_in, take
+from ucgm.objective.settings import ObjectiveSettings
 from ucgm.timesteps import Quarters
-
-if TYPE_CHECKING:
-    from ucgm.objective.objective import Objective
 
 
 def transported(x: Tensor, z: Tensor) -> Tensor:
@@ -38,7 +36,7 @@ def transported(x: Tensor, z: Tensor) -> Tensor:
 
 
 def flow_anchor(
-    objective: "Objective", passes: Passes, x_t: Tensor
+    objective: ObjectiveSettings, passes: Passes, x_t: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """(F at (t, s), F at (t, t) or None): with an anchor both come from one doubled pass."""
     draw = passes.draw
@@ -53,7 +51,7 @@ def flow_anchor(
     return prediction, at_t
 
 
-def own_samples(objective: "Objective", passes: Passes) -> Draw:
+def own_samples(objective: ObjectiveSettings, passes: Passes) -> Draw:
     """The draw with the data of its own-sample rows replaced by one-step samples."""
     draw = passes.draw
     assert draw.twin is not None
@@ -73,7 +71,7 @@ def own_samples(objective: "Objective", passes: Passes) -> Draw:
 
 
 def matching_term(
-    objective: "Objective", passes: Passes, x_t: Tensor, prediction: Tensor
+    objective: ObjectiveSettings, passes: Passes, x_t: Tensor, prediction: Tensor
 ) -> Tensor:
     """Mean over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
 

@@ -35,29 +35,16 @@ Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw, HostTimes
 from ucgm.objective.passes import Passes
+from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
 
-if TYPE_CHECKING:
-    from ucgm.objective.objective import Objective
-
-FieldName = Literal[
-    "data",
-    "enhanced",
-    "guided",
-    "teacher",
-    "teacher_cfg",
-    "distillation",
-    "mixed",
-    "scaled",
-    "jump",
-]
 Source = Literal["online", "target", "teacher"]
 Affine = tuple[float, float, float]
 DATA: Affine = (1.0, 0.0, 0.0)
@@ -91,7 +78,7 @@ FIELD_RULES: dict[str, FieldRule] = {
 OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
 
 
-def sources_of(objective: "Objective") -> set[str]:
+def sources_of(objective: ObjectiveSettings) -> set[str]:
     """Networks besides the trained one that the field of ``objective`` evaluates."""
     name, w = objective.field, objective.enhancement_ratio
     if name == "data" or (w == 0.0 and name in OFF_AT_ZERO):
@@ -102,7 +89,7 @@ def sources_of(objective: "Objective") -> set[str]:
     return {rule.conditional, rule.unconditional} - {"online"}
 
 
-def coefficients(objective: "Objective", host: HostTimes) -> Tensor:
+def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
     """(3, B) coefficients of (data, conditional, unconditional) on the CPU."""
     rule = FIELD_RULES[objective.field]
     w = torch.full_like(host.t, objective.enhancement_ratio)
@@ -130,7 +117,7 @@ def evaluate(
 
 
 def field_at(
-    objective: "Objective",
+    objective: ObjectiveSettings,
     passes: Passes,
     x_t: Tensor,
     data: Tensor,
@@ -185,7 +172,7 @@ def field_at(
 
 
 def _conditional(
-    objective: "Objective",
+    objective: ObjectiveSettings,
     passes: Passes,
     network: Any,
     rows: Tensor,

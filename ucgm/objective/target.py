@@ -1,7 +1,5 @@
 """F_tgt = F - c phi(k G) for the rows whose anchor lies after the destination."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -14,14 +12,12 @@ from ucgm.objective.residual import (
     speed,
     step_factors,
 )
+from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import Transport, expand
-
-if TYPE_CHECKING:
-    from ucgm.objective.objective import Objective
 
 
 def consistency_target(
-    objective: "Objective",
+    objective: ObjectiveSettings,
     passes: Passes,
     second: Network,
     x_t: Tensor,
@@ -84,7 +80,7 @@ class Tangents:
 
     def __init__(
         self,
-        objective: "Objective",
+        objective: ObjectiveSettings,
         passes: Passes,
         second: Network,
         index: Tensor | None,

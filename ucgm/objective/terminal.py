@@ -13,21 +13,17 @@ Both sides are affine in an F at (X, s), so the comparison is made there, and ev
 The gradient goes through dF/ds, a forward derivative that is then differentiated backward.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.passes import Network, Passes, bare, put, take
+from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
-
-if TYPE_CHECKING:
-    from ucgm.objective.objective import Objective
 
 
 def terminal_velocity(
-    objective: "Objective", passes: Passes, second: Network, x_t: Tensor
+    objective: ObjectiveSettings, passes: Passes, second: Network, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(F', F^-(X^-, s, s)), each (B, ...); (F, 0) on the rows with s = t.
 

@@ -1,15 +1,29 @@
-"""Which settings of an objective have a meaning."""
+"""What an objective may be set to, and which settings have a meaning.
 
-from typing import TYPE_CHECKING, get_args
+Presets fill these fields in, and YAML files change them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ucgm.objective.anchors import AnchorSchedule
-from ucgm.objective.fields import FieldName
 from ucgm.objective.losses import Weight
 from ucgm.objective.residual import StepRule, TangentMethod
-from ucgm.timesteps import Below, Data, Present, Quarters
+from ucgm.timesteps import Below, Data, Destination, Present, Quarters, TimeLaw, Uniform
+from ucgm.transport import Linear, Transport
 
-if TYPE_CHECKING:
-    from ucgm.objective.objective import Objective
+FieldName = Literal[
+    "data",
+    "enhanced",
+    "guided",
+    "teacher",
+    "teacher_cfg",
+    "distillation",
+    "mixed",
+    "scaled",
+    "jump",
+]
+
 
 _CHOICES = {
     "field": get_args(FieldName),
@@ -31,7 +45,88 @@ _NOT_NEGATIVE = (
 )
 
 
-def check(objective: "Objective") -> None:
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """The settings of an objective."""
+
+    preset: str = "flow_matching"
+    """name of the preset these settings started from."""
+    transport: Transport = Linear()
+    """path and prediction target."""
+    time_law: TimeLaw = Uniform()
+    """law of the training time t."""
+    destination: Destination | None = None
+    """law of the destination s; null: t for lambda = 0 and the data otherwise."""
+    two_time: bool = False
+    """the network takes s as well as t."""
+    coupling: str = "independent"
+    """how noise meets data: ``independent``, or ``optimal_transport`` within the micro-batch."""
+    consistency_ratio: float = 0.0
+    """lambda of the anchor m = s + lambda (t - s): 0 multi-step, 1 consistency (the limit)."""
+    anchor_schedule: AnchorSchedule = "constant"
+    """how the anchor moves with the progress of the run."""
+    tangent: TangentMethod = "central"
+    """how the limit is taken: central or forward difference, or forward mode (jvp)."""
+    tangent_step: float = 0.005
+    """width of the differences in t."""
+    tangent_warmup: float = 0.0
+    """share of the run over which the part of G beyond F - F* is ramped up."""
+    compose_steps: int = 1
+    """network steps that the second term of G takes from m to s."""
+    own_velocity: bool = False
+    """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
+    residual_network: str = "online"
+    """network of the second term of G: ``online`` or ``target`` (the EMA)."""
+    terminal: bool = False
+    """match the velocity at the destination in place of G, where s < t (TVM)."""
+    step_rule: StepRule = "one"
+    """the factors k and c of F_tgt = F - c phi(k G)."""
+    clamp: float | None = None
+    """phi clamps elementwise to [-clamp, clamp]; null: identity."""
+    normalize: float | None = None
+    """phi divides by the root mean square of the sample plus this number."""
+    field: FieldName = "data"
+    """rule of the field F*."""
+    enhancement_ratio: float = 0.0
+    """zeta or omega, the strength of guidance in training."""
+    guidance_mix: float = 0.0
+    """kappa of the ``mixed`` field."""
+    guidance_range: tuple[float, float] | None = None
+    """draw the guidance scale of each row log-uniformly and give it to the network."""
+    enhancement_interval: tuple[float, float] = (0.0, 1.0)
+    """open interval of t in which the field is enhanced."""
+    label_dropout: float = 0.1
+    """probability with which a label is replaced by the null label."""
+    loss_power: float = 0.0
+    """p of q stopgrad[(q + eps)^-p]: 0 squared error, 1 MeanFlow's adaptive weight."""
+    loss_epsilon: float = 1e-3
+    """eps of the same."""
+    loss_sum: bool = False
+    """q is the sum of squares over a sample instead of the mean."""
+    pseudo_huber_c: float | None = None
+    """c of the pseudo-Huber loss, in place of the power family."""
+    cosine_loss: bool = False
+    """add one minus the cosine over channels."""
+    cosine_floor: float = 0.1
+    """smallest norm the cosine divides by; 1e-8 in published code, which makes the first gradient
+    of a network with zero output a million times too large."""
+    time_weight: Weight | None = None
+    """weight of the loss over the times."""
+    log_variance: bool = False
+    """divide the loss by a learned variance of t."""
+    flow_anchor: float = 0.0
+    """weight of a flow-matching term at s = t on the same rows (FACM)."""
+    alignment: float = 0.0
+    """weight of the representation alignment term (REPA)."""
+    matching: float = 0.0
+    """weight of the distribution matching term (TwinFlow)."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        _check(self)
+
+
+def _check(objective: ObjectiveSettings) -> None:
     """Refuse settings without a meaning.
 
     Raises:
@@ -82,7 +177,7 @@ def check(objective: "Objective") -> None:
         _check_terminal(objective)
 
 
-def _check_terminal(objective: "Objective") -> None:
+def _check_terminal(objective: ObjectiveSettings) -> None:
     """Refuse a terminal velocity without the network, the derivative or the rows it needs."""
     if not (objective.two_time and objective.tangent == "jvp"):
         raise ValueError(
