@@ -183,7 +183,8 @@ def test_sharded_weights(tmp_path):
         job(settings("muon", "fsdp2"), tmp_path / "muon", world=2),
     )
     assert results[0][0] == [0] and results[1][0] == [0, 0], results[1][1]
-    assert results[2][0] == [1, 1] and "set train.sharding to none" in results[2][1]
+    # The first to say so ends the other.
+    assert all(results[2][0]) and "set train.sharding to none" in results[2][1]
     states = [
         load_file(tmp_path / n / "checkpoints/step_0000004/network.safetensors")
         for n in ("whole", "parts")
