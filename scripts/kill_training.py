@@ -96,6 +96,9 @@ def start(run_dir: Path) -> int:
         log = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        # torch replaces its pool of threads at the first use after a fork, and two threads that are
+        # the first at once would end the process.
+        torch.set_num_threads(1)
         train(SETTINGS, run_dir)
         code = 0
     finally:

@@ -60,6 +60,11 @@ def _train(job, rank, port):
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    import torch
+
+    # torch replaces its pool of threads at the first use after a fork, and two threads that are the
+    # first at once would end the process.
+    torch.set_num_threads(1)
     if world > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
