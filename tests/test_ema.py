@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.test_train import same, tiny
 from ucgm import checkpoint, cli
+from ucgm.disk import sha256
 from ucgm.ema import EMA, EMAConfig, power_exponent, stem_of
 from ucgm.optim import OptimizerConfig
 from ucgm.posthoc import coefficients, find_snapshots, inner_products
@@ -169,7 +170,7 @@ def test_a_run_is_sampled_with_it(only_two):
     cli.main(["ema", str(only_two), "--std", "0.075"])
     run = checkpoint.load_run(only_two, weights="std_0.075")
     assert (run.step, run.weights) == (300, "std_0.075")
-    assert run.digest == checkpoint.sha256(only_two / "ema" / "std_0.075.safetensors")
+    assert run.digest == sha256(only_two / "ema" / "std_0.075.safetensors")
     assert not same(run.network.state_dict(), checkpoint.load_run(only_two).network.state_dict())
     cli.main(["sample", str(only_two), "--num-images", "2", "--weights", "std_0.075"])
     assert len(list(only_two.glob("samples/*std_0.075*/images/*.png"))) == 2

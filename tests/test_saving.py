@@ -186,7 +186,7 @@ def test_latest_is_right_after_a_crash_at_any_instant(tmp_path, monkeypatch):
 
             return call
 
-        for where, name in ((saving.os, "replace"), (saving.shutil, "rmtree"), (saving, "_sync")):
+        for where, name in ((saving.os, "replace"), (saving.shutil, "rmtree"), (saving, "sync")):
             monkeypatch.setattr(where, name, wrap(getattr(where, name)))
         return left
 

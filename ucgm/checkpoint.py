@@ -26,7 +26,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ucgm.config import Config, read_config
-from ucgm.saving import CHECKPOINTS, MANIFEST, save_checkpoint, sha256
+from ucgm.disk import sha256
+from ucgm.saving import CHECKPOINTS, MANIFEST, save_checkpoint
 from ucgm.sharding import fill
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "newest_checkpoint",
     "read_facts",
     "save_checkpoint",
-    "sha256",
     "verify",
 ]
 

@@ -23,9 +23,10 @@ from ucgm.data.files import write_atomic
 from ucgm.data.folder import ImageDataset, Images
 from ucgm.data.images import UnreadableImage, grid, read_image
 from ucgm.data.latents import MANIFEST_FILE, LatentDataset, read_manifest
-from ucgm.data.shardfile import read_header, sha256_of
+from ucgm.data.shardfile import read_header
 from ucgm.data.shards import ShardSet
 from ucgm.data.source import Dataset
+from ucgm.disk import sha256
 
 _SLICE = 512  # rows in memory at a time
 
@@ -107,7 +108,7 @@ def _check_shards(folder: Path) -> Report:
         rows += header.rows
         if header.rows != record["rows"]:
             problems.append(f"{record['file']} has {header.rows} rows of {record['rows']}")
-        if sha256_of(path) != record["sha256"]:
+        if sha256(path) != record["sha256"]:
             problems.append(f"{record['file']} is not what was written: delete it and encode again")
         moments += _shard_moments(shard, codec, record["file"], problems)
     known = {record["file"] for record in manifest["shards"]}

@@ -11,7 +11,6 @@ in the order of the stream, so that the next step may start at once and change t
 At every instant ``latest`` names a checkpoint that is whole.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ucgm.disk import sha256, sync
 from ucgm.sharding import fill, whole
 
 CHECKPOINTS = "checkpoints"
@@ -32,25 +32,11 @@ MANIFEST = "manifest.json"
 State = dict[str, Tensor]
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a small file in one step."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
 
 
@@ -153,7 +139,7 @@ def save_checkpoint(
     if final.exists():  # damaged, or the run was continued from one before it
         os.replace(final, folder / f".old-{final.name}")
     os.replace(temporary, final)
-    _sync(folder)
+    sync(folder)
     write_text_atomically(run_dir / "latest", final.name + "\n")
     # Later ones are damaged: the run was continued from one before them, and makes them again.
     done = [old for old in sorted(folder.glob("step_*")) if int(old.name[5:]) <= step]
@@ -174,7 +160,7 @@ def _fill_folder(folder: Path, states: Mapping[str, State], facts: dict[str, Any
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1))
     for path in (*folder.iterdir(), folder):
-        _sync(path)
+        sync(path)
 
 
 def _sweep(folder: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ucgm.data.shardfile import read_header, sha256_of, write_shard
+from ucgm.data.shardfile import read_header, write_shard
 from ucgm.data.shards import ShardSet
+from ucgm.disk import sha256
 
 
 def arrays(rows=6, channels=2, dtype=torch.float16, seed=0):
@@ -34,7 +35,7 @@ def test_what_is_written_is_plain_safetensors(tmp_path, dtype):
     assert all(
         torch.equal(found[k], content[k]) and found[k].dtype == content[k].dtype for k in found
     )
-    assert record["sha256"] == sha256_of(path) and record["bytes"] == path.stat().st_size
+    assert record["sha256"] == sha256(path) and record["bytes"] == path.stat().st_size
     assert record["rows"] == 6 and record["file"] == "a.safetensors"
     assert all(
         array.offset % 4096 == 0

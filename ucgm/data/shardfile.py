@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ucgm.disk import sha256, sync
+
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 _ALIGN = 4096
 
@@ -125,10 +127,10 @@ def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        if sha256_of(temporary) != digest.hexdigest():
+        if sha256(temporary) != digest.hexdigest():
             raise OSError("what was read back differs from what was written")
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ValueError(
@@ -141,18 +143,3 @@ def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
         "bytes": path.stat().st_size,
         "sha256": digest.hexdigest(),
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

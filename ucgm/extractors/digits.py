@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ucgm.data.images import from_uint8
 from ucgm.data.source import asset_path
+from ucgm.disk import sha256
 from ucgm.extractors.source import Extractor, register_extractor
-from ucgm.metrics.reference import file_digest
 
 FEATURES = 32
 
@@ -76,7 +76,7 @@ def build_digits(weights: str | None = None) -> Extractor:
         ) from error
     return Extractor(
         name="digits",
-        digest=file_digest(path),
+        digest=sha256(path),
         module=module,
         dimensions={"features": FEATURES, "logits": 10},
         channels=1,

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ucgm.disk import sha256
 from ucgm.extractors.source import Extractor, register_extractor
-from ucgm.metrics.reference import file_digest
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -142,7 +142,7 @@ def build_dinov2(weights: str | None = None) -> Extractor:
         raise ValueError(f"{weights} does not hold DINOv2 ({reason}). {remedy}") from error
     return Extractor(
         name="dinov2",
-        digest=file_digest(weights),
+        digest=sha256(weights),
         module=module,
         dimensions={"features": width},
         channels=3,

@@ -17,8 +17,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from ucgm.disk import sha256
 from ucgm.extractors.source import Extractor, register_extractor
-from ucgm.metrics.reference import file_digest
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -69,7 +69,7 @@ def build_inception(weights: str | None = None) -> Extractor:
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not the Inception of FID ({reason}). {_remedy()}") from error
-    digest = file_digest(path)
+    digest = sha256(path)
     note = "TensorFlow's weights of 2015-12-05"
     if not digest.startswith(PREFIX):
         note = f"not the published weights (sha256 {PREFIX}...): not comparable with any FID"

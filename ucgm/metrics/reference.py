@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ucgm.disk import sha256
 from ucgm.metrics.moments import Gaussian
 
 _UNREADABLE = (
@@ -85,15 +86,6 @@ def digest_of(gaussian: Gaussian) -> str:
     """sha256 over mean and covariance."""
     digest = hashlib.sha256(gaussian.mean.numpy().tobytes())
     digest.update(gaussian.covariance.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()
 
 
@@ -169,7 +161,7 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
     return Reference(
         name=protocol.get("name", path.stem),
         gaussian=_gaussian(arrays[f"{prefix}mu"], arrays[f"{prefix}sigma"], count),
-        digest=file_digest(path),
+        digest=sha256(path),
         spatial=spatial,
         features=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
         extractor=(extractor, protocol["extractor_sha256"]) if extractor else None,
