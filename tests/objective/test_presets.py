@@ -205,6 +205,29 @@ class TestGuidanceInTrainingConverges:
         assert torch.equal(terms.target, x + 2.0)
 
 
+def test_matching_term_of_twinflow():
+    """The mean over the one-step rows, a quarter of the batch, of the powered velocity gap."""
+    x, y = batch(24, F64)
+    keys = RowRandom.for_rows(0, 1, torch.arange(24))
+    draw = preset("twinflow").draw(x, y, 5, keys)
+    network = tiny_dit(preset("twinflow"), F64)
+    losses = [
+        preset("twinflow", matching=weight).terms(network, draw, target=network).loss
+        for weight in (0.0, 1.0)
+    ]
+    rows = draw.twin.part == 0
+    one, zero = torch.ones(len(y), dtype=F64)[rows], torch.zeros(len(y), dtype=F64)[rows]
+    z, y, noise, time = draw.z[rows], draw.y[rows], draw.twin.noise[rows], draw.twin.time[rows]
+    with torch.no_grad():
+        sample = z - network(z, one, y, zero)
+        tau = time.reshape(-1, 1, 1, 1)
+        again = (1 - tau) * sample + tau * noise
+        gap = network(again, -time, y, -time) - network(again, time, y, time)
+    q = gap.clamp(-1, 1).square().mean((1, 2, 3))
+    assert 0 < rows.sum() < 12
+    torch.testing.assert_close(losses[1] - losses[0], (q / (q + 1e-6).sqrt()).sum() / (24 / 4))
+
+
 def test_own_samples_of_twinflow_are_their_own_data():
     """Whatever the field, those rows learn the velocity of the sample they are."""
     objective = preset("twinflow", field="distillation", enhancement_ratio=1.0)
