@@ -227,29 +227,39 @@ def _train(words: list[str]) -> None:
 
 
 def _expand_presets(words: Sequence[str]) -> list[str]:
-    """Put a preset's settings in front of whatever names it.
+    """Put a preset's settings in front of whatever names it, and files in today's names.
 
     So a file that names a preset starts the objective afresh, its own keys and all later ones
     override the preset, and a short delta over a longer file means what it says.
     """
-    from ucgm.config import to_dict
+    from ucgm.config import current_names, to_dict
     from ucgm.objective import preset
 
     result: list[str] = []
-    for word, following in itertools.pairwise([*words, ""]):
-        option, _, value = word.partition("=")
-        name = None
-        if option == "--objective.preset":
-            name = value or following
-        elif option == "--config":
-            name = _read_preset(value or following)
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        option, equals, value = word.partition("=")
+        if option not in ("--config", "--objective.preset") or not (equals or waiting):
+            result.append(word)
+            continue
+        value = value if equals else waiting.pop(0)
+        name = value
+        if option == "--config":
+            content = _read_yaml(value)
+            section = content.get("objective")
+            name = section.get("preset") if isinstance(section, dict) else None
+            current = current_names(content)
+            if current != content:
+                value = yaml.safe_dump(current)
         if name is not None:
             result += ["--config", yaml.safe_dump({"objective": to_dict(preset(name))})]
-        result.append(word)
+        result += [option, value]
     return result
 
 
-def _read_preset(path: str) -> str | None:
+def _read_yaml(path: str) -> dict[str, Any]:
+    """The sections of a configuration file."""
     try:
         with open(path) as file:
             content = yaml.safe_load(file)
@@ -259,8 +269,7 @@ def _read_preset(path: str) -> str | None:
         raise ValueError(f"--config {path} is not readable YAML: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold sections such as model: and train:")
-    section = content.get("objective")
-    return section.get("preset") if isinstance(section, dict) else None
+    return content
 
 
 def _dataclass_of(hint: Any) -> Any:

@@ -1,8 +1,8 @@
 """One experiment as a tree of frozen dataclasses, each defined beside the part it configures.
 
 ``to_dict`` and ``from_dict`` are the file format of a run's ``config.yaml``: plain values, and for
-a field whose class is a choice ``{class_path: ucgm.transport.Linear, init_args: {...}}``.  Reading
-imports nothing outside this package.
+a field whose class is a choice ``{class_path: ucgm.nn.DiTConfig, init_args: {...}}`` with the path
+under which the class is public, whatever file it is in.  Reading imports nothing else.
 """
 
 import dataclasses
@@ -25,6 +25,9 @@ from ucgm.timesteps import Destination, TimeLaw
 from ucgm.transport import Transport
 
 POLYMORPHIC = (Transport, TimeLaw, Destination, NetworkConfig, DataConfig)
+# Packages that export the classes a file may name, and where earlier versions had them.
+_PUBLIC = ("transport", "objective", "nn", "data", "integrations")
+_EARLIER_PACKAGES = {"timesteps": "objective"}
 
 
 @dataclass(frozen=True)
@@ -116,23 +119,39 @@ def to_dict(value: Any) -> Any:
         if isinstance(value, Sampler):
             fields.pop("transport")
         if isinstance(value, POLYMORPHIC):
-            cls = type(value)
-            return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": fields}
+            return {"class_path": class_path(type(value)), "init_args": fields}
         return fields
     if isinstance(value, tuple | list):
         return [to_dict(v) for v in value]
     return value
 
 
+def class_path(cls: type) -> str:
+    """The path under which a class is public, such as ``ucgm.nn.DiTConfig``."""
+    package = ".".join(cls.__module__.split(".")[:2]) if cls.__module__ else ""
+    return f"{package}.{cls.__qualname__}"
+
+
+def current_names(content: Any) -> Any:
+    """The content of a configuration file in today's names: earlier class paths are translated."""
+    if isinstance(content, list):
+        return [current_names(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    result = {key: current_names(item) for key, item in content.items()}
+    path = result.get("class_path")
+    if isinstance(path, str) and path.startswith("ucgm.") and path.count(".") > 1:
+        _, package, *_, name = path.split(".")
+        result["class_path"] = f"ucgm.{_EARLIER_PACKAGES.get(package, package)}.{name}"
+    return result
+
+
 def _choice(expected: type, path: str, where: str) -> type[Any]:
-    """The class named by ``class_path``, which must be part of this package."""
-    module, _, name = path.rpartition(".")
-    if not module.startswith("ucgm."):
+    """The class named by ``class_path``, which a package of ours must export."""
+    package, _, name = path.rpartition(".")
+    if package not in {f"ucgm.{public}" for public in _PUBLIC}:
         raise ValueError(f"{where}: class_path {path!r} is not part of ucgm and is not imported")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        cls = None
+    cls = getattr(importlib.import_module(package), name, None)
     if not (isinstance(cls, type) and issubclass(cls, expected)):
         raise ValueError(f"{where}: class_path {path!r} is not a {expected.__name__}")
     return cls
@@ -154,6 +173,7 @@ def from_dict(expected: Any, value: Any, where: str = "config") -> Any:
         return value
     cls: type[Any] = expected
     if isinstance(value, dict) and issubclass(cls, POLYMORPHIC):
+        value = current_names(value)
         cls = _choice(cls, value.get("class_path", ""), where)
         value = value.get("init_args") or {}
     if not isinstance(value, dict):

@@ -5,5 +5,41 @@ from ucgm.objective.draw import Draw, Terms
 from ucgm.objective.losses import LogVariance
 from ucgm.objective.objective import Objective
 from ucgm.objective.presets import PRESETS, preset
+from ucgm.timesteps import (
+    ArcTan,
+    Below,
+    Beta,
+    Data,
+    Destination,
+    Dyadic,
+    LogitNormal,
+    LogNormal,
+    Present,
+    Quarters,
+    SortedPair,
+    TimeLaw,
+    Uniform,
+)
 
-__all__ = ["PRESETS", "Alignment", "Draw", "LogVariance", "Objective", "Terms", "preset"]
+__all__ = [
+    "PRESETS",
+    "Alignment",
+    "ArcTan",
+    "Below",
+    "Beta",
+    "Data",
+    "Destination",
+    "Draw",
+    "Dyadic",
+    "LogNormal",
+    "LogVariance",
+    "LogitNormal",
+    "Objective",
+    "Present",
+    "Quarters",
+    "SortedPair",
+    "Terms",
+    "TimeLaw",
+    "Uniform",
+    "preset",
+]
