@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote are read, continued to the last bit, and compared with new ones.
+"""Files of earlier versions are read, continued to the last bit, and compared with new ones.
 
 files/ was made by make.py with the version before the package was rearranged.
 """
@@ -95,7 +95,8 @@ def test_a_benchmark_goes_on_and_is_compared(place, capsys):
     shutil.copytree(FILES / "benchmark", place / "old")
     cli.main([*words, "--steps", "1", "2", "--out-dir", "new"])
     cli.main(["compare", "old", "new", "--out-dir", "both"])
-    assert "old" in capsys.readouterr().out
+    assert "page: both/comparison.html" in capsys.readouterr().out
+    assert (place / "both" / "comparison.html").is_file()
 
 
 def test_latents_are_checked_and_read(place, capsys):
