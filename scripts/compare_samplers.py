@@ -32,8 +32,8 @@ from ucgm import Grid, Sampler, load_run
 from ucgm.extractors import open_extractor
 from ucgm.generate import Settings, samples_of_run
 from ucgm.metrics import frechet_distance, moments_of
-from ucgm.randomness import RowRandom
 from ucgm.references import reference_of
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import NAMED
 
 CALLS = (4, 6, 8, 12, 16, 24)

@@ -10,7 +10,7 @@ import torch
 
 from tests.digits_oracle import make_run, perturbed_dit
 from ucgm.benchmark import benchmark
-from ucgm.processes import join_world
+from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 from ucgm.scoring import Ruler
 

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from ucgm.processes import World
+from ucgm.runtime.processes import World
 
 
 def free_port():

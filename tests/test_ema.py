@@ -12,10 +12,10 @@ from torch import nn
 
 from tests.test_train import same, tiny
 from ucgm import checkpoint, cli
-from ucgm.disk import sha256
 from ucgm.ema import EMA, EMAConfig, power_exponent, stem_of
 from ucgm.optim import OptimizerConfig
 from ucgm.posthoc import coefficients, find_snapshots, inner_products
+from ucgm.runtime.files import sha256
 from ucgm.train import train
 
 LENGTHS = (0.05, 0.1)

@@ -14,8 +14,8 @@ from ucgm.config import write_config
 from ucgm.data import Digits
 from ucgm.generate import Settings, protocol_of, sample_run, samples_of_run, save_preview, sink_of
 from ucgm.nn import DiTConfig
-from ucgm.processes import World
 from ucgm.report.figures import grid_indices
+from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
 from ucgm.samples import SampleSet, labels_of
 

@@ -24,7 +24,7 @@ from ucgm.generate import Settings, samples_of_run
 from ucgm.importing import config_of, import_run
 from ucgm.integrations.export import export_run
 from ucgm.nn import EDM2, import_weights
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, TrigLinear
 
 GOLDEN = Path(__file__).parent / "nn" / "golden"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ucgm.randomness import RowRandom, as_random
+from ucgm.runtime.randomness import RowRandom, as_random
 
 
 def test_a_row_does_not_depend_on_its_batch():

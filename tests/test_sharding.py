@@ -15,7 +15,7 @@ from ucgm.ema import EMAConfig
 from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.objective import preset
 from ucgm.optim import OptimizerConfig
-from ucgm.sharding import Sharding
+from ucgm.runtime.sharding import Sharding
 from ucgm.train import train
 
 OBJECTIVES = {

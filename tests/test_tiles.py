@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ucgm.extractors import Extractor, Extractors
-from ucgm.tiles import by_tiles, tiles, whole_tiles
+from ucgm.runtime.fixed_batches import by_tiles, tiles, whole_tiles
 
 
 @pytest.mark.parametrize("first, count", [(0, 32), (0, 1003), (37, 33), (70, 70), (1000, 1)])

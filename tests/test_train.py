@@ -23,8 +23,8 @@ from ucgm.ema import EMA, EMAConfig
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.optim import OptimizerConfig
+from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
-from ucgm.sharding import Sharding
 from ucgm.train import train
 
 

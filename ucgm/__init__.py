@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ucgm.integrations import DiffusersNetwork, DiscreteVP, UCGMPipeline, UCGMScheduler
     from ucgm.nn import DDT, EDM2, DiT, UNet
     from ucgm.objective import Draw, Objective, Terms, preset
-    from ucgm.randomness import RowRandom
+    from ucgm.runtime.randomness import RowRandom
     from ucgm.sampler import Autoguided, Churn, Grid, Guidance, Guided, Restart, Sampler
     from ucgm.train import train
     from ucgm.transport import Linear, Transport, Trig

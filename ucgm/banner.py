@@ -8,7 +8,7 @@ from torch import nn
 from ucgm.config import Config
 from ucgm.data import Dataset
 from ucgm.data.loader import BatchPlan
-from ucgm.launch import precision
+from ucgm.runtime.precision import precision
 from ucgm.throughput import Work
 
 

@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ucgm.config import Config, read_config
-from ucgm.disk import sha256
+from ucgm.runtime.files import sha256
+from ucgm.runtime.sharding import fill
 from ucgm.saving import CHECKPOINTS, MANIFEST, save_checkpoint
-from ucgm.sharding import fill
 
 __all__ = [
     "CHECKPOINTS",

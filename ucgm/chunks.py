@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.data.files import write_atomic
 from ucgm.extractors import Extractors
+from ucgm.runtime.files import write_atomic
+from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
 from ucgm.samples import SampleSet
-from ucgm.tiles import Tile, by_tiles, whole_tiles
 
 CHUNK = 1024
 STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")

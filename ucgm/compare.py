@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.data.files import write_atomic
 from ucgm.report.figures import save_curves
 from ucgm.report.page import distinct, page
 from ucgm.report.tables import aligned, label, table
+from ucgm.runtime.files import write_atomic
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)

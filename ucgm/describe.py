@@ -19,14 +19,13 @@ from torch import Tensor
 
 from ucgm.data.codec import Codec
 from ucgm.data.encoder import channel_moments, merge_moments
-from ucgm.data.files import write_atomic
 from ucgm.data.folder import ImageDataset, Images
 from ucgm.data.images import UnreadableImage, grid, read_image
 from ucgm.data.latents import MANIFEST_FILE, LatentDataset, read_manifest
 from ucgm.data.shardfile import read_header
 from ucgm.data.shards import ShardSet
 from ucgm.data.source import Dataset
-from ucgm.disk import sha256
+from ucgm.runtime.files import sha256, write_atomic
 
 _SLICE = 512  # rows in memory at a time
 

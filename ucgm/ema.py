@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ucgm.sharding import local
+from ucgm.runtime.sharding import local
 
 # gamma = 0, the plain mean over all updates, is the longest; a snapshot of it still fades in time.
 LONGEST = 0.28

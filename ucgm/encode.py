@@ -21,7 +21,7 @@ from ucgm.data.encoder import Batch, Reader
 from ucgm.data.job import Job, Recipe, make_job
 from ucgm.data.sources import open_source
 from ucgm.data.workfolder import claim_folder, finish, read_record, write_rows
-from ucgm.processes import Progress, World, join_world
+from ucgm.runtime.processes import Progress, World, join_world
 
 
 def encode_data(

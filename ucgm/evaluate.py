@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from ucgm.chunks import CHUNK, Stopwatch, load_rows, save_rows
-from ucgm.data.files import write_atomic
 from ucgm.data.imagesets import ImageSet, open_images
 from ucgm.extractors import Extractor, open_extractor
-from ucgm.generate import claim_folder
 from ucgm.metrics import Reference, RunningMoments, save_reference
-from ucgm.processes import Progress, World, join_world
 from ucgm.references import open_panel
 from ucgm.report.tables import aligned, column
+from ucgm.runtime.files import claim_folder, write_atomic
+from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.scoring import Ruler
 from ucgm.sweep import Sweep, consecutive
 

@@ -4,7 +4,6 @@ What makes sample i is in :mod:`ucgm.samples`; this file takes network, sampler,
 from a run folder, writes images in index order, and says in ``protocol.json`` what decided them.
 """
 
-import json
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,14 +14,15 @@ from torch import Tensor
 
 from ucgm.checkpoint import Run, load_run
 from ucgm.data.card import open_for_sampling
-from ucgm.data.files import LatentSink, NpzSink, PngSink, write_atomic
+from ucgm.data.files import LatentSink, NpzSink, PngSink
 from ucgm.data.images import UINT8_RULE, grid
 from ucgm.data.imagesets import open_images
-from ucgm.processes import Progress, World, join_world
 from ucgm.report.figures import grid_indices, save_grid, save_image
+from ucgm.runtime.files import claim_folder, plain
+from ucgm.runtime.fixed_batches import whole_tiles
+from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.sampler import Guidance
 from ucgm.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
-from ucgm.tiles import whole_tiles
 
 __all__ = [
     "SampleSet",
@@ -150,15 +150,6 @@ def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, A
     }
 
 
-def plain(value: Any) -> Any:
-    """A tree of dataclasses, mappings and sequences as JSON; other objects by their text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
 def sample_run(
     run_dir: str,
     num_images: int = 100,
@@ -259,25 +250,3 @@ def save_preview(samples: SampleSet, path: Path) -> Path:
     """A contact sheet of the first samples: one class per row (no classes: reading order)."""
     save_grid(samples, path)
     return path
-
-
-def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
-    """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
-
-    Raises:
-        ValueError: naming what differs; nothing was written.
-    """
-    record = folder / "protocol.json"
-    if folder.exists() and any(folder.iterdir()):
-        if not record.is_file():
-            raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
-        there = json.loads(record.read_text())
-        for key in there.keys() | protocol.keys():
-            if there.get(key) != protocol.get(key):
-                raise ValueError(
-                    f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
-                    "nothing was overwritten. Choose another out_dir, or delete it."
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(record, lambda path: path.write_text(json.dumps(protocol, indent=2) + "\n"))
-    return folder

@@ -7,63 +7,13 @@ Compilation is regional: the blocks of a network share one program, so that comp
 for 28 of them as for one, and passes on other numbers of rows share it too.
 """
 
-import contextlib
 import ctypes
-import itertools
-import os
 import sys
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from ucgm.sharding import blocks_of
-
-
-def requested_processes() -> int | None:
-    """The number of processes the launcher was asked for; None when nobody asked.
-
-    ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing; its command
-    line, in the parent process, is the only trace of the request.
-    """
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    try:
-        import psutil
-
-        parent = psutil.Process().parent()
-        words = parent.cmdline() if parent else []
-    except (ImportError, OSError, psutil.Error):
-        return None
-    if not any("accelerate" in word for word in words[:3]):
-        return None
-    for word, following in itertools.pairwise([*words, ""]):
-        name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            return int(value or following)
-    return None
-
-
-def precision() -> str:
-    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says."""
-    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if name not in ("no", "bf16"):
-        raise ValueError(f"--mixed_precision {name} is not supported: use bf16 or no")
-    return name
-
-
-def autocast(device: torch.device, sharded: bool = False) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 when the launcher asked for it.
-
-    Its cache of weights would keep a whole copy of a ``sharded`` network, and is off for one.
-    """
-    if precision() == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=not sharded)
-    return contextlib.nullcontext()
+from ucgm.runtime.sharding import blocks_of
 
 
 def keep_freed_memory(device: torch.device) -> bool:
@@ -80,38 +30,6 @@ def keep_freed_memory(device: torch.device) -> bool:
     return set_option is not None and bool(
         set_option(max_mappings, 0) and set_option(trim_threshold, -1)
     )
-
-
-def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> Accelerator:
-    """The accelerator of this process.
-
-    Args:
-        tracker: beside metrics.jsonl.
-        run_dir: where it keeps its files.
-
-    Raises:
-        ValueError: fewer processes run than the launcher was asked for.
-    """
-    asked = requested_processes()
-    several = asked is not None and asked > 1
-    precision()
-    accelerator = Accelerator(
-        mixed_precision="no",
-        # Without a GPU accelerate starts single processes unless it is told to use the CPU.
-        cpu=several and not torch.cuda.is_available(),
-        log_with=tracker,
-        project_dir=run_dir,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-        ],
-    )
-    if asked is not None and accelerator.num_processes != asked:
-        raise ValueError(
-            f"{asked} processes were asked for and {accelerator.num_processes} runs. On a machine "
-            f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
-        )
-    return accelerator
 
 
 def compile_blocks(network: nn.Module) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ucgm.sharding import local
+from ucgm.runtime.sharding import local
 
 Name = Literal["adamw", "radam", "lion", "muon"]
 Schedule = Literal["constant", "cosine", "inverse_sqrt"]

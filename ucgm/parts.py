@@ -19,10 +19,12 @@ from ucgm.data.loader import BatchPlan
 from ucgm.ema import EMA, frozen_copy, stem_of
 from ucgm.guard import Guard
 from ucgm.journal import Journal, Pace
-from ucgm.launch import compile_blocks, keep_freed_memory, make_accelerator, precision
+from ucgm.launch import compile_blocks, keep_freed_memory
 from ucgm.objective import LogVariance
+from ucgm.runtime.precision import precision
+from ucgm.runtime.processes import make_accelerator
+from ucgm.runtime.sharding import Sharding, exchange_gradients
 from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
-from ucgm.sharding import Sharding, exchange_gradients
 from ucgm.start import alone, check_inputs, claim, refuse_another, start_from
 from ucgm.throughput import count_work, measure_peak
 from ucgm.trackers import check_tracker, start_tracker

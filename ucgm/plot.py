@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ucgm.data.files import write_atomic
+from ucgm.runtime.files import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 # Key in metrics.jsonl -> (title of the panel, logarithmic axis where it spans a decade).

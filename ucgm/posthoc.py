@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ucgm.checkpoint import EMA_FOLDER, read_facts
 from ucgm.config import read_config
-from ucgm.data.files import write_atomic
 from ucgm.ema import power_exponent, stem_of
+from ucgm.runtime.files import write_atomic
 
 # Above this the average is one of another length than it says.
 LARGEST_ERROR = 0.1

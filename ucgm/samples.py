@@ -1,7 +1,7 @@
 """Samples by index: sample i depends on (network, sampler, seed, i) and on nothing else.
 
     label_i  = i mod C  (balanced, any prefix is balanced to one), or a uniform class drawn from i
-    noise_i  = the random numbers whose key is (seed, i), see :mod:`ucgm.randomness`
+    noise_i  = the random numbers whose key is (seed, i), see :mod:`ucgm.runtime.randomness`
     x_i      = sampler(network, noise_i, label_i),    image_i = uint8(decode(x_i))
 
 so the same indices at 1, 2 and 4 steps are the same samples with more or less work, neither the
@@ -9,7 +9,7 @@ batch size nor the number of processes is part of a result, and a stopped job go
 The initial noise is drawn on the CPU, for all devices alike.
 
 To the last bit this takes calls of one shape: network and decoder work on tiles of ``tile`` rows,
-see :mod:`ucgm.tiles`.  The tile is part of a protocol as the precision is.  Two things are not in
+see :mod:`ucgm.runtime.fixed_batches`.  The tile is part of a protocol as the precision is.  Two things are not in
 our hands: another kind of processor, and on CPUs another number of threads, may round otherwise.
 """
 
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from ucgm.data.source import Dataset
-from ucgm.precision import float32_products
-from ucgm.randomness import RowRandom
+from ucgm.runtime.fixed_batches import Tile, by_tiles
+from ucgm.runtime.precision import float32_products
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Sampler
 from ucgm.sampler.guidance import Network, call
-from ucgm.tiles import Tile, by_tiles
 
 LabelRule = Literal["balanced", "random"]
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]

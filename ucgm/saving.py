@@ -24,20 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ucgm.disk import sha256, sync
-from ucgm.sharding import fill, whole
+from ucgm.runtime.files import sha256, sync, write_text_atomically
+from ucgm.runtime.sharding import fill, whole
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 State = dict[str, Tensor]
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    sync(temporary)
-    os.replace(temporary, path)
 
 
 @torch.no_grad()

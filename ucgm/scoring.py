@@ -31,7 +31,7 @@ from ucgm.metrics import (
     kernel_distance,
     precision_recall,
 )
-from ucgm.processes import Progress
+from ucgm.runtime.processes import Progress
 
 METRICS = (
     "fid",

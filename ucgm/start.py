@@ -17,7 +17,7 @@ from torch import nn
 from ucgm import checkpoint
 from ucgm.config import Config, differences, read_config, write_config
 from ucgm.data import Dataset, open_for_sampling
-from ucgm.data.files import write_atomic
+from ucgm.runtime.files import write_atomic
 from ucgm.saving import save_weights
 
 # The weights a run started from; they are also its frozen teacher.

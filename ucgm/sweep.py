@@ -17,7 +17,7 @@ from torch import Tensor
 from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
 from ucgm.extractors import Extractors
 from ucgm.metrics import RunningMoments
-from ucgm.processes import Progress, World
+from ucgm.runtime.processes import Progress, World
 from ucgm.scoring import Measured
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ucgm.data.files import write_atomic
+from ucgm.runtime.files import write_atomic
 
 TRACKERS = ("wandb", "tensorboard")
 ID_FILE = "wandb_id"

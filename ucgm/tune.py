@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ucgm.checkpoint import Run, load_run
-from ucgm.generate import Settings, claim_folder, protocol_of, samples_of_run
+from ucgm.generate import Settings, protocol_of, samples_of_run
 from ucgm.metrics import kernel_distance, moments_of
 from ucgm.metrics.frechet import frechet_distance
-from ucgm.processes import join_world
 from ucgm.references import open_judge
+from ucgm.runtime.files import claim_folder
+from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 from ucgm.sampler.search import Candidate, Space, fitted, search
 from ucgm.samples import SampleSet

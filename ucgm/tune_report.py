@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ucgm.config import to_dict
-from ucgm.data.files import write_atomic
+from ucgm.runtime.files import write_atomic
 from ucgm.sampler.search import Candidate, Trial, passes
 
 

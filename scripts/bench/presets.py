@@ -15,7 +15,7 @@ import torch
 from ucgm.nn import DiTConfig
 from ucgm.objective import PRESETS, LogVariance, preset
 from ucgm.objective.cost import count_passes
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 
 def main() -> None:

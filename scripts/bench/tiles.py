@@ -1,4 +1,4 @@
-"""What calls of one shape cost and what they are for, see ucgm/tiles.py.
+"""What calls of one shape cost and what they are for, see ucgm/runtime/fixed_batches.py.
 
     python scripts/bench/tiles.py [--size T/2] [--shape 1 8 8] [--count 1003] [--device cuda]
 
@@ -15,10 +15,10 @@ import torch
 
 from ucgm.data import Declared
 from ucgm.nn import DiTConfig
-from ucgm.randomness import RowRandom
+from ucgm.runtime.fixed_batches import whole_tiles
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Sampler
 from ucgm.samples import SampleSet
-from ucgm.tiles import whole_tiles
 
 BATCHES = (7, 32, 50, 256)
 TILES = (8, 16, 32, 64, 256)

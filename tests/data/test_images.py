@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from ucgm.data.files import NpzSink, PngSink, write_atomic
+from ucgm.data.files import NpzSink, PngSink
 from ucgm.data.images import from_uint8, grid, to_uint8
+from ucgm.runtime.files import write_atomic
 
 
 def test_uint8_rounds_to_nearest_and_inverts():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ucgm.data.shardfile import read_header, write_shard
 from ucgm.data.shards import ShardSet
-from ucgm.disk import sha256
+from ucgm.runtime.files import sha256
 
 
 def arrays(rows=6, channels=2, dtype=torch.float16, seed=0):

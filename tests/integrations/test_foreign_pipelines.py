@@ -11,7 +11,7 @@ from tests.integrations.tiny import (
     with_transformers,
 )
 from ucgm import DiffusersNetwork, DiscreteVP, Grid, Guided, Linear, Sampler, UCGMScheduler
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 SOLVERS = {
     "ucgm": {"extrapolation": 0.4, "warp": (1.1, 0.9, 1.0), "gap": (0.01, 0.02)},

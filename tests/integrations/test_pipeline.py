@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tests.integrations.tiny import dit_pipeline, fill, tiny_vae
 from ucgm import DiffusersNetwork, DiT, Guided, Linear, Sampler, UCGMPipeline, UCGMScheduler
 from ucgm.nn import DiTConfig
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"}
 

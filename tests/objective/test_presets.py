@@ -15,7 +15,7 @@ from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
 from ucgm.objective.additions import Alignment, transported
 from ucgm.objective.anchors import alpha_of_progress, anchor
 from ucgm.objective.cost import count_passes
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.timesteps import ArcTan, Below, Dyadic, LogNormal, Quarters, SortedPair, Uniform
 from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 
@@ -539,7 +539,7 @@ import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.objective.test_presets import batch, tiny_dit
 from ucgm.objective import preset
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()

@@ -7,7 +7,7 @@ from torch import nn
 from tests.test_transport import MU, TRANSPORTS, S, gaussian_estimates, gaussian_field
 from ucgm.objective import Draw, preset
 from ucgm.objective.residual import difference_tangent, finite_tangent, jvp_tangent
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import Linear, Trig
 
 each_transport = pytest.mark.parametrize("path", TRANSPORTS, ids=str)

@@ -8,7 +8,7 @@ import torch
 
 from tests.sampler.oracles import gaussian_map, gaussian_network, points
 from tests.test_transport import TRANSPORTS
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import NAMED, Churn, Grid, Restart, Sampler
 from ucgm.sampler.plan import knots
 from ucgm.sampler.program import compile_plan

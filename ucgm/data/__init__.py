@@ -7,7 +7,8 @@ from ucgm.data.digits import Digits, DigitsDataset
 from ucgm.data.folder import ImageDataset, Images
 from ucgm.data.images import UINT8_RULE, from_uint8, grid, to_uint8
 from ucgm.data.latents import LatentDataset, Latents
-from ucgm.data.source import DataConfig, Dataset, asset_path
+from ucgm.data.source import DataConfig, Dataset
+from ucgm.runtime.files import asset_path
 
 __all__ = [
     "UINT8_RULE",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ucgm.data.ldm import ldm_arguments, ldm_to_diffusers, read_ldm_state
-from ucgm.precision import exact_float32
+from ucgm.runtime.precision import exact_float32
 
 Store = Literal["sample", "mean", "moments"]
 KINDS = {"AutoencoderKL": "kl", "AutoencoderDC": "dc", "AutoencoderRAE": "rae"}

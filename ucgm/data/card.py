@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ucgm.data.codec import Codec
-from ucgm.data.files import write_atomic
 from ucgm.data.source import DataConfig, Dataset
+from ucgm.runtime.files import write_atomic
 
 CARD_FILE = "data.json"
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ucgm.data.autoencoder import KNOWN, Autoencoder, Store, open_autoencoder
-from ucgm.data.files import write_atomic
 from ucgm.data.images import from_uint8, to_uint8
+from ucgm.runtime.files import write_atomic
 
 CODEC_FILE = "codec.json"
 _FORMAT = 1

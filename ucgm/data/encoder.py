@@ -21,7 +21,7 @@ from ucgm.data.autoencoder import Autoencoder, Store
 from ucgm.data.images import UnreadableImage, from_uint8, read_image
 from ucgm.data.shards import ShardSet
 from ucgm.data.sources import ShardSource, Source
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 
 class Batch(NamedTuple):

@@ -5,16 +5,15 @@ a stored (not compressed) zip that is written part by part: 50,000 images of 256
 9.8 GB on disk and never lie in memory together.
 """
 
-import os
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from ucgm.data.images import to_pil
+from ucgm.runtime.files import write_atomic
 
 
 class PngSink:
@@ -110,15 +109,3 @@ class LatentSink(NpzSink):
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Keep latents (B, C, h, w) float32 with consecutive ``indices`` (B,)."""
         self._keep(int(indices[0]), images, labels)
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync and rename it: all or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

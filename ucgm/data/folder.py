@@ -17,7 +17,7 @@ from torch import Tensor
 from ucgm.data.images import UnreadableImage, from_uint8, read_image, to_uint8
 from ucgm.data.source import DataConfig, Dataset
 from ucgm.data.sources import Source, open_source
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 
 class ImageDataset(Dataset):

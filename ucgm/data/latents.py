@@ -23,7 +23,7 @@ from ucgm.data.codec import Codec, CodecSettings
 from ucgm.data.images import from_uint8
 from ucgm.data.shards import ShardSet
 from ucgm.data.source import DataConfig, Dataset
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 MANIFEST_FILE = "manifest.json"
 

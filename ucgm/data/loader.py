@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.source import Dataset
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 # Streams of the row keys that no objective comes near.
 _FLIP_STREAM = 1 << 20

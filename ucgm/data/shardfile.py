@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.disk import sha256, sync
+from ucgm.runtime.files import sha256, sync
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 _ALIGN = 4096

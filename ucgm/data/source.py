@@ -17,14 +17,12 @@ right.  Who draws the indices decides about the flips; the set itself has no ran
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ucgm.data.codec import Codec
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 
 class Dataset(torch.utils.data.Dataset, ABC):
@@ -104,18 +102,3 @@ class DataConfig(ABC):
     def held_out(self) -> "DataConfig | None":
         """Real data of the same kind that training does not see, where there are any."""
         return None
-
-
-def asset_path(name: str) -> Path:
-    """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
-    places = (
-        Path(str(files("ucgm"))) / "assets" / name,
-        Path(__file__).resolve().parents[2] / "assets" / name,
-    )
-    for place in places:
-        if place.is_file():
-            return place
-    raise ValueError(
-        f"{name} is missing: looked for {places[0]} and {places[1]}. Reinstall ucgm, or in a "
-        "checkout run `git checkout -- assets`."
-    )

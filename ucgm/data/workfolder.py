@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ucgm.data.codec import Codec
 from ucgm.data.encoder import channel_moments, merge_moments
-from ucgm.data.files import write_atomic
 from ucgm.data.job import Job
 from ucgm.data.latents import MANIFEST_FILE
 from ucgm.data.shardfile import write_shard
+from ucgm.runtime.files import write_atomic
 
 CLAIM_FILE = "encode.json"
 PROGRESS = ".progress"

@@ -17,8 +17,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from ucgm.disk import sha256
 from ucgm.extractors.source import Extractor, register_extractor
+from ucgm.runtime.files import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"

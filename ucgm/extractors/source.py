@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ucgm.precision import exact_float32
-from ucgm.tiles import tiles
+from ucgm.runtime.fixed_batches import tiles
+from ucgm.runtime.precision import exact_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Extractor:
         channels: colour channels of the images it takes.
         num_classes: classes the logits stand for when they are those of the data, else 0.
         note: one line for the report, for example the accuracy of a classifier.
-        batch_size: images per call of the module, always as many, see :mod:`ucgm.tiles`.
+        batch_size: images per call of the module, always as many, see :mod:`ucgm.runtime.fixed_batches`.
     """
 
     name: str

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ucgm.config import from_dict
 from ucgm.integrations.discrete import DiscreteVP
-from ucgm.randomness import RowRandom, as_random
+from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import Linear, Transport
 
 Generators = RowRandom | torch.Generator | Sequence[torch.Generator] | None

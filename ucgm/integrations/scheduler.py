@@ -27,7 +27,7 @@ from torch import Tensor
 from ucgm.config import to_dict
 from ucgm.integrations.discrete import DiscreteVP
 from ucgm.integrations.foreign import Generators, own_config, random_of, transport_of
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Grid, Sampler
 from ucgm.sampler.plan import knots
 from ucgm.sampler.program import Memory

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.disk import sha256
 from ucgm.metrics.moments import Gaussian
+from ucgm.runtime.files import sha256
 
 _UNREADABLE = (
     AttributeError,

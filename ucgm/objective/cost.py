@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ucgm.objective.losses import LogVariance
 from ucgm.objective.objective import Objective
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 
 
 def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) -> dict[str, float]:

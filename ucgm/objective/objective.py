@@ -25,7 +25,7 @@ from ucgm.objective.passes import Network, Passes
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.target import consistency_target, own_velocity
 from ucgm.objective.terminal import terminal_velocity
-from ucgm.randomness import RowRandom, as_random
+from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.timesteps import Data, Destination, Present, Quarters
 from ucgm.transport import expand
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ucgm.data.files import write_atomic
 from ucgm.data.images import grid
 from ucgm.report.tables import label, summarise
+from ucgm.runtime.files import write_atomic
 from ucgm.samples import SampleSet
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.randomness import RowRandom, as_random
+from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.sampler.check import SolverName, check_settings
 from ucgm.sampler.grids import Grid
 from ucgm.sampler.guidance import Network, call

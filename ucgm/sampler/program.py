@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.randomness import RowRandom
+from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler.plan import Pair, Step
 
 Key = tuple[int, int]  # evaluation, which of its combinations

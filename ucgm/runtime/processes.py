@@ -5,17 +5,22 @@ on GPUs); started alone, it is the world.  Work is shared in strides (item k goe
 k mod size), so that no process waits for another before the end.
 """
 
+import itertools
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from ucgm.launch import requested_processes
+from ucgm.runtime.precision import precision
 
 Item = TypeVar("Item")
 
@@ -125,3 +130,59 @@ class Progress:
             print(f"\r{line:<78}", end="\n" if last else "", flush=True)
         else:
             print(line, flush=True)
+
+
+def requested_processes() -> int | None:
+    """The number of processes the launcher was asked for; None when nobody asked.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing; its command
+    line, in the parent process, is the only trace of the request.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    try:
+        import psutil
+
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent else []
+    except (ImportError, OSError, psutil.Error):
+        return None
+    if not any("accelerate" in word for word in words[:3]):
+        return None
+    for word, following in itertools.pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            return int(value or following)
+    return None
+
+
+def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> Accelerator:
+    """The accelerator of this process.
+
+    Args:
+        tracker: beside metrics.jsonl.
+        run_dir: where it keeps its files.
+
+    Raises:
+        ValueError: fewer processes run than the launcher was asked for.
+    """
+    asked = requested_processes()
+    several = asked is not None and asked > 1
+    precision()
+    accelerator = Accelerator(
+        mixed_precision="no",
+        # Without a GPU accelerate starts single processes unless it is told to use the CPU.
+        cpu=several and not torch.cuda.is_available(),
+        log_with=tracker,
+        project_dir=run_dir,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=1)),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    if asked is not None and accelerator.num_processes != asked:
+        raise ValueError(
+            f"{asked} processes were asked for and {accelerator.num_processes} runs. On a machine "
+            f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
+        )
+    return accelerator

@@ -4,8 +4,11 @@ NVIDIA's GPUs multiply float32 matrices with 10 bits of mantissa (TF32) where th
 torch allows it for convolutions unless told otherwise.  A protocol that says fp32 means 23 bits.
 """
 
+import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -27,3 +30,21 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     """No TF32 and no autocast, whatever the caller set for its own network."""
     with float32_products(tf32=False), torch.autocast(device.type, enabled=False):
         yield
+
+
+def precision() -> str:
+    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says."""
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if name not in ("no", "bf16"):
+        raise ValueError(f"--mixed_precision {name} is not supported: use bf16 or no")
+    return name
+
+
+def autocast(device: torch.device, sharded: bool = False) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16 when the launcher asked for it.
+
+    Its cache of weights would keep a whole copy of a ``sharded`` network, and is off for one.
+    """
+    if precision() == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=not sharded)
+    return contextlib.nullcontext()

@@ -1,0 +1,1 @@
+"""Processes, sharding, randomness, files and precision: what every part stands on."""

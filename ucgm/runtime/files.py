@@ -1,0 +1,90 @@
+"""What is on the disk: the digest of a file, and that it is there after a power cut."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the renames in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync and rename it: all or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """A tree of dataclasses, mappings and sequences as JSON; other objects by their text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
+    """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
+
+    Raises:
+        ValueError: naming what differs; nothing was written.
+    """
+    record = folder / "protocol.json"
+    if folder.exists() and any(folder.iterdir()):
+        if not record.is_file():
+            raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
+        there = json.loads(record.read_text())
+        for key in there.keys() | protocol.keys():
+            if there.get(key) != protocol.get(key):
+                raise ValueError(
+                    f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
+                    "nothing was overwritten. Choose another out_dir, or delete it."
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(record, lambda path: path.write_text(json.dumps(protocol, indent=2) + "\n"))
+    return folder
+
+
+def asset_path(name: str) -> Path:
+    """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
+    places = (
+        Path(str(files("ucgm"))) / "assets" / name,
+        Path(__file__).resolve().parents[2] / "assets" / name,
+    )
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(
+        f"{name} is missing: looked for {places[0]} and {places[1]}. Reinstall ucgm, or in a "
+        "checkout run `git checkout -- assets`."
+    )
