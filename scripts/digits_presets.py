@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ucgm.benchmark import benchmark_run
-from ucgm.config import Config, TrainConfig
 from ucgm.data import Digits
-from ucgm.ema import EMAConfig
 from ucgm.nn import DiTConfig
 from ucgm.objective import PRESETS, preset
-from ucgm.optim import OptimizerConfig
+from ucgm.runs.config import Config
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Grid, Sampler
 from ucgm.train import train
 from ucgm.transport import EDM, Trig

@@ -30,13 +30,12 @@ from pathlib import Path
 import accelerate  # noqa: F401  imported before the first fork
 import torch
 
-from ucgm.checkpoint import CHECKPOINTS, verify
-from ucgm.config import Config, TrainConfig
 from ucgm.data import Digits
-from ucgm.ema import EMAConfig
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.optim import OptimizerConfig
+from ucgm.runs.checkpoint import CHECKPOINTS, verify
+from ucgm.runs.config import Config
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Sampler
 from ucgm.throughput import count_work
 from ucgm.train import train

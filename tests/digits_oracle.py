@@ -10,10 +10,10 @@ A sampler that follows it ends on a training image: the perfect memoriser.
 import torch
 from torch import nn
 
-from ucgm.checkpoint import Run
-from ucgm.config import Config
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
+from ucgm.runs.checkpoint import Run
+from ucgm.runs.config import Config
 from ucgm.sampler import Guidance, Sampler
 
 

@@ -44,7 +44,7 @@ def run_jobs(*jobs):
 
 def job(config, run_dir, world=1, **changes):
     """A job of ``run_jobs``."""
-    from ucgm.config import to_dict
+    from ucgm.runs.config import to_dict
 
     return {"config": to_dict(config), "run_dir": run_dir, "world": world} | changes
 
@@ -68,7 +68,7 @@ def _train(job, rank, port):
     if world > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
-    from ucgm.config import Config, from_dict
+    from ucgm.runs.config import Config, from_dict
     from ucgm.train import train
 
     _poison(job.get("poison", ()))

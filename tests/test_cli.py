@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from ucgm import cli
-from ucgm.config import Config, differences, from_dict, read_config, to_dict, write_config
 from ucgm.objective import PRESETS, preset
+from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
 from ucgm.timesteps import Beta, LogitNormal
 from ucgm.transport import Trig
 

@@ -15,7 +15,7 @@ from ucgm.nn.sources import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.objective.draw import HostTimes
 from ucgm.objective.fields import coefficients, sources_of
-from ucgm.optim import OptimizerConfig
+from ucgm.runs.settings import OptimizerConfig
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.timesteps import Beta
 from ucgm.transport import EDM, Linear

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.test_train import same, tiny
-from ucgm import checkpoint, cli
-from ucgm.ema import EMA, EMAConfig, power_exponent, stem_of
-from ucgm.optim import OptimizerConfig
-from ucgm.posthoc import coefficients, find_snapshots, inner_products
+from ucgm import cli
+from ucgm.ema import EMA
+from ucgm.runs import checkpoint
+from ucgm.runs.averages import coefficients, find_snapshots, inner_products
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, power_exponent, stem_of
 from ucgm.runtime.files import sha256
 from ucgm.train import train
 
@@ -192,7 +193,7 @@ def test_a_resumed_run_leaves_the_same_snapshots(only_two, tmp_path):
     for path in (run / "ema").glob("step_00002*"):
         path.unlink()
     (run / "config.yaml").unlink()
-    from ucgm.config import write_config
+    from ucgm.runs.config import write_config
 
     write_config(config(), run / "config.yaml")
     train(config(), run)

@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests import group
 from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
-from ucgm.checkpoint import load_run, save_checkpoint
-from ucgm.config import write_config
 from ucgm.data import Digits
 from ucgm.generate import Settings, protocol_of, sample_run, samples_of_run, save_preview, sink_of
 from ucgm.nn import DiTConfig
 from ucgm.report.figures import grid_indices
+from ucgm.runs.checkpoint import load_run, save_checkpoint
+from ucgm.runs.config import write_config
 from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
 from ucgm.samples import SampleSet, labels_of

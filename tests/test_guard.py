@@ -12,9 +12,9 @@ from tests.forked import job, run_jobs
 from tests.test_train import same, tiny
 from ucgm.data import DigitsDataset
 from ucgm.data.loader import sample_indices
-from ucgm.ema import EMAConfig
 from ucgm.guard import mark
 from ucgm.objective import Objective
+from ucgm.runs.settings import EMAConfig
 from ucgm.train import train
 
 STEP = 6  # the seventh

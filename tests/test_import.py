@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, cli, load_run
-from ucgm.config import read_config
 from ucgm.data import Codec, Declared, Latents
 from ucgm.encode import encode_data
 from ucgm.generate import Settings, samples_of_run
-from ucgm.importing import config_of, import_run
 from ucgm.integrations.export import export_run
 from ucgm.nn import EDM2, import_weights
+from ucgm.runs.config import read_config
+from ucgm.runs.imported import config_of, import_run
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, TrigLinear
 

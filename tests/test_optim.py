@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from tests.forked import job, run_jobs
 from tests.test_train import tiny
 from ucgm.nn import DiTConfig, EDM2Config
-from ucgm.optim import OptimizerConfig
-from ucgm.saving import optimizer_state, restore_optimizer
+from ucgm.runs.saving import optimizer_state, restore_optimizer
+from ucgm.runs.settings import OptimizerConfig
 
 NAMES = ("adamw", "radam", "lion", "muon")
 

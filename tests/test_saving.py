@@ -13,14 +13,20 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_train import same, tiny, weights
-from ucgm import checkpoint, saving
 from ucgm import train as trainer
 from ucgm.data import Digits, DigitsDataset
 from ucgm.generate import SampleSet, save_preview
 from ucgm.guard import Guard
 from ucgm.report.figures import join_grid
+from ucgm.runs import checkpoint, saving
+from ucgm.runs.saving import (
+    Writer,
+    host_copies,
+    optimizer_state,
+    restore_optimizer,
+    save_checkpoint,
+)
 from ucgm.sampler import Sampler
-from ucgm.saving import Writer, host_copies, optimizer_state, restore_optimizer, save_checkpoint
 from ucgm.train import train
 
 

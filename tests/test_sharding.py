@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from tests.forked import job, run_jobs
 from tests.test_train import same, tiny, weights
-from ucgm import checkpoint, cli
-from ucgm.ema import EMAConfig
+from ucgm import cli
 from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.objective import preset
-from ucgm.optim import OptimizerConfig
+from ucgm.runs import checkpoint
+from ucgm.runs.settings import EMAConfig, OptimizerConfig
 from ucgm.runtime.sharding import Sharding
 from ucgm.train import train
 

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests import group
-from ucgm import checkpoint
 from ucgm import start as start_of_a_run
-from ucgm.config import Config, TrainConfig
 from ucgm.data import Digits
-from ucgm.ema import EMA, EMAConfig
+from ucgm.ema import EMA
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.optim import OptimizerConfig
+from ucgm.runs import checkpoint
+from ucgm.runs.config import Config
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
 from ucgm.train import train

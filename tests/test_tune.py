@@ -8,7 +8,7 @@ import yaml
 
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm import cli
-from ucgm.config import Config, from_dict
+from ucgm.runs.config import Config, from_dict
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.sampler.search import FAMILIES, Candidate, Space, fitted, passes, search
 from ucgm.transport import Linear

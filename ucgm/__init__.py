@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ucgm.checkpoint import Run, load_run
-    from ucgm.config import Config
     from ucgm.integrations import DiffusersNetwork, DiscreteVP, UCGMPipeline, UCGMScheduler
     from ucgm.nn import DDT, EDM2, DiT, UNet
     from ucgm.objective import Draw, Objective, Terms, preset
+    from ucgm.runs.checkpoint import Run, load_run
+    from ucgm.runs.config import Config
     from ucgm.runtime.randomness import RowRandom
     from ucgm.sampler import Autoguided, Churn, Grid, Guidance, Guided, Restart, Sampler
     from ucgm.train import train

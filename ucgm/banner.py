@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ucgm.config import Config
 from ucgm.data import Dataset
 from ucgm.data.loader import BatchPlan
+from ucgm.runs.config import Config
 from ucgm.runtime.precision import precision
 from ucgm.throughput import Work
 

@@ -51,10 +51,10 @@ _FUNCTIONS = {
     "tune-sampler": ("ucgm.tune", "tune_sampler"),
     "encode": ("ucgm.encode", "encode_data"),
     "data": ("ucgm.describe", "describe_data"),
-    "import": ("ucgm.importing", "import_run"),
+    "import": ("ucgm.runs.imported", "import_run"),
     "export": ("ucgm.integrations.export", "export_run"),
     "models": ("ucgm.nn.cost", "print_models"),
-    "ema": ("ucgm.posthoc", "make_averages"),
+    "ema": ("ucgm.runs.averages", "make_averages"),
     "plot": ("ucgm.plot", "plot_runs"),
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.demo", "demo"),
@@ -121,7 +121,7 @@ def _parser(**options: Any) -> Any:
     """A parser that raises instead of exiting, and that reads class choices by their type."""
     import jsonargparse
 
-    from ucgm.config import POLYMORPHIC
+    from ucgm.runs.config import POLYMORPHIC
 
     jsonargparse.set_parsing_settings(
         subclasses_enabled=list(POLYMORPHIC), docstring_parse_attribute_docstrings=True
@@ -164,7 +164,7 @@ def _explain(message: str, parser: Any) -> str:
 
 def _choice_fields() -> set[str]:
     """Names of the settings of every class that a ``class_path`` may name."""
-    from ucgm.config import POLYMORPHIC
+    from ucgm.runs.config import POLYMORPHIC
 
     found, todo = set(), list(POLYMORPHIC)
     while todo:
@@ -207,7 +207,7 @@ def _options(
 
 def _train(words: list[str]) -> None:
     """``ucgm train --config FILE ... --run-dir DIR [--section.key value ...]``."""
-    from ucgm.config import Config
+    from ucgm.runs.config import Config
 
     words = _options(words)
     parser = _parser(prog="ucgm train", description="Train, tune, or continue a run.")
@@ -232,8 +232,8 @@ def _expand_presets(words: Sequence[str]) -> list[str]:
     So a file that names a preset starts the objective afresh, its own keys and all later ones
     override the preset, and a short delta over a longer file means what it says.
     """
-    from ucgm.config import current_names, to_dict
     from ucgm.objective import preset
+    from ucgm.runs.config import current_names, to_dict
 
     result: list[str] = []
     waiting = list(words)

@@ -16,7 +16,7 @@ is the standard deviation of the peak's profile over the length of the run, for 
     std = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))          (EDM2, equation 11)
 
 and std = 0.05 and 0.10 are gamma = 16.97 and 6.94.  Snapshots of two such averages are enough to
-make that of another length afterwards (:mod:`ucgm.posthoc`).
+make that of another length afterwards (:mod:`ucgm.runs.averages`).
 
 Whether a step was taken is known on the device only, so the number of updates lives there too, and
 averages of a sharded network are updated part by part, each process its own.
@@ -24,67 +24,12 @@ averages of a sharded network are updated part by part, each process its own.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ucgm.runs.settings import power_exponent
 from ucgm.runtime.sharding import local
-
-# gamma = 0, the plain mean over all updates, is the longest; a snapshot of it still fades in time.
-LONGEST = 0.28
-
-
-@dataclass(frozen=True)
-class EMAConfig:
-    """Settings of the averages."""
-
-    decay: float = 0.9999
-    """decay per optimizer step of the weights that are sampled and evaluated."""
-    target_decay: float | None = None
-    """decay of the target network of the ``enhanced`` field; null: the average above serves."""
-    warmup: bool = True
-    """ramp the decay up as (1 + n) / (10 + n)."""
-    std: float | None = None
-    """relative length of a power-function average in place of ``decay``; null: ``decay`` rules."""
-    tracked: tuple[float, ...] = ()
-    """relative lengths of further power-function averages, of which snapshots are kept in ``ema/``;
-    two, such as 0.05 and 0.10, let `ucgm ema` make any length afterwards."""
-    snapshot_every: int = 5000
-    """period of these snapshots in optimizer steps."""
-
-    def __post_init__(self) -> None:
-        """Refuse decays outside [0, 1], lengths without a profile and a period below one."""
-        for name in ("decay", "target_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ValueError(f"ema.{name} must be in [0, 1], got {value}")
-        for value in (*self.tracked, *(() if self.std is None else (self.std,))):
-            power_exponent(value)
-        if len({stem_of(std) for std in self.tracked}) < len(self.tracked):
-            raise ValueError(f"ema.tracked must differ in the third digit, got {self.tracked}")
-        if self.snapshot_every < 1:
-            raise ValueError(f"ema.snapshot_every must be at least 1, got {self.snapshot_every}")
-
-
-def stem_of(std: float) -> str:
-    """Name of the average of relative length ``std``, in files."""
-    return f"std_{std:.3f}"
-
-
-def power_exponent(std: float) -> float:
-    """gamma of the power-function average whose relative length is ``std``.
-
-    It is the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / std^2.
-
-    Raises:
-        ValueError: no such average.
-    """
-    if not 0.001 <= std <= LONGEST:
-        raise ValueError(f"the relative length of an average must be in [0.001, 0.28], got {std}")
-    ratio = std**-2
-    return float(np.roots([1.0, 7.0, 16.0 - ratio, 12.0 - ratio]).real.max())
 
 
 class EMA:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.checkpoint import Run, load_run
 from ucgm.data.card import open_for_sampling
 from ucgm.data.files import LatentSink, NpzSink, PngSink
 from ucgm.data.images import UINT8_RULE, grid
 from ucgm.data.imagesets import open_images
 from ucgm.report.figures import grid_indices, save_grid, save_image
+from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder, plain
 from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.processes import Progress, World, join_world

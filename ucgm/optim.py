@@ -15,99 +15,14 @@ update the size of AdamW's (arXiv 2502.16982, section 2.2), so that one learning
 A schedule is a pure function of the step, so there is none to save.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ucgm.runtime.sharding import local
-
-Name = Literal["adamw", "radam", "lion", "muon"]
-Schedule = Literal["constant", "cosine", "inverse_sqrt"]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Optimizer and schedule; the learning rate is a pure function of the step."""
-
-    name: Name = "adamw"
-    """adamw, radam, lion (about a third of AdamW's learning rate), or muon (AdamW's)."""
-    lr: float = 2e-4
-    """peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """decay of the first and second moment; of Lion's update and momentum."""
-    eps: float = 1e-8
-    """added to the root of the second moment; Lion has none."""
-    weight_decay: float = 0.0
-    """decoupled weight decay."""
-    schedule: Schedule = "constant"
-    """shape after the warm-up: cosine falls to 0 at the last step, inverse_sqrt as
-    1 / sqrt(step / reference_steps) from there on (EDM2, arXiv 2312.02696, section 2)."""
-    warmup_steps: int = 0
-    """steps of linear warm-up."""
-    reference_steps: int = 70_000
-    """step at which inverse_sqrt begins to fall."""
-
-    def __post_init__(self) -> None:
-        """Refuse names and numbers without a meaning."""
-        for name, allowed in (("name", get_args(Name)), ("schedule", get_args(Schedule))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"optimizer.{name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        if self.warmup_steps < 0 or self.reference_steps < 1:
-            raise ValueError(
-                "optimizer.warmup_steps must be at least 0 and optimizer.reference_steps at least "
-                f"1, got {self.warmup_steps} and {self.reference_steps}"
-            )
-
-    def build(self, parameters: Mapping[nn.Parameter, str]) -> torch.optim.Optimizer:
-        """The optimizer, with fused or foreach kernels.
-
-        Args:
-            parameters: what is trained, with names.
-
-        Raises:
-            ValueError: Muon, where torch or the network does not have it or weights are sharded.
-        """
-        common: dict[str, Any] = dict(
-            lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )
-        if self.name == "adamw":
-            return torch.optim.AdamW(list(parameters), fused=True, **common)
-        if self.name == "radam":
-            return torch.optim.RAdam(
-                list(parameters), foreach=True, decoupled_weight_decay=True, **common
-            )
-        if self.name == "lion":
-            return Lion(list(parameters), self.lr, self.betas, self.weight_decay)
-        hidden, others = _split_for_muon(parameters)
-        return Muon(hidden, others, common)
-
-    def lr_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of optimizer step ``step`` = 0 .. total_steps - 1."""
-        ramp = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        shape = 1.0
-        if self.schedule == "cosine":
-            done = max(0, step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
-            shape = 0.5 * (1.0 + math.cos(math.pi * done))
-        elif self.schedule == "inverse_sqrt":
-            shape = 1.0 / math.sqrt(max(step / self.reference_steps, 1.0))
-        return self.lr * ramp * shape
-
-    def describe(self) -> str:
-        """A few words for the log."""
-        words = [f"{self.name} lr {self.lr:g}", self.schedule]
-        if self.warmup_steps:
-            words.append(f"warm-up {self.warmup_steps:,}")
-        if self.weight_decay:
-            words.append(f"weight decay {self.weight_decay:g}")
-        return ", ".join(words)
 
 
 class Lion(torch.optim.Optimizer):

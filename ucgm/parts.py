@@ -11,21 +11,23 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ucgm import checkpoint
 from ucgm.banner import banner
-from ucgm.config import Config, flat
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
-from ucgm.ema import EMA, frozen_copy, stem_of
+from ucgm.ema import EMA, frozen_copy
 from ucgm.guard import Guard
 from ucgm.journal import Journal, Pace
 from ucgm.launch import compile_blocks, keep_freed_memory
 from ucgm.objective import LogVariance
+from ucgm.runs import checkpoint
+from ucgm.runs.config import Config, flat
+from ucgm.runs.folder import alone, claim, refuse_another
+from ucgm.runs.saving import State, host_copies, optimizer_state, restore_optimizer
+from ucgm.runs.settings import stem_of
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding, exchange_gradients
-from ucgm.saving import State, host_copies, optimizer_state, restore_optimizer
-from ucgm.start import alone, check_inputs, claim, refuse_another, start_from
+from ucgm.start import check_inputs, start_from
 from ucgm.throughput import count_work, measure_peak
 from ucgm.trackers import check_tracker, start_tracker
 

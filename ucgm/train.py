@@ -18,18 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ucgm.config import Config
 from ucgm.data.loader import batches, sample_indices
 from ucgm.generate import SampleSet, save_preview
 from ucgm.guard import mark
 from ucgm.journal import half_life
 from ucgm.parts import Parts, build
-from ucgm.posthoc import save_snapshot
 from ucgm.report.figures import join_grid
+from ucgm.runs.config import Config
+from ucgm.runs.saving import Writer, host_copies, save_checkpoint, save_snapshot
 from ucgm.runtime.precision import autocast, precision
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import clip_gradients
-from ucgm.saving import Writer, host_copies, save_checkpoint
 from ucgm.throughput import peak_memory
 from ucgm.trackers import track_picture
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.checkpoint import Run, load_run
 from ucgm.generate import Settings, protocol_of, samples_of_run
 from ucgm.metrics import kernel_distance, moments_of
 from ucgm.metrics.frechet import frechet_distance
 from ucgm.references import open_judge
+from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ucgm.config import to_dict
+from ucgm.runs.config import to_dict
 from ucgm.runtime.files import write_atomic
 from ucgm.sampler.search import Candidate, Trial, passes
 

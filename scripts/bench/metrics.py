@@ -145,9 +145,9 @@ def digits(samples):
     import matplotlib.pyplot  # noqa: F401
 
     from ucgm.benchmark import benchmark
-    from ucgm.checkpoint import Run
-    from ucgm.config import Config
     from ucgm.nn import DiTConfig
+    from ucgm.runs.checkpoint import Run
+    from ucgm.runs.config import Config
 
     network = DiTConfig(size="T/2").build((1, 8, 8), 10).eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 
 from ucgm.ema import EMA
 from ucgm.nn import DiTConfig
-from ucgm.saving import Writer, host_copies, optimizer_state, save_checkpoint
+from ucgm.runs.saving import Writer, host_copies, optimizer_state, save_checkpoint
 
 
 def main() -> None:

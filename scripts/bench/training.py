@@ -34,15 +34,15 @@ import torch
 from plain_loop import Clock, Elsewhere
 
 import ucgm.train
-from ucgm.config import Config, TrainConfig
 from ucgm.data import Latents
 from ucgm.data.codec import Codec
 from ucgm.data.shardfile import write_shard
-from ucgm.ema import EMA, EMAConfig
+from ucgm.ema import EMA
 from ucgm.journal import Journal
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.optim import OptimizerConfig
+from ucgm.runs.config import Config
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 
 SHAPE, CLASSES = (4, 32, 32), 1000
 ROWS = 16  # of a pass when the batch is cut

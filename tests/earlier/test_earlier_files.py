@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import ucgm
 from ucgm import cli
-from ucgm.config import read_config
 from ucgm.data import Latents
+from ucgm.runs.config import read_config
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"

@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ucgm.checkpoint import Run, load_run
 from ucgm.data import open_for_sampling
 from ucgm.integrations.pipeline import UCGMPipeline
+from ucgm.runs.checkpoint import Run, load_run
 
 # What the parts of a pipeline are imported from.
 _ROOTS = ("ucgm", "ucgm.integrations", "ucgm.nn", "ucgm.objective")

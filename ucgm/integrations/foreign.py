@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.config import from_dict
 from ucgm.integrations.discrete import DiscreteVP
+from ucgm.runs.config import from_dict
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import Linear, Transport
 

@@ -19,11 +19,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from ucgm.checkpoint import Run
 from ucgm.data.card import open_for_sampling
 from ucgm.data.images import to_uint8
 from ucgm.integrations.foreign import random_of
 from ucgm.integrations.scheduler import UCGMScheduler
+from ucgm.runs.checkpoint import Run
 from ucgm.sampler import Guidance
 
 Generators = torch.Generator | list[torch.Generator] | None

@@ -24,9 +24,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from ucgm.config import to_dict
 from ucgm.integrations.discrete import DiscreteVP
 from ucgm.integrations.foreign import Generators, own_config, random_of, transport_of
+from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Grid, Sampler
 from ucgm.sampler.plan import knots

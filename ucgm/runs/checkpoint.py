@@ -9,7 +9,7 @@
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
 
-How they are written is in :mod:`ucgm.saving`.  A manifest has the size and SHA-256 of every file
+How they are written is in :mod:`ucgm.runs.saving`.  A manifest has the size and SHA-256 of every file
 and is checked before anything is loaded.  There is no random state to save: data order, noise,
 times and dropout masks are functions of (seed, step, row).  Everything is safetensors, with whole
 tensors by name: loading runs no code, and neither the number of processes nor whether they shard
@@ -25,10 +25,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ucgm.config import Config, read_config
+from ucgm.runs.config import Config, read_config
+from ucgm.runs.saving import CHECKPOINTS, EMA_FOLDER, MANIFEST, save_checkpoint
 from ucgm.runtime.files import sha256
 from ucgm.runtime.sharding import fill
-from ucgm.saving import CHECKPOINTS, MANIFEST, save_checkpoint
 
 __all__ = [
     "CHECKPOINTS",
@@ -43,7 +43,6 @@ __all__ = [
     "verify",
 ]
 
-EMA_FOLDER = "ema"
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
 

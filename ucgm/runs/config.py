@@ -11,15 +11,14 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from ucgm.data import DataConfig, Digits
-from ucgm.ema import EMAConfig
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
-from ucgm.optim import OptimizerConfig
+from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Guidance, Sampler
 from ucgm.timesteps import Destination, TimeLaw
 from ucgm.transport import Transport
@@ -28,61 +27,6 @@ POLYMORPHIC = (Transport, TimeLaw, Destination, NetworkConfig, DataConfig)
 # Packages that export the classes a file may name, and where earlier versions had them.
 _PUBLIC = ("transport", "objective", "nn", "data", "integrations")
 _EARLIER_PACKAGES = {"timesteps": "objective"}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Length, batch and rhythm of a training; periods are in optimizer steps."""
-
-    steps: int = 100_000
-    """optimizer steps."""
-    global_batch: int = 256
-    """samples per optimizer step, over all processes and accumulation steps."""
-    accumulation: int = 1
-    """forward and backward passes per optimizer step."""
-    seed: int = 0
-    """seed of initial weights, data order, noise, times and label dropout."""
-    grad_clip: float | None = None
-    """largest gradient norm; null: no clipping."""
-    init: str | None = None
-    """run folder whose EMA weights the training starts from; they also are the frozen teacher."""
-    num_workers: int = 0
-    """loader threads that read ahead."""
-    log_every: int = 50
-    """period of a line in metrics.jsonl."""
-    preview_every: int = 1000
-    """period of preview grids in samples/."""
-    checkpoint_every: int = 1000
-    """period of checkpoints."""
-    keep_checkpoints: int = 2
-    """how many of the newest checkpoints are kept."""
-    milestone_every: int | None = None
-    """a checkpoint at every multiple of this step is made and kept for ever; null: none."""
-    max_skipped: int = 20
-    """stop after so many steps in a row with a non-finite loss or gradient."""
-    sharding: Literal["none", "fsdp2"] = "none"
-    """``fsdp2`` spreads weights, gradients, moments, averages and teacher over the processes."""
-    compile: bool = False
-    """compile every block of the networks."""
-    tracker: str | None = None
-    """an accelerate tracker beside metrics.jsonl, such as wandb or tensorboard."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts below one, and a limit that would leave no gradient."""
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ValueError(
-                f"train.grad_clip must be above 0, got {self.grad_clip}: null is no clipping"
-            )
-        if self.num_workers < 0:
-            raise ValueError(f"train.num_workers must be at least 0, got {self.num_workers}")
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name not in ("seed", "num_workers", "compile", "grad_clip") and (
-                isinstance(value, int) and value < 1
-            ):
-                raise ValueError(f"train.{f.name} must be at least 1, got {value}")
-        if self.sharding not in ("none", "fsdp2"):
-            raise ValueError(f"train.sharding must be none or fsdp2, got {self.sharding!r}")
 
 
 @dataclass(frozen=True)

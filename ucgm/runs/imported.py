@@ -20,7 +20,6 @@ from typing import Any, Literal
 import torch
 
 from ucgm import transport as paths
-from ucgm.config import Config, write_config
 from ucgm.data import Codec, Declared
 from ucgm.data.autoencoder import KNOWN, Autoencoder, open_autoencoder
 from ucgm.data.scaling import EDM2_MEAN, EDM2_STD, normalisation
@@ -28,9 +27,10 @@ from ucgm.nn import Imported, Source, import_weights, read_checkpoint
 from ucgm.nn.cost import count_parameters
 from ucgm.nn.sources import ARCHITECTURES, published_at
 from ucgm.objective import preset
+from ucgm.runs.config import Config, write_config
+from ucgm.runs.saving import host_copies, save_checkpoint
 from ucgm.runtime.files import sha256
 from ucgm.sampler import Grid, Guidance, Sampler
-from ucgm.saving import host_copies, save_checkpoint
 from ucgm.transport import Transport
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...], float]

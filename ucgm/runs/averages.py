@@ -17,21 +17,18 @@ What is left, as a share of |p|, is the *profile error*: it is known without any
 the average is off by is about that share of how far the weights moved within its length.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.checkpoint import EMA_FOLDER, read_facts
-from ucgm.config import read_config
-from ucgm.ema import power_exponent, stem_of
-from ucgm.runtime.files import write_atomic
+from ucgm.runs.checkpoint import read_facts
+from ucgm.runs.config import read_config
+from ucgm.runs.saving import EMA_FOLDER, _write
+from ucgm.runs.settings import power_exponent, stem_of
 
 # Above this the average is one of another length than it says.
 LARGEST_ERROR = 0.1
@@ -45,14 +42,6 @@ class Snapshot:
     std: float
     step: int
     updates: int
-
-
-def save_snapshot(
-    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
-) -> Path:
-    """Keep a power-function average of relative length ``std`` as it was at ``step``."""
-    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
-    return _write(path, state, {"std": std, "step": step, "updates": updates})
 
 
 def find_snapshots(run_dir: Path) -> list[Snapshot]:
@@ -158,13 +147,3 @@ def make_averages(run_dir: str, std: list[float] | None = None, step: int | None
         facts = {"std": length, "step": end, "updates": updates}
         _write(path, combine([s.path for s in used], shares), facts)
         print(f"{path}: {len(used)} snapshots, profile error {error:.2%}  (--weights {name})")
-
-
-def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Weights with ``facts`` in their header, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in state.items()}
-    # One key: several would be written in an order that changes from process to process.
-    header = {"facts": json.dumps(facts)}
-    write_atomic(path, lambda temporary: save_file(state, temporary, header))
-    return path

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ucgm.runtime.files import sha256, sync, write_text_atomically
+from ucgm.runs.settings import stem_of
+from ucgm.runtime.files import sha256, sync, write_atomic, write_text_atomically
 from ucgm.runtime.sharding import fill, whole
 
 CHECKPOINTS = "checkpoints"
@@ -227,3 +228,24 @@ class Writer:
             self.join()
         elif self._thread is not None:
             self._thread.join()  # the error that is on its way out is the one to show
+
+
+EMA_FOLDER = "ema"
+
+
+def save_snapshot(
+    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
+) -> Path:
+    """Keep a power-function average of relative length ``std`` as it was at ``step``."""
+    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
+    return _write(path, state, {"std": std, "step": step, "updates": updates})
+
+
+def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """Weights with ``facts`` in their header, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in state.items()}
+    # One key: several would be written in an order that changes from process to process.
+    header = {"facts": json.dumps(facts)}
+    write_atomic(path, lambda temporary: save_file(state, temporary, header))
+    return path
