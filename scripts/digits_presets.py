@@ -22,7 +22,7 @@ from ucgm.objective import PRESETS, preset
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Grid, Sampler
-from ucgm.train import train
+from ucgm.training.loop import train
 from ucgm.transport import EDM, Trig
 
 STEPS = [1, 2, 4, 8, 16]

@@ -37,8 +37,8 @@ from ucgm.runs.checkpoint import CHECKPOINTS, verify
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Sampler
-from ucgm.throughput import count_work
-from ucgm.train import train
+from ucgm.training.loop import train
+from ucgm.training.throughput import count_work
 
 SETTINGS = Config(
     model=DiTConfig(size="T/4"),

@@ -22,9 +22,9 @@ import torch
 from mixture_1d import DEVIATION, MEANS, WEIGHTS, field, flow, mean_field, quantile
 from torch import Tensor, nn
 
-from ucgm.ema import EMA
 from ucgm.objective import LogVariance, Objective, preset
 from ucgm.timesteps import Data
+from ucgm.training.ema import EMA
 
 
 class Net(nn.Module):

@@ -69,7 +69,7 @@ def _train(job, rank, port):
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
     from ucgm.runs.config import Config, from_dict
-    from ucgm.train import train
+    from ucgm.training.loop import train
 
     _poison(job.get("poison", ()))
     _leave_out(job.get("left_out", ()))
@@ -95,7 +95,7 @@ def _poison(samples):
 def _leave_out(steps):
     import torch
 
-    from ucgm.guard import Guard
+    from ucgm.training.nonfinite import Guard
 
     original = Guard.step
 
@@ -132,7 +132,7 @@ def main():
     import torch
     import torch.distributed.fsdp  # noqa: F401
 
-    import ucgm.train  # noqa: F401
+    import ucgm.training.loop  # noqa: F401
 
     torch.set_num_threads(1)
     codes = []

@@ -22,10 +22,10 @@ REPO = __import__("pathlib").Path(__file__).parents[1]
 def trained(monkeypatch):
     """Replace the training by a record of what it would be given."""
     calls = []
-    import ucgm.train
+    import ucgm.training.loop
 
     monkeypatch.setattr(
-        ucgm.train, "train", lambda config, run_dir: calls.append((config, run_dir))
+        ucgm.training.loop, "train", lambda config, run_dir: calls.append((config, run_dir))
     )
     return calls
 
@@ -158,7 +158,7 @@ def test_an_error_of_torch_keeps_its_place(monkeypatch, capsys):
     def refuse(*_):
         raise RuntimeError("the disk is full")
 
-    trainer = importlib.import_module("ucgm.train")
+    trainer = importlib.import_module("ucgm.training.loop")
     for function, traced in ((multiply, True), (refuse, False)):
         monkeypatch.setattr(trainer, "train", function)
         with pytest.raises(SystemExit):

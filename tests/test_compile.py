@@ -10,10 +10,10 @@ import torch
 from tests.forked import job, run_jobs
 from tests.test_sharding import assert_close, config
 from tests.test_train import same, tiny, weights
-from ucgm.launch import compile_blocks
 from ucgm.objective import preset
 from ucgm.runs import checkpoint
-from ucgm.train import train
+from ucgm.training.host import compile_blocks
+from ucgm.training.loop import train
 
 # torch.compile writes C++ on a CPU.
 needs_compiler = pytest.mark.skipif(

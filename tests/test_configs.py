@@ -73,10 +73,10 @@ def layers(path):
 @pytest.fixture
 def resolve(monkeypatch):
     """The configuration that the command line makes of a file over its layers."""
-    import ucgm.train
+    import ucgm.training.loop
 
     calls = []
-    monkeypatch.setattr(ucgm.train, "train", lambda config, run_dir: calls.append(config))
+    monkeypatch.setattr(ucgm.training.loop, "train", lambda config, run_dir: calls.append(config))
 
     def resolved(path):
         words = [w for layer in layers(path) for w in ("--config", str(layer))]

@@ -12,12 +12,12 @@ from torch import nn
 
 from tests.test_train import same, tiny
 from ucgm import cli
-from ucgm.ema import EMA
 from ucgm.runs import checkpoint
 from ucgm.runs.averages import coefficients, find_snapshots, inner_products
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, power_exponent, stem_of
 from ucgm.runtime.files import sha256
-from ucgm.train import train
+from ucgm.training.ema import EMA
+from ucgm.training.loop import train
 
 LENGTHS = (0.05, 0.1)
 BETWEEN = (0.03, 0.075, 0.15, 0.2)  # tracked only to be compared with

@@ -12,10 +12,10 @@ from tests.forked import job, run_jobs
 from tests.test_train import same, tiny
 from ucgm.data import DigitsDataset
 from ucgm.data.loader import sample_indices
-from ucgm.guard import mark
 from ucgm.objective import Objective
 from ucgm.runs.settings import EMAConfig
-from ucgm.train import train
+from ucgm.training.loop import train
+from ucgm.training.nonfinite import mark
 
 STEP = 6  # the seventh
 # The poisoned sample: row 3 of the seventh batch of 16, and of no other within twelve steps.

@@ -395,7 +395,7 @@ def test_models_prints_the_published_sizes(capsys):
 def test_the_configurations_of_published_rows_fit_imported_runs(name, monkeypatch):
     """At toy width: same network, path, sampler and guidance from the file and from the YAML."""
     configs, found = Path(__file__).parents[1] / "configs", []
-    module = importlib.import_module("ucgm.train")
+    module = importlib.import_module("ucgm.training.loop")
     monkeypatch.setattr(module, "train", lambda config, run_dir: found.append(config))
     for kind in ("tune", "sample"):
         row = configs / kind / f"imagenet256_{name}.yaml"

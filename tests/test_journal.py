@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from tests.data.test_loader import make_set
 from tests.forked import job, run_jobs
 from tests.test_train import tiny
-from ucgm.banner import banner
 from ucgm.data import Latents
 from ucgm.data.loader import BatchPlan
-from ucgm.ema import EMA
-from ucgm.journal import Journal, Pace, half_life
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.throughput import count_work, measure_peak, peak_memory
-from ucgm.train import train
+from ucgm.training.banner import banner
+from ucgm.training.ema import EMA
+from ucgm.training.log import Journal, Pace, half_life
+from ucgm.training.loop import train
+from ucgm.training.throughput import count_work, measure_peak, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def test_loss_over_the_times(tmp_path):
 def test_rates_and_waiting(tmp_path, monkeypatch):
     """Time between a line and the next batch belongs to no step."""
     now = [100.0]
-    monkeypatch.setattr("ucgm.journal.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ucgm.training.log.time.perf_counter", lambda: now[0])
 
     def passes(seconds, value=None):
         now[0] += seconds

@@ -42,7 +42,7 @@ def called(monkeypatch):
     """Run printed commands up to the function that would do the work; returns what it was given."""
     record = []
     for module, name in [
-        ("ucgm.train", "train"),
+        ("ucgm.training.loop", "train"),
         *(cli._FUNCTIONS[c] for c in ("import", "benchmark")),
     ]:
         function = getattr(importlib.import_module(module), name)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ucgm import cli
-from ucgm.plot import curve, names_of, profile, read_metrics
+from ucgm.training.plot import curve, names_of, profile, read_metrics
 
 
 def log(folder, count, **more):

@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_train import same, tiny, weights
-from ucgm import train as trainer
 from ucgm.data import Digits, DigitsDataset
 from ucgm.generate import SampleSet, save_preview
-from ucgm.guard import Guard
 from ucgm.report.figures import join_grid
 from ucgm.runs import checkpoint, saving
 from ucgm.runs.saving import (
@@ -27,7 +25,9 @@ from ucgm.runs.saving import (
     save_checkpoint,
 )
 from ucgm.sampler import Sampler
-from ucgm.train import train
+from ucgm.training import loop as trainer
+from ucgm.training.loop import train
+from ucgm.training.nonfinite import Guard
 
 
 @pytest.fixture(scope="module")

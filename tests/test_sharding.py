@@ -16,7 +16,7 @@ from ucgm.objective import preset
 from ucgm.runs import checkpoint
 from ucgm.runs.settings import EMAConfig, OptimizerConfig
 from ucgm.runtime.sharding import Sharding
-from ucgm.train import train
+from ucgm.training.loop import train
 
 OBJECTIVES = {
     "flow_matching": preset("flow_matching"),

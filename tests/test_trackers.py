@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.test_train import tiny
-from ucgm.train import train
+from ucgm.training.loop import train
 
 STEPS = [1, 2, 3, 4, 5, 6]
 

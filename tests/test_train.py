@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import group
-from ucgm import start as start_of_a_run
 from ucgm.data import Digits
-from ucgm.ema import EMA
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.runs import checkpoint
@@ -25,7 +23,9 @@ from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
-from ucgm.train import train
+from ucgm.training import start as start_of_a_run
+from ucgm.training.ema import EMA
+from ucgm.training.loop import train
 
 
 def tiny(**train_settings):

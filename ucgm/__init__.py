@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ucgm.runs.config import Config
     from ucgm.runtime.randomness import RowRandom
     from ucgm.sampler import Autoguided, Churn, Grid, Guidance, Guided, Restart, Sampler
-    from ucgm.train import train
+    from ucgm.training.loop import train
     from ucgm.transport import Linear, Transport, Trig
 
 # Names are imported when they are used: `ucgm --help` must not wait for torch.

@@ -55,7 +55,7 @@ _FUNCTIONS = {
     "export": ("ucgm.integrations.export", "export_run"),
     "models": ("ucgm.nn.cost", "print_models"),
     "ema": ("ucgm.runs.averages", "make_averages"),
-    "plot": ("ucgm.plot", "plot_runs"),
+    "plot": ("ucgm.training.plot", "plot_runs"),
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.demo", "demo"),
 }
@@ -221,7 +221,7 @@ def _train(words: list[str]) -> None:
     values = parser.instantiate(settings)
     config = Config(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Config)})
 
-    from ucgm.train import train
+    from ucgm.training.loop import train
 
     train(config, settings.run_dir)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from ucgm.ema import EMA
 from ucgm.nn import DiTConfig
 from ucgm.runs.saving import Writer, host_copies, optimizer_state, save_checkpoint
+from ucgm.training.ema import EMA
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python scripts/bench/training.py [--batch 64] [--pairs 4] [--out FILE.json]
 
-*Ours* is ``ucgm.train.train`` itself, from one request of the loop for a batch to the next: latent
+*Ours* is ``ucgm.training.loop.train`` itself, from one request of the loop for a batch to the next: latent
 shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  *Plain*
 is a loop as it is written by hand around the same network class (plain_loop.py), which for UCGM
 makes every pass for every row, as published:
@@ -33,16 +33,16 @@ from unittest import mock
 import torch
 from plain_loop import Clock, Elsewhere
 
-import ucgm.train
+import ucgm.training.loop
 from ucgm.data import Latents
 from ucgm.data.codec import Codec
 from ucgm.data.shardfile import write_shard
-from ucgm.ema import EMA
-from ucgm.journal import Journal
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
+from ucgm.training.ema import EMA
+from ucgm.training.log import Journal
 
 SHAPE, CLASSES = (4, 32, 32), 1000
 ROWS = 16  # of a pass when the batch is cut
@@ -144,7 +144,7 @@ LOGGING = [name for name in vars(Journal) if not name.startswith("_")]
 def measure(method, plain, config, run_dir, pairs):
     """Times of ``pairs`` steps of both loops, the first pair left out."""
     turns = Turns(plain, pairs + 1, config.train.accumulation)
-    batches = ucgm.train.batches
+    batches = ucgm.training.loop.batches
     with contextlib.ExitStack() as patches:
         for cls, name, part in [
             *((Journal, n, "logging") for n in LOGGING),
@@ -153,10 +153,12 @@ def measure(method, plain, config, run_dir, pairs):
             patches.enter_context(
                 mock.patch.object(cls, name, turns.watched(getattr(cls, name), part))
             )
-        stream = mock.patch("ucgm.train.batches", lambda *a, **k: turns.stream(batches(*a, **k)))
+        stream = mock.patch(
+            "ucgm.training.loop.batches", lambda *a, **k: turns.stream(batches(*a, **k))
+        )
         patches.enter_context(stream)
         patches.enter_context(contextlib.suppress(Done))
-        ucgm.train.train(config, run_dir)
+        ucgm.training.loop.train(config, run_dir)
     ours, theirs = turns.ours[1:], turns.theirs[1:]
     pairs_of = [list(zip(o, p, strict=True)) for o, p in zip(ours, theirs, strict=True)]
     ratios = [[a / b for a, b in pair] for pair in pairs_of]
@@ -198,8 +200,8 @@ def compare(options, folder):
     make_latents(data)
     # A run to start the few-step training from.
     first = configuration("flow_matching", model, data, 1, 1, 1)
-    with contextlib.redirect_stdout(None), mock.patch("ucgm.train.save_preview"):
-        ucgm.train.train(first, folder / "teacher")
+    with contextlib.redirect_stdout(None), mock.patch("ucgm.training.loop.save_preview"):
+        ucgm.training.loop.train(first, folder / "teacher")
     facts = {"model": f"DiT-{options.size}", "batch": options.batch, "pairs": options.pairs}
     facts |= {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rows": []}
     print(f"DiT-{options.size}, batch {options.batch}, medians of {options.pairs} pairs\n{HEADER}")

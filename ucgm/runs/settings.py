@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ucgm.optim import Lion, Muon, _split_for_muon
+from ucgm.training.optim import Lion, Muon, _split_for_muon
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ucgm.banner import banner
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
-from ucgm.ema import EMA, frozen_copy
-from ucgm.guard import Guard
-from ucgm.journal import Journal, Pace
-from ucgm.launch import compile_blocks, keep_freed_memory
 from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
@@ -27,9 +22,14 @@ from ucgm.runs.settings import stem_of
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding, exchange_gradients
-from ucgm.start import check_inputs, start_from
-from ucgm.throughput import count_work, measure_peak
-from ucgm.trackers import check_tracker, start_tracker
+from ucgm.training.banner import banner
+from ucgm.training.ema import EMA, frozen_copy
+from ucgm.training.host import compile_blocks, keep_freed_memory
+from ucgm.training.log import Journal, Pace
+from ucgm.training.nonfinite import Guard
+from ucgm.training.start import check_inputs, start_from
+from ucgm.training.throughput import count_work, measure_peak
+from ucgm.training.trackers import check_tracker, start_tracker
 
 
 @dataclass

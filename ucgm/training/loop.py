@@ -3,7 +3,7 @@
 The step is: batch, draw, terms, backward, clip, step, EMA.  Everything random in it is a function
 of (seed, step, row), so a run is the same on any number of processes, and resuming is exact.  The
 host asks for work and reads nothing back: what is logged is summed on the device, whether a step
-is taken is decided there (:mod:`ucgm.guard`), and checkpoints are written by a thread.
+is taken is decided there (:mod:`ucgm.training.nonfinite`), and checkpoints are written by a thread.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from ucgm.data.loader import batches, sample_indices
 from ucgm.generate import SampleSet, save_preview
-from ucgm.guard import mark
-from ucgm.journal import half_life
-from ucgm.parts import Parts, build
 from ucgm.report.figures import join_grid
 from ucgm.runs.config import Config
 from ucgm.runs.saving import Writer, host_copies, save_checkpoint, save_snapshot
 from ucgm.runtime.precision import autocast, precision
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import clip_gradients
-from ucgm.throughput import peak_memory
-from ucgm.trackers import track_picture
+from ucgm.training.build import Parts, build
+from ucgm.training.log import half_life
+from ucgm.training.nonfinite import mark
+from ucgm.training.throughput import peak_memory
+from ucgm.training.trackers import track_picture
 
 # Steps between the questions of several processes whether one of them was told to stop.
 STOP_EVERY = 10

@@ -9,7 +9,7 @@ from ucgm.data import Dataset
 from ucgm.data.loader import BatchPlan
 from ucgm.runs.config import Config
 from ucgm.runtime.precision import precision
-from ucgm.throughput import Work
+from ucgm.training.throughput import Work
 
 
 def banner(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ucgm.ema import EMA
+from ucgm.training.ema import EMA
 
 
 def mark(loss: Tensor) -> Tensor:
