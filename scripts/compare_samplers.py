@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from ucgm import Grid, Sampler, load_run
 from ucgm.extractors import open_extractor
-from ucgm.generate import Settings, samples_of_run
+from ucgm.generation.command import Settings, samples_of_run
 from ucgm.metrics import frechet_distance, moments_of
 from ucgm.references import reference_of
 from ucgm.runtime.randomness import RowRandom

@@ -13,7 +13,7 @@ from ucgm.benchmark import benchmark, check_sizes, commit
 from ucgm.chunks import ChunkFolder
 from ucgm.data import Declared, Digits
 from ucgm.extractors import Extractor, open_extractor, register_extractor
-from ucgm.generate import Settings
+from ucgm.generation.command import Settings
 from ucgm.metrics import save_reference
 from ucgm.references import reference_of
 from ucgm.sampler import Guidance

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.benchmark import benchmark
 from ucgm.compare import T_975, compare_run, half_width
-from ucgm.generate import Settings
+from ucgm.generation.command import Settings
 from ucgm.scoring import Ruler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")

@@ -11,12 +11,12 @@ from tests.digits_oracle import Memoriser, make_run
 from tests.test_extractors import random_inception  # noqa: F401
 from ucgm.benchmark import benchmark
 from ucgm.data import Digits
-from ucgm.data.files import NpzSink, PngSink
 from ucgm.data.imagesets import open_images
 from ucgm.evaluate import evaluate, evaluate_run, make_reference, reference_run
 from ucgm.extractors import open_extractor
 from ucgm.extractors.dinov2 import DinoV2
-from ucgm.generate import Settings, samples_of_run
+from ucgm.generation.command import Settings, samples_of_run
+from ucgm.generation.writers import NpzSink, PngSink
 from ucgm.metrics import load_reference, moments_of
 from ucgm.references import reference_of
 from ucgm.scoring import Ruler

@@ -10,14 +10,21 @@ from PIL import Image
 from tests import group
 from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
 from ucgm.data import Digits
-from ucgm.generate import Settings, protocol_of, sample_run, samples_of_run, save_preview, sink_of
+from ucgm.generation.command import (
+    Settings,
+    protocol_of,
+    sample_run,
+    samples_of_run,
+    save_preview,
+    sink_of,
+)
+from ucgm.generation.grids import grid_indices
+from ucgm.generation.samples import SampleSet, labels_of
 from ucgm.nn import DiTConfig
-from ucgm.report.figures import grid_indices
 from ucgm.runs.checkpoint import load_run, save_checkpoint
 from ucgm.runs.config import write_config
 from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
-from ucgm.samples import SampleSet, labels_of
 
 
 def test_labels_balanced_prefix_random_and_restricted():
@@ -216,7 +223,7 @@ def test_sample_run_writes_pngs_that_equal_the_npz(run_dir, tmp_path):
 
 def draw(world, run_dir, out, format, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ucgm.generate.join_world", lambda device: world)
+        patch.setattr("ucgm.generation.command.join_world", lambda device: world)
         sample_run(run_dir, 103, out_dir=out, format=format, batch_size=batch)
 
 

@@ -19,7 +19,7 @@ from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, cli, load_run
 from ucgm.data import Codec, Declared, Latents
 from ucgm.encode import encode_data
-from ucgm.generate import Settings, samples_of_run
+from ucgm.generation.command import Settings, samples_of_run
 from ucgm.integrations.export import export_run
 from ucgm.nn import EDM2, import_weights
 from ucgm.runs.config import read_config

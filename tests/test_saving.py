@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tests.test_train import same, tiny, weights
 from ucgm.data import Digits, DigitsDataset
-from ucgm.generate import SampleSet, save_preview
-from ucgm.report.figures import join_grid
+from ucgm.generation.command import SampleSet, save_preview
+from ucgm.generation.grids import join_grid
 from ucgm.runs import checkpoint, saving
 from ucgm.runs.saving import (
     Writer,

@@ -84,7 +84,7 @@ def test_scores_do_not_depend_on_how_far_others_got():
 
 
 def make_bench(run, seed=0):
-    from ucgm.generate import Settings, samples_of_run
+    from ucgm.generation.command import Settings, samples_of_run
     from ucgm.references import open_judge
     from ucgm.scoring import Ruler
 

@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from ucgm.chunks import CHUNK, GeneratedImages
-from ucgm.generate import Settings, protocol_of, samples_of_run
+from ucgm.generation.command import Settings, protocol_of, samples_of_run
+from ucgm.generation.samples import SampleSet
 from ucgm.references import extract_dataset, measure, open_panel
 from ucgm.report import write_report
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import World, join_world
-from ucgm.samples import SampleSet
 from ucgm.scoring import Panel, Ruler
 from ucgm.sweep import Sweep, consecutive
 

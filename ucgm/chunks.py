@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ucgm.extractors import Extractors
+from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
-from ucgm.samples import SampleSet
 
 CHUNK = 1024
 STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")

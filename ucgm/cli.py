@@ -43,7 +43,7 @@ COMMANDS = {
 
 # Commands that are one function: module and name.
 _FUNCTIONS = {
-    "sample": ("ucgm.generate", "sample_run"),
+    "sample": ("ucgm.generation.command", "sample_run"),
     "benchmark": ("ucgm.benchmark", "benchmark_run"),
     "evaluate": ("ucgm.evaluate", "evaluate_run"),
     "reference": ("ucgm.evaluate", "reference_run"),

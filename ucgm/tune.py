@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.generate import Settings, protocol_of, samples_of_run
+from ucgm.generation.command import Settings, protocol_of, samples_of_run
+from ucgm.generation.samples import SampleSet
 from ucgm.metrics import kernel_distance, moments_of
 from ucgm.metrics.frechet import frechet_distance
 from ucgm.references import open_judge
@@ -25,7 +26,6 @@ from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 from ucgm.sampler.search import Candidate, Space, fitted, search
-from ucgm.samples import SampleSet
 from ucgm.scoring import Judge, Ruler
 from ucgm.tune_report import RungLog, described, trial_row, write_results
 

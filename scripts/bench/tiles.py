@@ -2,7 +2,7 @@
 
     python scripts/bench/tiles.py [--size T/2] [--shape 1 8 8] [--count 1003] [--device cuda]
 
-Plain: the sampler on batches as they come.  Tiled: `ucgm.samples`.  Both run in turns, in one
+Plain: the sampler on batches as they come.  Tiled: `ucgm.generation.samples`.  Both run in turns, in one
 process; a figure is the median of the ratios of neighbours.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 
 from ucgm.data import Declared
+from ucgm.generation.samples import SampleSet
 from ucgm.nn import DiTConfig
 from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Sampler
-from ucgm.samples import SampleSet
 
 BATCHES = (7, 32, 50, 256)
 TILES = (8, 16, 32, 64, 256)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ucgm.data.files import NpzSink, PngSink
 from ucgm.data.images import from_uint8, grid, to_uint8
+from ucgm.generation.writers import NpzSink, PngSink
 from ucgm.runtime.files import write_atomic
 
 

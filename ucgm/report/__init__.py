@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ucgm.report.figures import save_curve, save_grid, save_strip
+from ucgm.generation.grids import save_grid, save_strip
+from ucgm.generation.samples import SampleSet
+from ucgm.report.figures import save_curve
 from ucgm.report.page import page
 from ucgm.report.tables import aligned, csv_text, footnotes, markdown, summarise, table
 from ucgm.runtime.files import write_atomic
-from ucgm.samples import SampleSet
 
 __all__ = ["summarise", "write_report"]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ucgm.data.loader import batches, sample_indices
-from ucgm.generate import SampleSet, save_preview
-from ucgm.report.figures import join_grid
+from ucgm.generation.command import SampleSet, save_preview
+from ucgm.generation.grids import join_grid
 from ucgm.runs.config import Config
 from ucgm.runs.saving import Writer, host_copies, save_checkpoint, save_snapshot
 from ucgm.runtime.precision import autocast, precision

@@ -1,6 +1,6 @@
 """Samples of a trained run: settings, protocol, PNG and npz sinks.
 
-What makes sample i is in :mod:`ucgm.samples`; this file takes network, sampler, guidance and data
+What makes sample i is in :mod:`ucgm.generation.samples`; this file takes network, sampler, guidance and data
 from a run folder, writes images in index order, and says in ``protocol.json`` what decided them.
 """
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from ucgm.data.card import open_for_sampling
-from ucgm.data.files import LatentSink, NpzSink, PngSink
 from ucgm.data.images import UINT8_RULE, grid
 from ucgm.data.imagesets import open_images
-from ucgm.report.figures import grid_indices, save_grid, save_image
+from ucgm.generation.grids import grid_indices, save_grid, save_image
+from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
+from ucgm.generation.writers import LatentSink, NpzSink, PngSink
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder, plain
 from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.sampler import Guidance
-from ucgm.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 
 __all__ = [
     "SampleSet",

@@ -1,0 +1,1 @@
+"""Samples of a run: by index, to files and sheets (ucgm sample)."""
