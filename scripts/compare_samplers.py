@@ -29,10 +29,10 @@ from diffusers import (
 from matplotlib.figure import Figure
 
 from ucgm import Grid, Sampler, load_run
-from ucgm.extractors import open_extractor
+from ucgm.evaluation.extractors import open_extractor
+from ucgm.evaluation.metrics import frechet_distance, moments_of
+from ucgm.evaluation.references import reference_of
 from ucgm.generation.command import Settings, samples_of_run
-from ucgm.metrics import frechet_distance, moments_of
-from ucgm.references import reference_of
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import NAMED
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ucgm.benchmark import benchmark_run
 from ucgm.data import Digits
+from ucgm.evaluation.benchmark import benchmark_run
 from ucgm.nn import DiTConfig
 from ucgm.objective import PRESETS, preset
 from ucgm.runs.config import Config

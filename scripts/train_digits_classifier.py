@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from ucgm.data import Digits, from_uint8, to_uint8
-from ucgm.extractors import DigitsClassifier
-from ucgm.extractors.digits import FEATURES
-from ucgm.metrics import moments_of
+from ucgm.evaluation.extractors import DigitsClassifier
+from ucgm.evaluation.extractors.digits import FEATURES
+from ucgm.evaluation.metrics import moments_of
 
 ASSET = Path(__file__).resolve().parents[1] / "assets" / "digits_classifier.safetensors"
 

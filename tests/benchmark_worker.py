@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from tests.digits_oracle import make_run, perturbed_dit
-from ucgm.benchmark import benchmark
+from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.scoring import Ruler
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
-from ucgm.scoring import Ruler
 
 STEPS, COUNT, CHUNK = (1, 2), 1003, 70
 

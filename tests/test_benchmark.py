@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.benchmark import benchmark, check_sizes, commit
-from ucgm.chunks import ChunkFolder
 from ucgm.data import Declared, Digits
-from ucgm.extractors import Extractor, open_extractor, register_extractor
+from ucgm.evaluation.benchmark import benchmark, check_sizes, commit
+from ucgm.evaluation.chunks import ChunkFolder
+from ucgm.evaluation.extractors import Extractor, open_extractor, register_extractor
+from ucgm.evaluation.metrics import save_reference
+from ucgm.evaluation.references import reference_of
+from ucgm.evaluation.scoring import Ruler
 from ucgm.generation.command import Settings
-from ucgm.metrics import save_reference
-from ucgm.references import reference_of
 from ucgm.sampler import Guidance
-from ucgm.scoring import Ruler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 FAST = Ruler(metrics=("fid", "accuracy"))
@@ -84,7 +84,7 @@ def test_report_files(oracle):
 
 
 def test_commit_is_that_of_this_source(tmp_path, monkeypatch):
-    import ucgm.benchmark as module
+    import ucgm.evaluation.benchmark as module
 
     monkeypatch.setattr(module, "__file__", str(tmp_path / "benchmark.py"))
     assert commit() is None
@@ -158,7 +158,7 @@ def test_another_checkpoint_does_not_resume(tmp_path):
 
 
 def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
-    import ucgm.chunks as chunks
+    import ucgm.evaluation.chunks as chunks
 
     real, written = chunks.save_file, []
 
@@ -180,7 +180,7 @@ def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ucgm.report.save_strip", no_strip)
+        patch.setattr("ucgm.evaluation.report.save_strip", no_strip)
         with pytest.raises(ValueError, match="report in .* No space left .* measured is kept"):
             run_benchmark(tmp_path, chunk_size=25)
     kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -308,7 +308,7 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
 
 def test_the_command_takes_every_setting(monkeypatch):
     """Fields of the settings are options like the arguments of the command."""
-    import ucgm.benchmark as module
+    import ucgm.evaluation.benchmark as module
     from ucgm import cli
 
     seen = {}
@@ -357,7 +357,7 @@ def test_data_that_are_not_here_ask_for_a_reference(tmp_path):
 
 
 def test_a_reference_from_many_images_says_that_it_could_be_a_file(monkeypatch):
-    monkeypatch.setattr("ucgm.references.MANY", 100)
+    monkeypatch.setattr("ucgm.evaluation.references.MANY", 100)
     with pytest.warns(UserWarning, match="make them once with `ucgm reference`"):
         reference_of(Digits("test").open(), open_extractor("digits"))
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.benchmark import benchmark
-from ucgm.compare import T_975, compare_run, half_width
+from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.compare import T_975, compare_run, half_width
+from ucgm.evaluation.scoring import Ruler
 from ucgm.generation.command import Settings
-from ucgm.scoring import Ruler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 RULER = Ruler(metrics=("fid", "accuracy"))

@@ -9,17 +9,17 @@ from PIL import Image
 
 from tests.digits_oracle import Memoriser, make_run
 from tests.test_extractors import random_inception  # noqa: F401
-from ucgm.benchmark import benchmark
 from ucgm.data import Digits
-from ucgm.data.imagesets import open_images
-from ucgm.evaluate import evaluate, evaluate_run, make_reference, reference_run
-from ucgm.extractors import open_extractor
-from ucgm.extractors.dinov2 import DinoV2
+from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.evaluate import evaluate, evaluate_run, make_reference, reference_run
+from ucgm.evaluation.extractors import open_extractor
+from ucgm.evaluation.extractors.dinov2 import DinoV2
+from ucgm.evaluation.image_sets import open_images
+from ucgm.evaluation.metrics import load_reference, moments_of
+from ucgm.evaluation.references import reference_of
+from ucgm.evaluation.scoring import Ruler
 from ucgm.generation.command import Settings, samples_of_run
 from ucgm.generation.writers import NpzSink, PngSink
-from ucgm.metrics import load_reference, moments_of
-from ucgm.references import reference_of
-from ucgm.scoring import Ruler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for")
 
@@ -46,7 +46,7 @@ def test_reference_file_equals_the_data(train_file):
 
 
 def test_shards_and_kept_rows(tmp_path, monkeypatch):
-    import ucgm.evaluate as module
+    import ucgm.evaluation.evaluate as module
 
     extractor, images = open_extractor("digits"), open_images("digits-test")
     whole = make_reference(images, extractor, tmp_path / "a.npz", "a", num_rows=100)

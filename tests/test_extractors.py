@@ -8,10 +8,10 @@ from safetensors import safe_open
 from torch import nn
 
 from ucgm.data import Digits, asset_path
-from ucgm.extractors import Extractor, open_extractor
-from ucgm.extractors.dinov2 import DinoV2
-from ucgm.extractors.inception import FILE, InceptionFeatures
-from ucgm.metrics import conditional_accuracy, moments_of
+from ucgm.evaluation.extractors import Extractor, open_extractor
+from ucgm.evaluation.extractors.dinov2 import DinoV2
+from ucgm.evaluation.extractors.inception import FILE, InceptionFeatures
+from ucgm.evaluation.metrics import conditional_accuracy, moments_of
 
 
 @pytest.fixture(scope="session")

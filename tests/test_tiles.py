@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ucgm.extractors import Extractor, Extractors
+from ucgm.evaluation.extractors import Extractor, Extractors
 from ucgm.runtime.fixed_batches import by_tiles, tiles, whole_tiles
 
 

@@ -8,11 +8,11 @@ import yaml
 
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm import cli
+from ucgm.evaluation.tuning.search import FAMILIES, Candidate, Space, fitted, passes, search
+from ucgm.evaluation.tuning.tune import Bench, Budget, default_of, tune, tune_sampler
 from ucgm.runs.config import Config, from_dict
 from ucgm.sampler import Grid, Guidance, Sampler
-from ucgm.sampler.search import FAMILIES, Candidate, Space, fitted, passes, search
 from ucgm.transport import Linear
-from ucgm.tune import Bench, Budget, default_of, tune, tune_sampler
 
 SMALL = Budget(candidates=8, samples=60, rungs=2, final_samples=300, repeats=2)
 
@@ -84,9 +84,9 @@ def test_scores_do_not_depend_on_how_far_others_got():
 
 
 def make_bench(run, seed=0):
+    from ucgm.evaluation.references import open_judge
+    from ucgm.evaluation.scoring import Ruler
     from ucgm.generation.command import Settings, samples_of_run
-    from ucgm.references import open_judge
-    from ucgm.scoring import Ruler
 
     base = samples_of_run(run, Settings(seed=seed))
     return Bench(base, open_judge(Ruler(), run.config.data, base.data), "fid")

@@ -44,11 +44,11 @@ COMMANDS = {
 # Commands that are one function: module and name.
 _FUNCTIONS = {
     "sample": ("ucgm.generation.command", "sample_run"),
-    "benchmark": ("ucgm.benchmark", "benchmark_run"),
-    "evaluate": ("ucgm.evaluate", "evaluate_run"),
-    "reference": ("ucgm.evaluate", "reference_run"),
-    "compare": ("ucgm.compare", "compare_run"),
-    "tune-sampler": ("ucgm.tune", "tune_sampler"),
+    "benchmark": ("ucgm.evaluation.benchmark", "benchmark_run"),
+    "evaluate": ("ucgm.evaluation.evaluate", "evaluate_run"),
+    "reference": ("ucgm.evaluation.evaluate", "reference_run"),
+    "compare": ("ucgm.evaluation.compare", "compare_run"),
+    "tune-sampler": ("ucgm.evaluation.tuning.tune", "tune_sampler"),
     "encode": ("ucgm.encode", "encode_data"),
     "data": ("ucgm.describe", "describe_data"),
     "import": ("ucgm.runs.imported", "import_run"),

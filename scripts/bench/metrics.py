@@ -21,7 +21,7 @@ import time
 import numpy as np
 import torch
 
-from ucgm.metrics import RunningMoments, frechet_distance
+from ucgm.evaluation.metrics import RunningMoments, frechet_distance
 
 BATCH = 64
 
@@ -144,7 +144,7 @@ def digits(samples):
 
     import matplotlib.pyplot  # noqa: F401
 
-    from ucgm.benchmark import benchmark
+    from ucgm.evaluation.benchmark import benchmark
     from ucgm.nn import DiTConfig
     from ucgm.runs.checkpoint import Run
     from ucgm.runs.config import Config

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from ucgm.metrics import Gaussian, frechet_distance, moments_of
+from ucgm.evaluation.metrics import Gaussian, frechet_distance, moments_of
 
 
 def gaussian(mean, covariance, count=None):

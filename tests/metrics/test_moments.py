@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ucgm.metrics import Gaussian, RunningMoments, moments_of
+from ucgm.evaluation.metrics import Gaussian, RunningMoments, moments_of
 
 
 def features(n, d, seed=0):

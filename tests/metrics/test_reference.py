@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ucgm.metrics import Reference, load_reference, moments_of, save_reference
+from ucgm.evaluation.metrics import Reference, load_reference, moments_of, save_reference
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from ucgm.metrics import (
+from ucgm.evaluation.metrics import (
     conditional_accuracy,
     inception_score,
     kernel_distance,

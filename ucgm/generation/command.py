@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ucgm.data.card import open_for_sampling
 from ucgm.data.images import UINT8_RULE, grid
-from ucgm.data.imagesets import open_images
+from ucgm.evaluation.image_sets import open_images
 from ucgm.generation.grids import grid_indices, save_grid, save_image
 from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 from ucgm.generation.writers import LatentSink, NpzSink, PngSink

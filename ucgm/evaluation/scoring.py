@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.data.imagesets import NpzImages
-from ucgm.extractors import Extractor, Extractors
-from ucgm.metrics import (
+from ucgm.evaluation.extractors import Extractor, Extractors
+from ucgm.evaluation.image_sets import NpzImages
+from ucgm.evaluation.metrics import (
     Gaussian,
     Reference,
     conditional_accuracy,

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.report.figures import save_curves
-from ucgm.report.page import distinct, page
-from ucgm.report.tables import aligned, label, table
+from ucgm.evaluation.report.figures import save_curves
+from ucgm.evaluation.report.page import distinct, page
+from ucgm.evaluation.report.tables import aligned, label, table
 from ucgm.runtime.files import write_atomic
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ucgm.data.source import DataConfig, Dataset
-from ucgm.extractors import Extractor, Extractors, open_extractor
-from ucgm.metrics import Reference, load_reference, moments_of
-from ucgm.metrics.reference import digest_of
-from ucgm.scoring import (
+from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
+from ucgm.evaluation.metrics import Reference, load_reference, moments_of
+from ucgm.evaluation.metrics.reference import digest_of
+from ucgm.evaluation.scoring import (
     METRICS,
     Choice,
     Judge,

@@ -2,7 +2,7 @@
 
     for every number of steps, for every repeat r:
         samples r n .. (r + 1) n - 1, the same indices for every number of steps
-        -> chunks of features (:mod:`ucgm.chunks`), shared by all processes
+        -> chunks of features (:mod:`ucgm.evaluation.chunks`), shared by all processes
         -> one float64 reduction of (count, sum, outer product)
         -> scores
 
@@ -26,16 +26,16 @@ from typing import Any
 
 import torch
 
-from ucgm.chunks import CHUNK, GeneratedImages
+from ucgm.evaluation.chunks import CHUNK, GeneratedImages
+from ucgm.evaluation.references import extract_dataset, measure, open_panel
+from ucgm.evaluation.report import write_report
+from ucgm.evaluation.scoring import Panel, Ruler
+from ucgm.evaluation.sweep import Sweep, consecutive
 from ucgm.generation.command import Settings, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet
-from ucgm.references import extract_dataset, measure, open_panel
-from ucgm.report import write_report
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import World, join_world
-from ucgm.scoring import Panel, Ruler
-from ucgm.sweep import Sweep, consecutive
 
 NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "

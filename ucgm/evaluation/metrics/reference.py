@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.metrics.moments import Gaussian
+from ucgm.evaluation.metrics.moments import Gaussian
 from ucgm.runtime.files import sha256
 
 _UNREADABLE = (

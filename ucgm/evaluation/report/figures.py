@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.report.tables import label, summarise
+from ucgm.evaluation.report.tables import label, summarise
 from ucgm.runtime.files import write_atomic
 
 

@@ -15,7 +15,7 @@ for equal inputs, and is reported as it is.
 
 import torch
 
-from ucgm.metrics.moments import Gaussian
+from ucgm.evaluation.metrics.moments import Gaussian
 
 
 def frechet_distance(sample: Gaussian, reference: Gaussian) -> float:

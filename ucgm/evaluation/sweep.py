@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
-from ucgm.extractors import Extractors
-from ucgm.metrics import RunningMoments
+from ucgm.evaluation.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
+from ucgm.evaluation.extractors import Extractors
+from ucgm.evaluation.metrics import RunningMoments
+from ucgm.evaluation.scoring import Measured
 from ucgm.runtime.processes import Progress, World
-from ucgm.scoring import Measured
 
 
 @dataclass(frozen=True, eq=False)

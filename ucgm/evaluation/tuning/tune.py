@@ -16,18 +16,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ucgm.evaluation.metrics import kernel_distance, moments_of
+from ucgm.evaluation.metrics.frechet import frechet_distance
+from ucgm.evaluation.references import open_judge
+from ucgm.evaluation.scoring import Judge, Ruler
+from ucgm.evaluation.tuning.report import RungLog, described, trial_row, write_results
+from ucgm.evaluation.tuning.search import Candidate, Space, fitted, search
 from ucgm.generation.command import Settings, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet
-from ucgm.metrics import kernel_distance, moments_of
-from ucgm.metrics.frechet import frechet_distance
-from ucgm.references import open_judge
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
-from ucgm.sampler.search import Candidate, Space, fitted, search
-from ucgm.scoring import Judge, Ruler
-from ucgm.tune_report import RungLog, described, trial_row, write_results
 
 Metric = Literal["fid", "kid"]
 

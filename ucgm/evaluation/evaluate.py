@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.chunks import CHUNK, Stopwatch, load_rows, save_rows
-from ucgm.data.imagesets import ImageSet, open_images
-from ucgm.extractors import Extractor, open_extractor
-from ucgm.metrics import Reference, RunningMoments, save_reference
-from ucgm.references import open_panel
-from ucgm.report.tables import aligned, column
+from ucgm.evaluation.chunks import CHUNK, Stopwatch, load_rows, save_rows
+from ucgm.evaluation.extractors import Extractor, open_extractor
+from ucgm.evaluation.image_sets import ImageSet, open_images
+from ucgm.evaluation.metrics import Reference, RunningMoments, save_reference
+from ucgm.evaluation.references import open_panel
+from ucgm.evaluation.report.tables import aligned, column
+from ucgm.evaluation.scoring import Ruler
+from ucgm.evaluation.sweep import Sweep, consecutive
 from ucgm.runtime.files import claim_folder, write_atomic
 from ucgm.runtime.processes import Progress, World, join_world
-from ucgm.scoring import Ruler
-from ucgm.sweep import Sweep, consecutive
 
 SHARD = 50_000
 MOMENTS = ("features", "spatial")

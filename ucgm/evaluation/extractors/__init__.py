@@ -1,8 +1,13 @@
 """Feature extractors by name; importing this package registers those that ship with ucgm."""
 
-from ucgm.extractors import dinov2, inception
-from ucgm.extractors.digits import DigitsClassifier
-from ucgm.extractors.source import Extractor, Extractors, open_extractor, register_extractor
+from ucgm.evaluation.extractors import dinov2, inception
+from ucgm.evaluation.extractors.digits import DigitsClassifier
+from ucgm.evaluation.extractors.extractor import (
+    Extractor,
+    Extractors,
+    open_extractor,
+    register_extractor,
+)
 
 __all__ = [
     "DigitsClassifier",

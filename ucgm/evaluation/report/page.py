@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.report.tables import footnotes, summarise, table
-from ucgm.report.template import TEMPLATE
+from ucgm.evaluation.report.tables import footnotes, summarise, table
+from ucgm.evaluation.report.template import TEMPLATE
 
 
 def page(

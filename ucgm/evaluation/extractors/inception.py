@@ -17,7 +17,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from ucgm.extractors.source import Extractor, register_extractor
+from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"

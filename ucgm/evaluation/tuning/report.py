@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from ucgm.evaluation.tuning.search import Candidate, Trial, passes
 from ucgm.runs.config import to_dict
 from ucgm.runtime.files import write_atomic
-from ucgm.sampler.search import Candidate, Trial, passes
 
 
 def described(candidate: Candidate) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.extractors import Extractors
+from ucgm.evaluation.extractors import Extractors
 from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ucgm.extractors.source import Extractor, register_extractor
+from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import sha256
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ucgm.data.images import from_uint8
-from ucgm.extractors.source import Extractor, register_extractor
+from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import asset_path, sha256
 
 FEATURES = 32

@@ -1,0 +1,1 @@
+"""Quality: benchmark, evaluate, compare, tune-sampler, and what they measure with."""

@@ -1,0 +1,1 @@
+"""The search for a run's sampler settings (ucgm tune-sampler)."""
