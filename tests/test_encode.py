@@ -17,14 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ucgm.encode
+import ucgm.data.encoding.command
 from tests import group
 from tests.data import toys
 from ucgm import cli
 from ucgm.data import CodecSettings, Latents, check_card, keep_card, open_for_sampling
-from ucgm.data.autoencoder import open_autoencoder
-from ucgm.data.images import from_uint8, read_image
-from ucgm.encode import encode_data
+from ucgm.data.encoding.command import encode_data
+from ucgm.data.latents.autoencoder import open_autoencoder
+from ucgm.data.pixels import from_uint8, read_image
 
 REPO = Path(__file__).parent.parent
 SIZE = 16
@@ -226,7 +226,7 @@ def test_moments_of_repa_and_edm2(encode, tmp_path, where):
 
 
 def member(world, arguments):
-    ucgm.encode.join_world = lambda device: world
+    ucgm.data.encoding.command.join_world = lambda device: world
     encode_data(**arguments)
 
 
@@ -679,8 +679,8 @@ def test_train_and_sample_on_latents(encode, vae, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/data/*.yaml")), ids=lambda p: p.stem)
 def test_configurations_name_public_codecs(path):
-    from ucgm.data.autoencoder import KNOWN
-    from ucgm.encode import codec_settings
+    from ucgm.data.encoding.command import codec_settings
+    from ucgm.data.latents.autoencoder import KNOWN
 
     codec = codec_settings(str(path))
     assert codec.vae in KNOWN and f"imagenet{codec.size}_" in path.stem

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, cli, load_run
 from ucgm.data import Codec, Declared, Latents
-from ucgm.encode import encode_data
+from ucgm.data.encoding.command import encode_data
 from ucgm.generation.command import Settings, samples_of_run
 from ucgm.integrations.export import export_run
 from ucgm.nn import EDM2, import_weights

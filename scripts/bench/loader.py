@@ -25,10 +25,10 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from ucgm.data.codec import Codec
-from ucgm.data.latents import LatentDataset
+from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.loader import BatchPlan, batches
-from ucgm.data.shardfile import write_shard
+from ucgm.data.sets.latent_shards import LatentDataset
 
 SHAPE = (32, 16, 16)
 BATCH = 256

@@ -35,8 +35,8 @@ from plain_loop import Clock, Elsewhere
 
 import ucgm.training.loop
 from ucgm.data import Latents
-from ucgm.data.codec import Codec
-from ucgm.data.shardfile import write_shard
+from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.shard_format import write_shard
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.runs.config import Config

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.data import toys
-from ucgm.data.autoencoder import open_autoencoder, state_digest
-from ucgm.data.codec import Codec, CodecSettings
-from ucgm.data.images import from_uint8, to_uint8
-from ucgm.data.scaling import EDM2_MEAN, EDM2_STD, normalisation, read_statistics
+from ucgm.data.latents.autoencoder import open_autoencoder, state_digest
+from ucgm.data.latents.codec import Codec, CodecSettings
+from ucgm.data.latents.statistics import EDM2_MEAN, EDM2_STD, normalisation, read_statistics
+from ucgm.data.pixels import from_uint8, to_uint8
 
 
 def codec_for(where, size, rule="channel"):

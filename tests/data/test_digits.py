@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ucgm.data import Digits
-from ucgm.data.digits import _scans
+from ucgm.data.sets.digits import _scans
 
 
 def test_split_is_fixed_stratified_and_disjoint():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ucgm.data.images import from_uint8, grid, to_uint8
+from ucgm.data.pixels import from_uint8, grid, to_uint8
 from ucgm.generation.writers import NpzSink, PngSink
 from ucgm.runtime.files import write_atomic
 

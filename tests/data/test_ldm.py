@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ucgm.data.autoencoder import open_autoencoder
+from ucgm.data.latents.autoencoder import open_autoencoder
 
 
 class Block(nn.Module):

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.data import toys
-from ucgm.data.codec import Codec
-from ucgm.data.folder import Images
-from ucgm.data.images import from_uint8, read_image
-from ucgm.data.latents import LatentDataset
+from ucgm.data.encoding.workfolder import MANIFEST_FILE
+from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.loader import BatchPlan, batches, flipped_rows, sample_indices
-from ucgm.data.shardfile import write_shard
-from ucgm.data.workfolder import MANIFEST_FILE
+from ucgm.data.pixels import from_uint8, read_image
+from ucgm.data.sets.image_folder import Images
+from ucgm.data.sets.latent_shards import LatentDataset
 
 SHAPE = (2, 2, 2)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ucgm.data.shardfile import read_header, write_shard
-from ucgm.data.shards import ShardSet
+from ucgm.data.latents.shard_format import read_header, write_shard
+from ucgm.data.latents.shards import ShardSet
 from ucgm.runtime.files import sha256
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.data import toys
-from ucgm.data.encoder import Reader, read_moments
-from ucgm.data.images import UnreadableImage, center_crop, read_image
-from ucgm.data.sources import HubSource, open_source
+from ucgm.data.encoding.encoder import Reader, read_moments
+from ucgm.data.pixels import UnreadableImage, center_crop, read_image
+from ucgm.data.sources.listing import HubSource, open_source
 
 
 def names(source):

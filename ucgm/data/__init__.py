@@ -1,13 +1,13 @@
 """Data sets: what the trainer reads and how samples become images again."""
 
-from ucgm.data.card import check_card, keep_card, open_for_sampling
-from ucgm.data.codec import Codec, CodecSettings
-from ucgm.data.declared import Declared
-from ucgm.data.digits import Digits, DigitsDataset
-from ucgm.data.folder import ImageDataset, Images
-from ucgm.data.images import UINT8_RULE, from_uint8, grid, to_uint8
-from ucgm.data.latents import LatentDataset, Latents
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.latents.codec import Codec, CodecSettings
+from ucgm.data.pixels import UINT8_RULE, from_uint8, grid, to_uint8
+from ucgm.data.sets.card import check_card, keep_card, open_for_sampling
+from ucgm.data.sets.declared import Declared
+from ucgm.data.sets.digits import Digits, DigitsDataset
+from ucgm.data.sets.image_folder import ImageDataset, Images
+from ucgm.data.sets.latent_shards import LatentDataset, Latents
 from ucgm.runtime.files import asset_path
 
 __all__ = [

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.data.source import Dataset
+from ucgm.data.dataset import Dataset
 from ucgm.runtime.randomness import RowRandom
 
 # Streams of the row keys that no objective comes near.

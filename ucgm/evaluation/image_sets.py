@@ -3,9 +3,9 @@
     digits, digits-test, digits-all   the embedded data
     FILE.npz                          arr_0 (N, H, W, C) uint8, arr_1 labels: ADM's samples and ours
     DIR                               a folder written by ``ucgm sample``, or its ``images``
-    DIR, FILE.zip, hub:OWNER/NAME     as :mod:`ucgm.data.sources`
+    DIR, FILE.zip, hub:OWNER/NAME     as :mod:`ucgm.data.sources.listing`
 
-Sizes: with ``size`` every image is scaled and cropped by the rule of :mod:`ucgm.data.images`, which
+Sizes: with ``size`` every image is scaled and cropped by the rule of :mod:`ucgm.data.pixels`, which
 belongs to real data; without, all images must have one size, and nothing is resampled.
 """
 
@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ucgm.data.digits import DigitsDataset
-from ucgm.data.images import read_image
-from ucgm.data.source import Dataset
-from ucgm.data.sources import open_source
+from ucgm.data.dataset import Dataset
+from ucgm.data.pixels import read_image
+from ucgm.data.sets.digits import DigitsDataset
+from ucgm.data.sources.listing import open_source
 
 
 class ImageSet(ABC):
@@ -104,7 +104,7 @@ class FileImages(ImageSet):
     """Image files of a folder, a zip or the Hub.
 
     Args:
-        where: see :func:`ucgm.data.sources.open_source`.
+        where: see :func:`ucgm.data.sources.listing.open_source`.
         size: side after scaling and cropping; None: as they are, all of one size.
     """
 

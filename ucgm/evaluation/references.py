@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of

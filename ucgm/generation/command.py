@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.data.card import open_for_sampling
-from ucgm.data.images import UINT8_RULE, grid
+from ucgm.data.pixels import UINT8_RULE, grid
+from ucgm.data.sets.card import open_for_sampling
 from ucgm.evaluation.image_sets import open_images
 from ucgm.generation.grids import grid_indices, save_grid, save_image
 from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ucgm.data.images import grid
+from ucgm.data.pixels import grid
 from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ucgm.data.source import Dataset
+from ucgm.data.dataset import Dataset
 from ucgm.runtime.fixed_batches import Tile, by_tiles
 from ucgm.runtime.precision import float32_products
 from ucgm.runtime.randomness import RowRandom

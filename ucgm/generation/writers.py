@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ucgm.data.images import to_pil
+from ucgm.data.pixels import to_pil
 from ucgm.runtime.files import write_atomic
 
 

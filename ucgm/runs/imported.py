@@ -8,7 +8,7 @@ The folder is that of a training which ended at step 0, so every command takes i
 What a checkpoint means is written into its config.yaml and nowhere else: direction of time, sign
 and learned variance with the network, the path with the objective, null class, shape and scaling of
 latents with the data, guidance (its channels too) and sampler as published.  The samples it was
-trained on are not here: the data are *declared* (:mod:`ucgm.data.declared`).
+trained on are not here: the data are *declared* (:mod:`ucgm.data.sets.declared`).
 """
 
 import json
@@ -21,8 +21,8 @@ import torch
 
 from ucgm import transport as paths
 from ucgm.data import Codec, Declared
-from ucgm.data.autoencoder import KNOWN, Autoencoder, open_autoencoder
-from ucgm.data.scaling import EDM2_MEAN, EDM2_STD, normalisation
+from ucgm.data.latents.autoencoder import KNOWN, Autoencoder, open_autoencoder
+from ucgm.data.latents.statistics import EDM2_MEAN, EDM2_STD, normalisation
 from ucgm.nn import Imported, Source, import_weights, read_checkpoint
 from ucgm.nn.cost import count_parameters
 from ucgm.nn.sources import ARCHITECTURES, published_at

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ucgm.data.images import from_uint8
+from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import asset_path, sha256
 

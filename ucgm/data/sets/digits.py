@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.images import to_uint8
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.pixels import to_uint8
 
 
 class DigitsDataset(Dataset):
@@ -53,7 +53,7 @@ class DigitsDataset(Dataset):
         return self.x[rows], self.y[rows]
 
     def decode(self, x: Tensor) -> Tensor:
-        """(B, 1, 8, 8) in [-1, 1] to uint8, the rule of :mod:`ucgm.data.images`."""
+        """(B, 1, 8, 8) in [-1, 1] to uint8, the rule of :mod:`ucgm.data.pixels`."""
         return to_uint8(x)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.autoencoder import Autoencoder, open_autoencoder
-from ucgm.data.codec import Codec, CodecSettings
-from ucgm.data.encoder import Encoder
-from ucgm.data.scaling import normalisation
-from ucgm.data.sources import ShardSource, Source
+from ucgm.data.encoding.encoder import Encoder
+from ucgm.data.latents.autoencoder import Autoencoder, open_autoencoder
+from ucgm.data.latents.codec import Codec, CodecSettings
+from ucgm.data.latents.statistics import normalisation
+from ucgm.data.sources.listing import ShardSource, Source
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
 

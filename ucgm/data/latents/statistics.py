@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ucgm.data.autoencoder import Autoencoder
+from ucgm.data.latents.autoencoder import Autoencoder
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)

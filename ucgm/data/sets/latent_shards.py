@@ -1,8 +1,8 @@
 """Latents in shards: the data set that ``ucgm encode`` makes and large trainings read.
 
-    DIR/codec.json       what the latents mean (:mod:`ucgm.data.codec`)
+    DIR/codec.json       what the latents mean (:mod:`ucgm.data.latents.codec`)
     DIR/manifest.json    classes, and per shard its rows, bytes and SHA-256; what was skipped
-    DIR/*.safetensors    the rows (:mod:`ucgm.data.shards`)
+    DIR/*.safetensors    the rows (:mod:`ucgm.data.latents.shards`)
 
 A batch leaves the disk as it is stored, half as large as float32, and is normalised on the device.
 Opening reads two JSON files and one header per shard, and compares sizes with the manifest; the
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.codec import Codec, CodecSettings
-from ucgm.data.images import from_uint8
-from ucgm.data.shards import ShardSet
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.latents.codec import Codec, CodecSettings
+from ucgm.data.latents.shards import ShardSet
+from ucgm.data.pixels import from_uint8
 from ucgm.runtime.randomness import RowRandom
 
 MANIFEST_FILE = "manifest.json"

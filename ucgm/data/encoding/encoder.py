@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.autoencoder import Autoencoder, Store
-from ucgm.data.images import UnreadableImage, from_uint8, read_image
-from ucgm.data.shards import ShardSet
-from ucgm.data.sources import ShardSource, Source
+from ucgm.data.latents.autoencoder import Autoencoder, Store
+from ucgm.data.latents.shards import ShardSet
+from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
+from ucgm.data.sources.listing import ShardSource, Source
 from ucgm.runtime.randomness import RowRandom
 
 

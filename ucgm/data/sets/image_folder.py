@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.images import UnreadableImage, from_uint8, read_image, to_uint8
-from ucgm.data.source import DataConfig, Dataset
-from ucgm.data.sources import Source, open_source
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.pixels import UnreadableImage, from_uint8, read_image, to_uint8
+from ucgm.data.sources.listing import Source, open_source
 from ucgm.runtime.randomness import RowRandom
 
 

@@ -5,7 +5,7 @@
                           entries are images, or .npy moments (mean and std, 2C channels) as EDM2
                           (2312.02696) and REPA (2410.06940) write them
     FILE.zip              either of the above inside; a single top folder is looked through
-    DIR/*.safetensors     latent shards of LightningDiT and UCGM (:mod:`ucgm.data.shards`)
+    DIR/*.safetensors     latent shards of LightningDiT and UCGM (:mod:`ucgm.data.latents.shards`)
     hub:OWNER/NAME        a data set of the Hub, or what else datasets.load_dataset takes
 
 The order is fixed by the names, so item i is the same item in every process and after a restart.
@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ucgm.data.archives import FolderFiles, ZipFiles
-from ucgm.data.shards import ShardSet
+from ucgm.data.latents.shards import ShardSet
+from ucgm.data.sources.archives import FolderFiles, ZipFiles
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 Content = Literal["images", "moments", "latents"]

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from ucgm.data.codec import Codec
-from ucgm.data.images import to_uint8
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.latents.codec import Codec
+from ucgm.data.pixels import to_uint8
 
 
 class DeclaredDataset(Dataset):

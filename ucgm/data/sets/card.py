@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from ucgm.data.codec import Codec
-from ucgm.data.source import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.latents.codec import Codec
 from ucgm.runtime.files import write_atomic
 
 CARD_FILE = "data.json"

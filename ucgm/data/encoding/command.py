@@ -2,7 +2,7 @@
 
 Items of the source are cut into shards of consecutive numbers; shard k belongs to process k mod
 size, there is no collective in the loop, and a finished shard is a file with a record (see
-:mod:`ucgm.data.workfolder`).  So the same command, on any number of processes, continues after a
+:mod:`ucgm.data.encoding.workfolder`).  So the same command, on any number of processes, continues after a
 kill.
 """
 
@@ -15,12 +15,12 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ucgm.data.autoencoder import Store
-from ucgm.data.codec import CodecSettings
-from ucgm.data.encoder import Batch, Reader
-from ucgm.data.job import Job, Recipe, make_job
-from ucgm.data.sources import open_source
-from ucgm.data.workfolder import claim_folder, finish, read_record, write_rows
+from ucgm.data.encoding.encoder import Batch, Reader
+from ucgm.data.encoding.job import Job, Recipe, make_job
+from ucgm.data.encoding.workfolder import claim_folder, finish, read_record, write_rows
+from ucgm.data.latents.autoencoder import Store
+from ucgm.data.latents.codec import CodecSettings
+from ucgm.data.sources.listing import open_source
 from ucgm.runtime.processes import Progress, World, join_world
 
 

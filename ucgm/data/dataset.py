@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ucgm.data.codec import Codec
+from ucgm.data.latents.codec import Codec
 from ucgm.runtime.randomness import RowRandom
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.codec import Codec
-from ucgm.data.encoder import channel_moments, merge_moments
-from ucgm.data.job import Job
-from ucgm.data.latents import MANIFEST_FILE
-from ucgm.data.shardfile import write_shard
+from ucgm.data.encoding.encoder import channel_moments, merge_moments
+from ucgm.data.encoding.job import Job
+from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.shard_format import write_shard
+from ucgm.data.sets.latent_shards import MANIFEST_FILE
 from ucgm.runtime.files import write_atomic
 
 CLAIM_FILE = "encode.json"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.shardfile import DTYPES, read_header
+from ucgm.data.latents.shard_format import DTYPES, read_header
 
 MAP_BELOW = 2**28  # bytes; a mapped row is copied twice as fast, once its pages are there
 

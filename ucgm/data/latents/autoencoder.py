@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ucgm.data.ldm import ldm_arguments, ldm_to_diffusers, read_ldm_state
+from ucgm.data.latents.ldm_layout import ldm_arguments, ldm_to_diffusers, read_ldm_state
 from ucgm.runtime.precision import exact_float32
 
 Store = Literal["sample", "mean", "moments"]

@@ -4,7 +4,7 @@
     normalised = (raw - mean_c) / std_c * scale               what the network sees, per channel c
     raw        = normalised / scale * std_c + mean_c
 
-where mean, std and scale come from is in :mod:`ucgm.data.scaling`.
+where mean, std and scale come from is in :mod:`ucgm.data.latents.statistics`.
 
 A codec is saved beside the shards it made (``codec.json``) and in the folder of every run that is
 trained on them.  Two that differ are refused with both named: latents of one scaling decoded with
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.autoencoder import KNOWN, Autoencoder, Store, open_autoencoder
-from ucgm.data.images import from_uint8, to_uint8
+from ucgm.data.latents.autoencoder import KNOWN, Autoencoder, Store, open_autoencoder
+from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import write_atomic
 
 CODEC_FILE = "codec.json"

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.codec import Codec
-from ucgm.data.encoder import channel_moments, merge_moments
-from ucgm.data.folder import ImageDataset, Images
-from ucgm.data.images import UnreadableImage, grid, read_image
-from ucgm.data.latents import MANIFEST_FILE, LatentDataset, read_manifest
-from ucgm.data.shardfile import read_header
-from ucgm.data.shards import ShardSet
-from ucgm.data.source import Dataset
+from ucgm.data.dataset import Dataset
+from ucgm.data.encoding.encoder import channel_moments, merge_moments
+from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.shard_format import read_header
+from ucgm.data.latents.shards import ShardSet
+from ucgm.data.pixels import UnreadableImage, grid, read_image
+from ucgm.data.sets.image_folder import ImageDataset, Images
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, LatentDataset, read_manifest
 from ucgm.runtime.files import sha256, write_atomic
 
 _SLICE = 512  # rows in memory at a time

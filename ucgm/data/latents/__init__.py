@@ -1,0 +1,1 @@
+"""Latents: autoencoders, codecs, statistics, shards."""

@@ -1,0 +1,1 @@
+"""What can be encoded: folders, zips, Hub data sets, shards."""
