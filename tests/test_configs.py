@@ -11,7 +11,7 @@ from ucgm.data import Latents
 from ucgm.nn import EDM2Config
 from ucgm.nn.cost import count_parameters
 from ucgm.nn.edm2 import MODEL_CHANNELS
-from ucgm.nn.sources import ARCHITECTURES, published_at
+from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.objective.draw import HostTimes
 from ucgm.objective.fields import coefficients, sources_of

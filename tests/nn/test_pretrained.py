@@ -152,7 +152,7 @@ def test_settings_are_read_off_the_shapes(golden):
     for size, heads in published.items():
         with torch.device("meta"):
             net = DiTConfig(size=f"{size}/2", family="dit").build((4, 32, 32), 1000)
-        from ucgm.nn.layouts import read_settings
+        from ucgm.nn.pretrained.layouts import read_settings
 
         assert read_settings("sit", net.state_dict(), {})["num_heads"][0] == heads
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ucgm.nn import from_state_dict, read_checkpoint
-from ucgm.nn.weights import unwrap
+from ucgm.nn.pretrained.files import unwrap
 
 
 class Evil:

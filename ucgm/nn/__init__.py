@@ -5,10 +5,10 @@ from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
 from ucgm.nn.edm2 import EDM2
 from ucgm.nn.network import Network
-from ucgm.nn.pretrained import Imported, from_state_dict, import_weights
-from ucgm.nn.sources import ARCHITECTURES, Source
+from ucgm.nn.pretrained.files import read_checkpoint
+from ucgm.nn.pretrained.load import Imported, from_state_dict, import_weights
+from ucgm.nn.pretrained.published import ARCHITECTURES, Source
 from ucgm.nn.unet import UNet
-from ucgm.nn.weights import read_checkpoint
 
 __all__ = [
     "ARCHITECTURES",

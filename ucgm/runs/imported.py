@@ -25,7 +25,7 @@ from ucgm.data.latents.autoencoder import KNOWN, Autoencoder, open_autoencoder
 from ucgm.data.latents.statistics import EDM2_MEAN, EDM2_STD, normalisation
 from ucgm.nn import Imported, Source, import_weights, read_checkpoint
 from ucgm.nn.cost import count_parameters
-from ucgm.nn.sources import ARCHITECTURES, published_at
+from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.runs.config import Config, write_config
 from ucgm.runs.saving import host_copies, save_checkpoint

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from ucgm.nn.configs import FAMILIES, DiTConfig, NetworkConfig
-from ucgm.nn.layouts import State, drop, read_settings, translate
 from ucgm.nn.network import Network
-from ucgm.nn.sources import ARCHITECTURES, Architecture, Source
-from ucgm.nn.weights import unwrap
+from ucgm.nn.pretrained.files import unwrap
+from ucgm.nn.pretrained.layouts import State, drop, read_settings, translate
+from ucgm.nn.pretrained.published import ARCHITECTURES, Architecture, Source
 
 
 @dataclass(frozen=True)
