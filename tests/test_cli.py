@@ -11,8 +11,8 @@ import yaml
 
 from ucgm import cli
 from ucgm.objective import PRESETS, preset
+from ucgm.objective.times import Beta, LogitNormal
 from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
-from ucgm.timesteps import Beta, LogitNormal
 from ucgm.transport import Trig
 
 REPO = __import__("pathlib").Path(__file__).parents[1]

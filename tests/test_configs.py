@@ -15,9 +15,9 @@ from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.objective.draw import HostTimes
 from ucgm.objective.fields import coefficients, sources_of
+from ucgm.objective.times import Beta
 from ucgm.runs.settings import OptimizerConfig
 from ucgm.sampler import Grid, Guidance, Sampler
-from ucgm.timesteps import Beta
 from ucgm.transport import EDM, Linear
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ucgm.timesteps import Beta, Dyadic, LogitNormal, SortedPair, Uniform
+from ucgm.objective.times import Beta, Dyadic, LogitNormal, SortedPair, Uniform
 from ucgm.transport import Linear
 
 U = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)

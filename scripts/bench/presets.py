@@ -14,7 +14,7 @@ import torch
 
 from ucgm.nn import DiTConfig
 from ucgm.objective import PRESETS, LogVariance, preset
-from ucgm.objective.cost import count_passes
+from ucgm.objective.presets import count_passes
 from ucgm.runtime.randomness import RowRandom
 
 

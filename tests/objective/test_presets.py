@@ -14,9 +14,9 @@ from ucgm.nn import DiT
 from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
 from ucgm.objective.additions import Alignment, transported
 from ucgm.objective.anchors import alpha_of_progress, anchor
-from ucgm.objective.cost import count_passes
+from ucgm.objective.presets import count_passes
+from ucgm.objective.times import ArcTan, Below, Dyadic, LogNormal, Quarters, SortedPair, Uniform
 from ucgm.runtime.randomness import RowRandom
-from ucgm.timesteps import ArcTan, Below, Dyadic, LogNormal, Quarters, SortedPair, Uniform
 from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ from ucgm.objective.draw import Draw, Terms
 from ucgm.objective.losses import LogVariance
 from ucgm.objective.objective import Objective
 from ucgm.objective.presets import PRESETS, preset
-from ucgm.timesteps import (
+from ucgm.objective.times import (
     ArcTan,
     Below,
     Beta,

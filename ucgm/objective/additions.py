@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
-from ucgm.objective.passes import Passes, bare, put, stand_in, take
+from ucgm.objective.passes import Network, Passes, bare, put, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.timesteps import Quarters
+from ucgm.objective.times import Quarters
+from ucgm.transport import expand
 
 
 def transported(x: Tensor, z: Tensor) -> Tensor:
@@ -141,3 +143,47 @@ class Alignment(nn.Module):
         projected = self.projector(self._tokens[: len(self.features)])
         features = self.features.to(projected)
         return -functional.cosine_similarity(projected, features, dim=-1).mean()
+
+
+def terminal_velocity(
+    objective: ObjectiveSettings, passes: Passes, second: Network, x_t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(F', F^-(X^-, s, s)), each (B, ...); (F, 0) on the rows with s = t.
+
+    Args:
+        objective: the settings.
+        passes: makes the passes; the rows with s = t go through the wrapper of the network.
+        second: network that says the velocity at the destination.
+        x_t: (B, ...) states.
+    """
+    draw, host, transport = passes.draw, passes.draw.host, objective.transport
+    assert host is not None and draw.s is not None
+    moving = host.s < host.t
+    resting = passes.index(~moving)
+    x, t, y = (take(v, resting) for v in (x_t, draw.t, draw.y))
+    said = put(torch.zeros_like(x_t), resting, passes.call(passes.network, x, t, y, t, resting))
+    if not bool(moving.any()):
+        return said, torch.zeros_like(x_t)
+    index = passes.index(moving)
+    x, t, s, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.y))
+    # At s = 0 a jump ends at the data (Transport.map) and not on the path: no derivative there.
+    s = s.clamp(min=1e-6)
+    network = bare(passes.network)
+
+    def jump(later: Tensor) -> Tensor:
+        return transport.jump(x, passes.call(network, x, t, y, later, index), t, later)
+
+    # A derivative, and the difference of two velocities, need float32.
+    with torch.autocast(x.device.type, enabled=False):
+        # Fused attention kernels have no forward-mode derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            arrived, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))[:2]
+        passes.rows["tangent"] += len(x)
+        still = transport.velocity(arrived, torch.zeros_like(arrived), s)
+        ended = (still - rate) / expand(transport.rate(s), x)
+        with torch.no_grad():
+            wanted = passes.call(bare(second), arrived.detach(), s, y, s, index)
+    if index is None:  # every pass was made for all rows
+        moves = expand(moving.to(x_t.device, non_blocking=True), x_t)
+        return torch.where(moves, ended, said), wanted
+    return put(said, index, ended), put(torch.zeros_like(x_t), index, wanted)

@@ -4,7 +4,16 @@ import dataclasses
 import math
 
 from ucgm.objective.objective import Objective
-from ucgm.timesteps import ArcTan, Below, Beta, Dyadic, LogitNormal, LogNormal, Quarters, SortedPair
+from ucgm.objective.times import (
+    ArcTan,
+    Below,
+    Beta,
+    Dyadic,
+    LogitNormal,
+    LogNormal,
+    Quarters,
+    SortedPair,
+)
 from ucgm.transport import EDM, Trig
 
 

@@ -1,7 +1,7 @@
 """Presets of multi-step models: diffusion and flow matching (F_tgt is the field itself)."""
 
 from ucgm.objective.objective import Objective
-from ucgm.timesteps import Beta, LogitNormal, LogNormal
+from ucgm.objective.times import Beta, LogitNormal, LogNormal
 from ucgm.transport import EDM, VP
 
 

@@ -16,17 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.objective.additions import Alignment, flow_anchor, matching_term, own_samples, transported
+from ucgm.objective.additions import (
+    Alignment,
+    flow_anchor,
+    matching_term,
+    own_samples,
+    terminal_velocity,
+    transported,
+)
 from ucgm.objective.anchors import anchor
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.fields import field_at, sources_of
 from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, time_weight
 from ucgm.objective.passes import Network, Passes
+from ucgm.objective.residual import consistency_target, own_velocity
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.target import consistency_target, own_velocity
-from ucgm.objective.terminal import terminal_velocity
+from ucgm.objective.times import Data, Destination, Present, Quarters
 from ucgm.runtime.randomness import RowRandom, as_random
-from ucgm.timesteps import Data, Destination, Present, Quarters
 from ucgm.transport import expand
 
 

@@ -8,8 +8,7 @@ from typing import Literal, get_args
 
 from ucgm.objective.anchors import AnchorSchedule
 from ucgm.objective.losses import Weight
-from ucgm.objective.residual import StepRule, TangentMethod
-from ucgm.timesteps import Below, Data, Destination, Present, Quarters, TimeLaw, Uniform
+from ucgm.objective.times import Below, Data, Destination, Present, Quarters, TimeLaw, Uniform
 from ucgm.transport import Linear, Transport
 
 FieldName = Literal[
@@ -200,3 +199,9 @@ def _check_terminal(objective: ObjectiveSettings) -> None:
                 f"objective.{name} is about G, in whose place objective.terminal puts another "
                 f"comparison: leave it at {value}, got {getattr(objective, name)}"
             )
+
+
+TangentMethod = Literal["central", "forward", "jvp"]
+
+
+StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]

@@ -18,9 +18,9 @@ import yaml
 from ucgm.data import DataConfig, Digits
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
+from ucgm.objective.times import Destination, TimeLaw
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Guidance, Sampler
-from ucgm.timesteps import Destination, TimeLaw
 from ucgm.transport import Transport
 
 POLYMORPHIC = (Transport, TimeLaw, Destination, NetworkConfig, DataConfig)

@@ -23,7 +23,7 @@ from ucgm.nn import NetworkConfig
 from ucgm.nn.cost import cost
 from ucgm.nn.layers import TokenLinear
 from ucgm.objective import Objective
-from ucgm.objective.cost import count_passes
+from ucgm.objective.presets import count_passes
 
 _WEIGHT = {"gradient": 3.0, "forward": 1.0, "tangent": 2.0}
 

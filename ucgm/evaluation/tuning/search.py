@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ucgm.sampler.grids import Grid
+from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Guidance
-from ucgm.sampler.loop import Sampler
 from ucgm.sampler.named import NAMED
+from ucgm.sampler.sampler import Sampler
 
 # Solver -> (settings, what `amount` is and its largest value).
 FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, float] | None]] = {

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ucgm.runtime.randomness import RowRandom, as_random
-from ucgm.sampler.check import SolverName, check_settings
-from ucgm.sampler.grids import Grid
+from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Network, call
 from ucgm.sampler.multistep import Clock, Quadrature, Rule, Variable, adams_plan
+from ucgm.sampler.named import SolverName, check_settings
 from ucgm.sampler.plan import (
     NoiseRule,
     Restart,
