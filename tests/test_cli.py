@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from ucgm import cli
+from ucgm.cli import main as cli
 from ucgm.objective import PRESETS, preset
 from ucgm.objective.times import Beta, LogitNormal
 from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
@@ -47,7 +47,7 @@ def write(path, **content):
 def test_help_is_fast_and_imports_no_torch():
     start = time.perf_counter()
     code = (
-        "import sys; from ucgm.cli import main; main(['--help']); "
+        "import sys; from ucgm.cli.main import main; main(['--help']); "
         "assert 'torch' not in sys.modules and 'jsonargparse' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

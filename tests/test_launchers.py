@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ucgm import cli
+from ucgm.cli import main as cli
 
 REPO = Path(__file__).parents[1]
 LAUNCH = REPO / "scripts" / "launch"

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm import cli
+from ucgm.cli import main as cli
 from ucgm.evaluation.tuning.search import FAMILIES, Candidate, Space, fitted, passes, search
 from ucgm.evaluation.tuning.tune import Bench, Budget, default_of, tune, tune_sampler
 from ucgm.runs.config import Config, from_dict
