@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 # Names are imported when they are used: `ucgm --help` must not wait for torch.
 _HOMES = {
-    "checkpoint": ("Run", "load_run"),
-    "config": ("Config",),
     "integrations": ("DiffusersNetwork", "DiscreteVP", "UCGMPipeline", "UCGMScheduler"),
     "nn": ("DDT", "DiT", "EDM2", "UNet"),
     "objective": ("Draw", "Objective", "Terms", "preset"),
-    "randomness": ("RowRandom",),
+    "runs.checkpoint": ("Run", "load_run"),
+    "runs.config": ("Config",),
+    "runtime.randomness": ("RowRandom",),
     "sampler": ("Autoguided", "Churn", "Grid", "Guidance", "Guided", "Restart", "Sampler"),
-    "train": ("train",),
+    "training.loop": ("train",),
     "transport": ("Linear", "Transport", "Trig"),
 }
 _WHERE = {name: f"ucgm.{module}" for module, names in _HOMES.items() for name in names}

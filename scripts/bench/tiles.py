@@ -2,8 +2,8 @@
 
     python scripts/bench/tiles.py [--size T/2] [--shape 1 8 8] [--count 1003] [--device cuda]
 
-Plain: the sampler on batches as they come.  Tiled: `ucgm.generation.samples`.  Both run in turns, in one
-process; a figure is the median of the ratios of neighbours.
+Plain: the sampler on batches as they come.  Tiled: `ucgm.generation.samples`.  Both run in turns,
+in one process; a figure is the median of the ratios of neighbours.
 """
 
 import argparse

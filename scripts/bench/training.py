@@ -2,7 +2,7 @@
 
     python scripts/bench/training.py [--batch 64] [--pairs 4] [--out FILE.json]
 
-*Ours* is ``ucgm.training.loop.train`` itself, from one request of the loop for a batch to the next: latent
+*Ours* is ``ucgm.train`` itself, from one request of the loop for a batch to the next: latent
 shards from disk, draw, terms, backward, optimizer, averages, a log line after every step.  *Plain*
 is a loop as it is written by hand around the same network class (plain_loop.py), which for UCGM
 makes every pass for every row, as published:

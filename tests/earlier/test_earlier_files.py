@@ -44,7 +44,7 @@ def test_configurations_name_the_classes_of_today():
 
 def test_new_files_name_classes_by_their_public_path(place):
     text = (place / "few" / "config.yaml").read_text()
-    ucgm.training.loop(read_config(place / "few" / "config.yaml"), place / "new")
+    ucgm.train(read_config(place / "few" / "config.yaml"), place / "new")
     written = (place / "new" / "config.yaml").read_text()
     assert "ucgm.nn.configs.DiTConfig" in text
     for name in ("ucgm.nn.DiTConfig", "ucgm.data.Digits", "ucgm.transport.Linear"):

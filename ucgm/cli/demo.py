@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+CONFIGS = tuple(folder / "configs" for folder in Path(__file__).parents[1:3])
 
 
 def demo(out_dir: str = "runs/demo") -> None:

@@ -1,7 +1,8 @@
 """Samples of a trained run: settings, protocol, PNG and npz sinks.
 
-What makes sample i is in :mod:`ucgm.generation.samples`; this file takes network, sampler, guidance and data
-from a run folder, writes images in index order, and says in ``protocol.json`` what decided them.
+What makes sample i is in :mod:`ucgm.generation.samples`; this file takes network, sampler, guidance
+and data from a run folder, writes images in index order, and says in ``protocol.json`` what decided
+them.
 """
 
 import warnings
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from ucgm.data.pixels import UINT8_RULE, grid
 from ucgm.data.sets.card import open_for_sampling
-from ucgm.evaluation.image_sets import open_images
 from ucgm.generation.grids import grid_indices, save_grid, save_image
 from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 from ucgm.generation.writers import LatentSink, NpzSink, PngSink
@@ -196,29 +196,51 @@ def sample_run(
         sink_of(format, folder).clear()
     world.wait()
     sink = sink_of(format, folder)
-    _draw(samples, torch.arange(num_images), batch_size, sink, world)
+    shown = _sheet_indices(samples, num_images)
+    kept = _draw(samples, torch.arange(num_images), batch_size, sink, world, shown.flatten())
     world.wait()
     if world.first:
         path = sink.close()
         print(f"{'latents:' if format == 'latents' else 'images: '} {path}")
         if format != "latents":
-            print(f"picture: {_contact_sheet(samples, path, num_images)}")
+            sheet = grid(kept, min(10, shown.shape[1]))
+            print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
     world.leave()
     return folder
 
 
-def _draw(samples: SampleSet, indices: Tensor, batch_size: int, sink: Sink, world: World) -> None:
-    """Write this process's share of the samples ``indices``."""
+def _draw(
+    samples: SampleSet,
+    indices: Tensor,
+    batch_size: int,
+    sink: Sink,
+    world: World,
+    shown: Tensor,
+) -> Tensor:
+    """Write this process's share of the samples ``indices``; returns the images of ``shown`` (k,).
+
+    The first process shows them: those that others drew it draws again, which gives the same.
+    """
     latent = isinstance(sink, LatentSink)
     if not latent:
         samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
     share = world.share(indices.split(whole_tiles(batch_size, samples.tile)))
     label = f"{samples.sampler.steps} steps:"
     progress = Progress(sum(map(len, share)), label, silent=not world.first)
+    kept: dict[int, Tensor] = {}
+    wanted = set(shown.tolist())
     for part in share:
         values = raw_latents(samples, part) if latent else samples.images(part)
         sink.write(part, values, samples.labels_at(part))
+        if world.first and not latent:
+            kept |= {i: v for i, v in zip(part.tolist(), values, strict=True) if i in wanted}
         progress.add(len(part))
+    if latent or not world.first:
+        return torch.empty(0)
+    missing = torch.tensor(sorted(wanted - kept.keys()), dtype=torch.int64)
+    if len(missing):
+        kept |= dict(zip(missing.tolist(), samples.images(missing), strict=True))
+    return torch.stack([kept[i] for i in shown.tolist()])
 
 
 def sink_of(format: Format, folder: Path) -> Sink:
@@ -236,14 +258,12 @@ def raw_latents(samples: SampleSet, indices: Tensor) -> Tensor:
     return x if codec is None else codec.to_raw(x)
 
 
-def _contact_sheet(samples: SampleSet, images: Path, count: int) -> Path:
-    """A picture of the first of the images that were written."""
+def _sheet_indices(samples: SampleSet, count: int) -> Tensor:
+    """Sample indices (rows, columns) of the sheet of ``count`` images."""
     indices = grid_indices(samples)
-    if int(indices.max()) >= count:  # too few for a class per row
-        indices = torch.arange(min(count, indices.numel())).view(1, -1)
-    columns = min(10, indices.shape[1])
-    pixels = open_images(str(images)).images(indices.flatten())
-    return save_image(grid(pixels, columns), images.parent / "grid.png")
+    if int(indices.max()) < count:
+        return indices
+    return torch.arange(min(count, indices.numel())).view(1, -1)  # too few for a class per row
 
 
 def save_preview(samples: SampleSet, path: Path) -> Path:

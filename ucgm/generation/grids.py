@@ -1,4 +1,4 @@
-"""Sheets of samples: one class per row, and strips of the same samples at several numbers of steps."""
+"""Sheets of samples, one class per row, and strips of one sample at several numbers of steps."""
 
 from pathlib import Path
 

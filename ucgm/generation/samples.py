@@ -9,8 +9,9 @@ batch size nor the number of processes is part of a result, and a stopped job go
 The initial noise is drawn on the CPU, for all devices alike.
 
 To the last bit this takes calls of one shape: network and decoder work on tiles of ``tile`` rows,
-see :mod:`ucgm.runtime.fixed_batches`.  The tile is part of a protocol as the precision is.  Two things are not in
-our hands: another kind of processor, and on CPUs another number of threads, may round otherwise.
+see :mod:`ucgm.runtime.fixed_batches`.  The tile is part of a protocol as the precision is.  Two
+things are not in our hands: another kind of processor, and on CPUs another number of threads, may
+round otherwise.
 """
 
 from collections.abc import Sequence

@@ -20,8 +20,8 @@ class HostTimes(NamedTuple):
 class Twin(NamedTuple):
     """More random numbers of a TwinFlow batch.
 
-    part: (B,) int64 on the CPU, see :class:`ucgm.objective.times.Quarters`; source: (B, ...) noise of the
-    network's own samples; noise: (B, ...) and time: (B,) of the matching term.
+    part: (B,) int64 on the CPU, see :class:`ucgm.objective.times.Quarters`; source: (B, ...) noise
+    of the network's own samples; noise: (B, ...) and time: (B,) of the matching term.
     """
 
     part: Tensor

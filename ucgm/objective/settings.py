@@ -22,7 +22,8 @@ FieldName = Literal[
     "scaled",
     "jump",
 ]
-
+TangentMethod = Literal["central", "forward", "jvp"]
+StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
 
 _CHOICES = {
     "field": get_args(FieldName),
@@ -199,9 +200,3 @@ def _check_terminal(objective: ObjectiveSettings) -> None:
                 f"objective.{name} is about G, in whose place objective.terminal puts another "
                 f"comparison: leave it at {value}, got {getattr(objective, name)}"
             )
-
-
-TangentMethod = Literal["central", "forward", "jvp"]
-
-
-StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]

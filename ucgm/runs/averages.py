@@ -1,8 +1,9 @@
 """Averages of any length after the training: ``ucgm ema RUN --std 0.05``.
 
 A training with ``ema.tracked`` leaves snapshots of its power-function averages in ``RUN/ema``.
-Each is a sum of the weights of all updates with the profile p_i(k) of :mod:`ucgm.training.ema`, so a sum of
-snapshots is one with the profile sum_i x_i p_i.  The coefficients make that the wanted profile p,
+Each is a sum of the weights of all updates with the profile p_i(k) of :mod:`ucgm.training.ema`,
+so a sum of snapshots is one with the profile sum_i x_i p_i.  The coefficients make that the wanted
+profile p,
 
     minimise  | sum_i x_i p_i - p |^2    subject to  sum_i x_i = 1
 

@@ -9,8 +9,8 @@
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
 
-How they are written is in :mod:`ucgm.runs.saving`.  A manifest has the size and SHA-256 of every file
-and is checked before anything is loaded.  There is no random state to save: data order, noise,
+How they are written is in :mod:`ucgm.runs.saving`.  A manifest has the size and SHA-256 of every
+file and is checked before anything is loaded.  There is no random state to save: data order, noise,
 times and dropout masks are functions of (seed, step, row).  Everything is safetensors, with whole
 tensors by name: loading runs no code, and neither the number of processes nor whether they shard
 the weights is part of the format.

@@ -2,15 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import torch
-from torch import nn
-
-from ucgm.training.optim import Lion, Muon, _split_for_muon
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,6 @@ class TrainConfig:
 
 
 Name = Literal["adamw", "radam", "lion", "muon"]
-
-
 Schedule = Literal["constant", "cosine", "inverse_sqrt"]
 
 
@@ -109,29 +102,6 @@ class OptimizerConfig:
                 "optimizer.warmup_steps must be at least 0 and optimizer.reference_steps at least "
                 f"1, got {self.warmup_steps} and {self.reference_steps}"
             )
-
-    def build(self, parameters: Mapping[nn.Parameter, str]) -> torch.optim.Optimizer:
-        """The optimizer, with fused or foreach kernels.
-
-        Args:
-            parameters: what is trained, with names.
-
-        Raises:
-            ValueError: Muon, where torch or the network does not have it or weights are sharded.
-        """
-        common: dict[str, Any] = dict(
-            lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
-        )
-        if self.name == "adamw":
-            return torch.optim.AdamW(list(parameters), fused=True, **common)
-        if self.name == "radam":
-            return torch.optim.RAdam(
-                list(parameters), foreach=True, decoupled_weight_decay=True, **common
-            )
-        if self.name == "lion":
-            return Lion(list(parameters), self.lr, self.betas, self.weight_decay)
-        hidden, others = _split_for_muon(parameters)
-        return Muon(hidden, others, common)
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step ``step`` = 0 .. total_steps - 1."""

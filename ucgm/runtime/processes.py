@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ucgm.runtime.precision import precision
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Item = TypeVar("Item")
 
@@ -156,7 +157,7 @@ def requested_processes() -> int | None:
     return None
 
 
-def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> Accelerator:
+def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> "Accelerator":
     """The accelerator of this process.
 
     Args:
@@ -166,6 +167,9 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
     Raises:
         ValueError: fewer processes run than the launcher was asked for.
     """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
     asked = requested_processes()
     several = asked is not None and asked > 1
     precision()

@@ -27,6 +27,7 @@ from ucgm.training.ema import EMA, frozen_copy
 from ucgm.training.host import compile_blocks, keep_freed_memory
 from ucgm.training.log import Journal, Pace
 from ucgm.training.nonfinite import Guard
+from ucgm.training.optim import build_optimizer
 from ucgm.training.start import check_inputs, start_from
 from ucgm.training.throughput import count_work, measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
@@ -160,7 +161,7 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
     networks = _place(config, network, sharding)
-    optimizer = config.optimizer.build(networks.trained())
+    optimizer = build_optimizer(config.optimizer, networks.trained())
     wrapped, wrapped_variance = networks.online, networks.log_variance
     if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)

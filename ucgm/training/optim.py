@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, as settings.
+"""Optimizers, built from their settings (:class:`ucgm.runs.settings.OptimizerConfig`).
 
 AdamW (arXiv 1711.05101) and RAdam (arXiv 1908.03265) are torch's; Lion is below; Muon is torch's
 for the matrices of the blocks, with AdamW for all else.  With g the gradient and n the step,
@@ -11,8 +11,6 @@ for the matrices of the blocks, with AdamW for all else.  With g the gradient an
 
 U V^T comes from five Newton-Schulz iterations in bfloat16.  The factor in front of it gives the
 update the size of AdamW's (arXiv 2502.16982, section 2.2), so that one learning rate serves both.
-
-A schedule is a pure function of the step, so there is none to save.
 """
 
 import re
@@ -22,7 +20,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ucgm.runs.settings import OptimizerConfig
 from ucgm.runtime.sharding import local
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Mapping[nn.Parameter, str]
+) -> torch.optim.Optimizer:
+    """The optimizer, with fused or foreach kernels.
+
+    Args:
+        config: its settings.
+        parameters: what is trained, with names.
+
+    Raises:
+        ValueError: Muon, where torch or the network does not have it or weights are sharded.
+    """
+    common: dict[str, Any] = dict(
+        lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+    if config.name == "adamw":
+        return torch.optim.AdamW(list(parameters), fused=True, **common)
+    if config.name == "radam":
+        return torch.optim.RAdam(
+            list(parameters), foreach=True, decoupled_weight_decay=True, **common
+        )
+    if config.name == "lion":
+        return Lion(list(parameters), config.lr, config.betas, config.weight_decay)
+    hidden, others = _split_for_muon(parameters)
+    return Muon(hidden, others, common)
 
 
 class Lion(torch.optim.Optimizer):
@@ -101,7 +127,7 @@ def _split_for_muon(
     """The matrices of the blocks, and all other parameters.
 
     Raises:
-        ValueError: see :meth:`OptimizerConfig.build`.
+        ValueError: see :func:`build_optimizer`.
     """
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(

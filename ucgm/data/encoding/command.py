@@ -2,8 +2,8 @@
 
 Items of the source are cut into shards of consecutive numbers; shard k belongs to process k mod
 size, there is no collective in the loop, and a finished shard is a file with a record (see
-:mod:`ucgm.data.encoding.workfolder`).  So the same command, on any number of processes, continues after a
-kill.
+:mod:`ucgm.data.encoding.workfolder`).  So the same command, on any number of processes, continues
+after a kill.
 """
 
 from collections.abc import Sequence

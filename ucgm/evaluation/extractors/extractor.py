@@ -36,7 +36,8 @@ class Extractor:
         channels: colour channels of the images it takes.
         num_classes: classes the logits stand for when they are those of the data, else 0.
         note: one line for the report, for example the accuracy of a classifier.
-        batch_size: images per call of the module, always as many, see :mod:`ucgm.runtime.fixed_batches`.
+        batch_size: images per call of the module, always as many, see
+            :mod:`ucgm.runtime.fixed_batches`.
     """
 
     name: str
