@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.test_train import tiny
+from tests.training.test_train import tiny
 from ucgm.training.loop import train
 
 STEPS = [1, 2, 3, 4, 5, 6]

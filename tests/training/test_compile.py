@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.forked import job, run_jobs
-from tests.test_sharding import assert_close, config
-from tests.test_train import same, tiny, weights
+from tests.runtime.test_sharding import assert_close, config
+from tests.training.test_train import same, tiny, weights
 from ucgm.objective import preset
 from ucgm.runs import checkpoint
 from ucgm.training.host import compile_blocks

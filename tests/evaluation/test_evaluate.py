@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Memoriser, make_run
-from tests.test_extractors import random_inception  # noqa: F401
+from tests.evaluation.test_extractors import random_inception  # noqa: F401
 from ucgm.data import Digits
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.evaluate import evaluate, evaluate_run, make_reference, reference_run

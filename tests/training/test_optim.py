@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.forked import job, run_jobs
-from tests.test_train import tiny
+from tests.training.test_train import tiny
 from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.runs.saving import optimizer_state, restore_optimizer
 from ucgm.runs.settings import OptimizerConfig

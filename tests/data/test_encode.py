@@ -26,7 +26,7 @@ from ucgm.data.encoding.command import encode_data
 from ucgm.data.latents.autoencoder import open_autoencoder
 from ucgm.data.pixels import from_uint8, read_image
 
-REPO = Path(__file__).parent.parent
+REPO = Path(__file__).parents[2]
 SIZE = 16
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.forked import job, run_jobs
-from tests.test_train import same, tiny, weights
+from tests.training.test_train import same, tiny, weights
 from ucgm.cli import main as cli
 from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.objective import preset

@@ -18,12 +18,11 @@ from tests import group
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.runs import checkpoint
+from ucgm.runs import checkpoint, folder
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
-from ucgm.training import start as start_of_a_run
 from ucgm.training.ema import EMA
 from ucgm.training.loop import train
 
@@ -125,7 +124,7 @@ def test_a_folder_of_another_configuration_is_refused(six_steps, tmp_path):
 def test_two_trainings_in_one_folder_are_refused(six_steps, tmp_path):
     run = copy_of(six_steps, tmp_path)
     before = (run / "config.yaml").read_text()
-    with start_of_a_run.alone(run):
+    with folder.alone(run):
         mine = f"another training is running.*process {os.getpid()}"
         with pytest.raises(ValueError, match=mine):
             train(tiny(keep_checkpoints=1), run)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.forked import job, run_jobs
-from tests.test_train import same, tiny
+from tests.training.test_train import same, tiny
 from ucgm.data import DigitsDataset
 from ucgm.data.loader import sample_indices
 from ucgm.objective import Objective

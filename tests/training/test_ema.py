@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.test_train import same, tiny
+from tests.training.test_train import same, tiny
 from ucgm.cli import main as cli
 from ucgm.runs import checkpoint
 from ucgm.runs.averages import coefficients, find_snapshots, inner_products

@@ -15,7 +15,7 @@ from ucgm.objective.times import Beta, LogitNormal
 from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
 from ucgm.transport import Trig
 
-REPO = __import__("pathlib").Path(__file__).parents[1]
+REPO = __import__("pathlib").Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from ucgm.runs.imported import config_of, import_run
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, TrigLinear
 
-GOLDEN = Path(__file__).parent / "nn" / "golden"
+GOLDEN = Path(__file__).parents[1] / "nn" / "golden"
 SIZE, CLASSES = 16, 5
 FAMILIES = ("dit", "lightningdit", "ddt")
 
@@ -395,7 +395,7 @@ def test_models_prints_the_published_sizes(capsys):
 @pytest.mark.parametrize("name", ["ddt", "lightningdit", "repa", "repae"])
 def test_the_configurations_of_published_rows_fit_imported_runs(name, monkeypatch):
     """At toy width: same network, path, sampler and guidance from the file and from the YAML."""
-    configs, found = Path(__file__).parents[1] / "configs", []
+    configs, found = Path(__file__).parents[2] / "configs", []
     module = importlib.import_module("ucgm.training.loop")
     monkeypatch.setattr(module, "train", lambda config, run_dir: found.append(config))
     for kind in ("tune", "sample"):

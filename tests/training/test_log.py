@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from tests.data.test_loader import make_set
 from tests.forked import job, run_jobs
-from tests.test_train import tiny
+from tests.training.test_train import tiny
 from ucgm.data import Latents
 from ucgm.data.loader import BatchPlan
 from ucgm.nn import DiTConfig

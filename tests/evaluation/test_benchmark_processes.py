@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests import group
-from tests.benchmark_worker import CHUNK, COUNT, STEPS, work
+from tests.evaluation.benchmark_worker import CHUNK, COUNT, STEPS, work
 
 TOTAL = len(STEPS) * -(-COUNT // CHUNK)
 
@@ -81,7 +81,15 @@ def launch(out, size, threads):
         place |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
         env = {**os.environ, **{key: str(value) for key, value in place.items()}}
         env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
-        command = [sys.executable, "-m", "tests.benchmark_worker", str(out), "0", "7", "70"]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.evaluation.benchmark_worker",
+            str(out),
+            "0",
+            "7",
+            "70",
+        ]
         processes.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=120) for process in processes] == [0] * size
 

@@ -79,7 +79,7 @@ def build_flat(weights):
 
 
 def test_your_own_by_module_and_function():
-    name = "tests.test_extractors:build_flat"
+    name = "tests.evaluation.test_extractors:build_flat"
     images = torch.full((2, 1, 8, 8), 7, dtype=torch.uint8)
     for _ in range(2):  # a second time as well
         assert open_extractor(name)(images)["features"].unique().tolist() == [7.0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.test_train import same, tiny, weights
+from tests.training.test_train import same, tiny, weights
 from ucgm.data import Digits, DigitsDataset
 from ucgm.generation.command import SampleSet, save_preview
 from ucgm.generation.grids import join_grid
