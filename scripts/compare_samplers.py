@@ -97,7 +97,7 @@ ROWS = {
 }
 
 
-class Bench:
+class CandidateScorer:
     """The run, the noise and the yardsticks."""
 
     def __init__(self, run_dir, count, seed):
@@ -184,7 +184,7 @@ def main():
     parser.add_argument("--out-dir", type=Path, default=Path("docs/results"))
     settings = parser.parse_args()
     torch.set_grad_enabled(False)
-    bench = Bench(settings.run_dir, settings.count, settings.seed)
+    bench = CandidateScorer(settings.run_dir, settings.count, settings.seed)
     bench.limit = bench.draw(ours(NAMED["heun"]), 399)
     floor = bench.measure(lambda network, z, y, calls: ours(NAMED["heun"])(network, z, y, 199), 199)
     results = {}

@@ -206,14 +206,14 @@ def main() -> None:
             continue
         trained: dict[str, nn.Module] = {}
         for note, settings, what in ROWS[name]:
-            clock = time.perf_counter()
+            time_variable = time.perf_counter()
             objective = preset(name, label_dropout=0.0, **settings)
             key = repr(objective)
             if key not in trained:
                 start = begin(objective, arguments.steps) if name in TUNED else None
                 trained[key] = train(objective, arguments.steps, start=start)
             value = error(objective, trained[key], what)
-            seconds = time.perf_counter() - clock
+            seconds = time.perf_counter() - time_variable
             print(f"{name:<19}{note:<40}{what:<10}{value:>8.4f}{seconds:>9.0f}", flush=True)
 
 

@@ -95,16 +95,16 @@ def _poison(samples):
 def _leave_out(steps):
     import torch
 
-    from ucgm.training.nonfinite import Guard
+    from ucgm.training.nonfinite import NonFiniteSkipper
 
-    original = Guard.step
+    original = NonFiniteSkipper.step
 
     def step(self, optimizer, averages, norm, number):
         if number in steps:
             return torch.tensor(True)
         return original(self, optimizer, averages, norm, number)
 
-    Guard.step = step
+    NonFiniteSkipper.step = step
 
 
 def _start(job, rank, port):

@@ -16,7 +16,7 @@ from torch import nn
 from ucgm.nn import DiTConfig
 
 
-class Clock:
+class TimeVariable:
     """Wall and processor seconds between two moments."""
 
     def __init__(self):
@@ -60,9 +60,9 @@ def serve(connection, method, size, shape, classes, batch):
     model = DiTConfig(size=size, family="dit")
     plain = Plain(method, lambda: model.build(shape, classes), batch, classes)
     while connection.recv():
-        clock = Clock()
+        time_variable = TimeVariable()
         plain.step()
-        connection.send(clock.stop())
+        connection.send(time_variable.stop())
 
 
 class Plain:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from ucgm.data import Declared
+from ucgm.data import DataSpec
 from ucgm.generation.samples import SampleSet
 from ucgm.nn import DiTConfig
 from ucgm.runtime.fixed_batches import whole_tiles
@@ -65,7 +65,7 @@ def main():
     for value in network.parameters():
         value.data += 0.1 * torch.randn_like(value)
     network = network.to(options.device).eval()
-    data = Declared(shape=shape, num_classes=10).open()
+    data = DataSpec(shape=shape, num_classes=10).open()
     samples = SampleSet(network, Sampler(steps=options.steps), data, device=options.device)
     base, exact = plain(samples, count, 256), tiled(samples, count, 256)
     print(f"{count} samples {shape} of {options.size}, {options.steps} steps, {options.device}\n")

@@ -31,7 +31,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from plain_loop import Clock, Elsewhere
+from plain_loop import Elsewhere, TimeVariable
 
 import ucgm.training.loop
 from ucgm.data import Latents
@@ -42,7 +42,7 @@ from ucgm.objective import preset
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.training.ema import EMA
-from ucgm.training.log import Journal
+from ucgm.training.log import MetricsLogger
 
 SHAPE, CLASSES = (4, 32, 32), 1000
 ROWS = 16  # of a pass when the batch is cut
@@ -100,21 +100,21 @@ class Turns:
     def __init__(self, plain, pairs, accumulation):
         self.plain, self.pairs, self.accumulation = plain, pairs, accumulation
         self.ours, self.theirs = [], []
-        self.parts, self.clock = [defaultdict(float)], None  # seconds by name, a step each
+        self.parts, self.time_variable = [defaultdict(float)], None  # seconds by name, a step each
 
     def stream(self, real):
         """The batches, with the other loop's steps between the first micro-batches of two steps."""
         step = 0
         while True:
-            if self.clock is not None:
-                self.ours.append(self.clock.stop())
+            if self.time_variable is not None:
+                self.ours.append(self.time_variable.stop())
             # Pairs are (plain, ours), (ours, plain), (plain, ours), ...
             while len(self.theirs) < self.pairs and len(self.theirs) < step + (step % 2 == 0):
                 self.theirs.append(self.plain.step())
             if step == self.pairs:
                 raise Done
             self.parts.append(defaultdict(float))
-            self.clock = Clock()
+            self.time_variable = TimeVariable()
             for _ in range(self.accumulation):
                 with self.timed("data"):
                     batch = next(real)
@@ -138,7 +138,7 @@ class Turns:
         return call
 
 
-LOGGING = [name for name in vars(Journal) if not name.startswith("_")]
+LOGGING = [name for name in vars(MetricsLogger) if not name.startswith("_")]
 
 
 def measure(method, plain, config, run_dir, pairs):
@@ -147,7 +147,7 @@ def measure(method, plain, config, run_dir, pairs):
     batches = ucgm.training.loop.batches
     with contextlib.ExitStack() as patches:
         for cls, name, part in [
-            *((Journal, n, "logging") for n in LOGGING),
+            *((MetricsLogger, n, "logging") for n in LOGGING),
             (EMA, "update", "averages"),
         ]:
             patches.enter_context(

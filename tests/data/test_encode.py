@@ -680,10 +680,10 @@ def test_train_and_sample_on_latents(encode, vae, tmp_path, capsys):
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/data/*.yaml")), ids=lambda p: p.stem)
 def test_configurations_name_public_codecs(path):
     from ucgm.data.encoding.command import codec_settings
-    from ucgm.data.latents.autoencoder import KNOWN
+    from ucgm.data.latents.autoencoder import PUBLIC_VAES
 
     codec = codec_settings(str(path))
-    assert codec.vae in KNOWN and f"imagenet{codec.size}_" in path.stem
+    assert codec.vae in PUBLIC_VAES and f"imagenet{codec.size}_" in path.stem
     assert codec == codec.resolved(codec.vae.startswith("dc-ae"))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.digits_oracle import make_run, perturbed_dit
 from ucgm.evaluation.benchmark import benchmark
-from ucgm.evaluation.scoring import Ruler
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 
@@ -36,7 +36,7 @@ def work(out, seconds=0.0, world=None, batch=50, chunk=CHUNK):
         run,
         STEPS,
         COUNT,
-        ruler=Ruler(metrics=("fid", "accuracy")),
+        ruler=MetricConfig(metrics=("fid", "accuracy")),
         out_dir=out,
         batch_size=batch,
         chunk_size=chunk,

@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.data import Declared, Digits
+from ucgm.data import DataSpec, Digits
 from ucgm.evaluation.benchmark import benchmark, check_sizes, commit
 from ucgm.evaluation.chunks import ChunkFolder
 from ucgm.evaluation.extractors import Extractor, open_extractor, register_extractor
 from ucgm.evaluation.metrics import save_reference
 from ucgm.evaluation.references import reference_of
-from ucgm.evaluation.scoring import Ruler
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.command import Settings
 from ucgm.sampler import Guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
-FAST = Ruler(metrics=("fid", "accuracy"))
+FAST = MetricConfig(metrics=("fid", "accuracy"))
 
 
 def run_benchmark(folder, network=None, steps=(2,), num_samples=103, ruler=FAST, **kwargs):
@@ -38,7 +38,7 @@ def statistics_of(result):
 def oracle(tmp_path_factory):
     """The perfect memoriser, measured with everything."""
     folder = tmp_path_factory.mktemp("oracle")
-    return run_benchmark(folder, Memoriser(), (1, 8), 960, Ruler())
+    return run_benchmark(folder, Memoriser(), (1, 8), 960, MetricConfig())
 
 
 def test_scores_of_the_memoriser(oracle):
@@ -221,10 +221,13 @@ def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_pat
         (dict(steps=()), "for example --steps"),
         (dict(num_samples=3), "num_samples is 3"),
         (dict(repeats=0), "repeats is 0"),
-        (dict(ruler=Ruler(extractor="resnet")), "unknown extractor 'resnet': choose one of"),
-        (dict(ruler=Ruler(metrics=("fdd",))), "unknown metric 'fdd': choose from fid"),
-        (dict(ruler=Ruler(metrics=("sfid",))), "sfid cannot be computed: digits has no spatial"),
-        (dict(ruler=Ruler(reference="none.npz")), "none.npz does not exist"),
+        (dict(ruler=MetricConfig(extractor="resnet")), "unknown extractor 'resnet': choose one of"),
+        (dict(ruler=MetricConfig(metrics=("fdd",))), "unknown metric 'fdd': choose from fid"),
+        (
+            dict(ruler=MetricConfig(metrics=("sfid",))),
+            "sfid cannot be computed: digits has no spatial",
+        ),
+        (dict(ruler=MetricConfig(reference="none.npz")), "none.npz does not exist"),
         (dict(settings=Settings(classes=(12,))), "class 12 is out of range"),
         (dict(settings=Settings(labels="sorted")), "choose balanced or random"),
     ],
@@ -239,7 +242,7 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
     digits = open_extractor("digits")
     reference = reference_of(Digits("test").open(), digits)
     save_reference(tmp_path / "ours.npz", reference)
-    ruler = Ruler(metrics=("fid",), reference=str(tmp_path / "ours.npz"))
+    ruler = MetricConfig(metrics=("fid",), reference=str(tmp_path / "ours.npz"))
     result = run_benchmark(tmp_path, ruler=ruler)
     assert result["references"][0]["name"] == "digits-test" and result["real"] is None
 
@@ -256,11 +259,11 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
 
     register_extractor("flat", build)
     with pytest.raises(ValueError, match="made with extractor digits .* this is flat"):
-        run_benchmark(tmp_path, ruler=Ruler(extractor="flat", reference=ruler.reference))
+        run_benchmark(tmp_path, ruler=MetricConfig(extractor="flat", reference=ruler.reference))
     with pytest.raises(ValueError, match="an extractor named flat exists"):
         register_extractor("flat", lambda weights: build(weights))
     # a registered extractor works like ours
-    mine = run_benchmark(tmp_path, ruler=Ruler(extractor="flat"), out_dir=tmp_path / "flat")
+    mine = run_benchmark(tmp_path, ruler=MetricConfig(extractor="flat"), out_dir=tmp_path / "flat")
     assert mine["metrics"] == ["fid", "fid_heldout", "kid", "precision", "recall"]
 
 
@@ -284,7 +287,7 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
     for names in (("digits",), ("blocks",), ("digits", "blocks")):
         network = Affine()
         metrics = ("fid", "recall", "accuracy") if "digits" in names else ("fid", "recall")
-        ruler = Ruler(metrics, names)
+        ruler = MetricConfig(metrics, names)
         result = run_benchmark(
             tmp_path, network, (1, 2), 103, ruler, out_dir=tmp_path / "-".join(names)
         )
@@ -301,9 +304,9 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
     text = (tmp_path / "digits-blocks" / "benchmark.md").read_text()
     assert "FID (blocks)" in text and "Extractor blocks, weights sha256 b1b1" in text
     with pytest.raises(ValueError, match="named twice"):
-        run_benchmark(tmp_path, ruler=Ruler(extractor=("digits", "digits")))
+        run_benchmark(tmp_path, ruler=MetricConfig(extractor=("digits", "digits")))
     with pytest.raises(ValueError, match=r"2 files for reference, but 1 extractor"):
-        run_benchmark(tmp_path, ruler=Ruler(reference=("a.npz", "b.npz")))
+        run_benchmark(tmp_path, ruler=MetricConfig(reference=("a.npz", "b.npz")))
 
 
 def test_the_command_takes_every_setting(monkeypatch):
@@ -323,7 +326,7 @@ def test_the_command_takes_every_setting(monkeypatch):
     assert seen["run_dir"] == "RUN" and seen["steps"] == [1, 2]
     assert seen["settings"] == Settings(seed=3, classes=(4, 5), tile=8)
     names = ("inception", "dinov2")
-    assert seen["ruler"] == Ruler(extractor=names, reference=("a, b.npz", "default"))
+    assert seen["ruler"] == MetricConfig(extractor=names, reference=("a, b.npz", "default"))
     assert [choice.reference for choice in seen["ruler"].each()] == ["a, b.npz", None]
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "RUN", "--tiles", "8"])
@@ -335,7 +338,7 @@ def test_few_held_out_images_leave_cells_empty_and_lose_no_report(tmp_path, monk
     whole = Digits.open
     monkeypatch.setattr(Digits, "open", lambda d: data if d.split == "test" else whole(d))
     with pytest.warns(UserWarning, match="6 held-out images are too few for inception_score:"):
-        result = run_benchmark(tmp_path, ruler=Ruler())
+        result = run_benchmark(tmp_path, ruler=MetricConfig())
     assert "inception_score" in result["metrics"]
     assert "inception_score" not in result["real"]["scores"] and result["real"]["scores"]["fid"] > 0
     lines = (tmp_path / "out" / "benchmark.md").read_text().splitlines()
@@ -346,13 +349,13 @@ def test_few_held_out_images_leave_cells_empty_and_lose_no_report(tmp_path, monk
 def test_data_that_are_not_here_ask_for_a_reference(tmp_path):
     """An imported run has a description of its data alone."""
     run = make_run(tmp_path)
-    declared = Declared((1, 8, 8), 10, "imported", pixels=True)
+    declared = DataSpec((1, 8, 8), 10, "imported", pixels=True)
     run = replace(run, config=replace(run.config, data=declared))
     with pytest.raises(ValueError, match="images of imported are not here .* --reference"):
-        benchmark(run, (1,), 20, ruler=Ruler(extractor="digits"), out_dir=tmp_path / "out")
+        benchmark(run, (1,), 20, ruler=MetricConfig(extractor="digits"), out_dir=tmp_path / "out")
     run = replace(run, config=replace(run.config, data=replace(declared, pixels=False)))
     with pytest.raises(ValueError, match="the autoencoder of imported .* is not known"):
-        benchmark(run, (1,), 20, ruler=Ruler(extractor="digits"), out_dir=tmp_path / "out")
+        benchmark(run, (1,), 20, ruler=MetricConfig(extractor="digits"), out_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists() and run.network.calls == 0
 
 
@@ -370,7 +373,7 @@ def test_too_few_samples_warn(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_benchmark(tmp_path, num_samples=960, out_dir=tmp_path / "c")
-        accuracy = Ruler(metrics=("accuracy",))  # a mean, without that bias
+        accuracy = MetricConfig(metrics=("accuracy",))  # a mean, without that bias
         run_benchmark(tmp_path, num_samples=20, ruler=accuracy, out_dir=tmp_path / "d")
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.compare import T_975, compare_run, half_width
-from ucgm.evaluation.scoring import Ruler
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.command import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
-RULER = Ruler(metrics=("fid", "accuracy"))
+RULER = MetricConfig(metrics=("fid", "accuracy"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_held_out_distances_compare_with_one_held_out_reference_only(reports, tm
 
 def test_numbers_stay_under_their_heads_when_runs_have_other_metrics(reports, tmp_path):
     run = make_run(tmp_path / "run", Affine())
-    other = benchmark(run, (1, 2), 60, 3, ruler=Ruler(metrics=("accuracy",)))["folder"]
+    other = benchmark(run, (1, 2), 60, 3, ruler=MetricConfig(metrics=("accuracy",)))["folder"]
     path = compare_run([reports[0], other], str(tmp_path / "out"), metric="accuracy")
     data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.S)[1])
     rows = [dict(zip(data["head"], row, strict=True)) for row in data["rows"]]

@@ -17,7 +17,7 @@ from ucgm.evaluation.extractors.dinov2 import DinoV2
 from ucgm.evaluation.image_sets import open_images
 from ucgm.evaluation.metrics import load_reference, moments_of
 from ucgm.evaluation.references import reference_of
-from ucgm.evaluation.scoring import Ruler
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.command import Settings, samples_of_run
 from ucgm.generation.writers import NpzSink, PngSink
 
@@ -88,7 +88,7 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     Image.new("L", (8, 8)).save(made / "grid.png")
     (tmp_path / "npz" / "protocol.json").write_text("{}")
     for where in (npz, png, str(made), str(tmp_path / "npz")):
-        found = evaluate_run(where, Ruler(reference=train_file), device="cpu")
+        found = evaluate_run(where, MetricConfig(reference=train_file), device="cpu")
         assert found["images_hash"] == expected["images_hash"]
         for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
             assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=1e-6), name
@@ -101,11 +101,11 @@ def test_no_labels_no_accuracy(tmp_path, train_file):
     data = Digits("test").open()
     pixels = data.decode(data.x[:60]).permute(0, 2, 3, 1).numpy()
     np.savez_compressed(tmp_path / "x.npz", arr_0=pixels)  # compressed: read whole
-    found = evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
+    found = evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
     assert "accuracy" not in found["scores"] and "fid" in found["scores"]
     with pytest.raises(ValueError, match="the images have no labels"):
         evaluate_run(
-            str(tmp_path / "x.npz"), Ruler(("accuracy",), reference=train_file), device="cpu"
+            str(tmp_path / "x.npz"), MetricConfig(("accuracy",), reference=train_file), device="cpu"
         )
 
 
@@ -114,9 +114,9 @@ def test_changed_samples_are_not_mixed(tmp_path, train_file):
     for count in (60, 50):
         np.savez(tmp_path / "x.npz", arr_0=data.decode(data.x[:count]).permute(0, 2, 3, 1).numpy())
         if count == 60:
-            evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
+            evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
     with pytest.raises(ValueError, match="nothing was overwritten"):
-        evaluate_run(str(tmp_path / "x.npz"), Ruler(reference=train_file), device="cpu")
+        evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -132,10 +132,10 @@ def test_files_that_were_written_again_are_not_the_same_samples(tmp_path, train_
         return shutil.make_archive(str(folder), "zip", folder) if zipped else str(folder)
 
     name = write(100)
-    evaluate_run(name, Ruler(reference=train_file), device="cpu")
+    evaluate_run(name, MetricConfig(reference=train_file), device="cpu")
     write(200)
     with pytest.raises(ValueError, match="changed_sha256.*nothing was overwritten"):
-        evaluate_run(name, Ruler(reference=train_file), device="cpu")
+        evaluate_run(name, MetricConfig(reference=train_file), device="cpu")
 
 
 def test_bad_image_sets(tmp_path, train_file):
@@ -197,7 +197,7 @@ def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_incepti
     (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fd_dinov2": entry}))
     run = make_run(tmp_path, Memoriser(), steps=2)
     references = (str(tmp_path / "adm.npz"), str(tmp_path / "edm2.pkl"))
-    ruler = Ruler(None, ("inception", "dinov2"), files, references)
+    ruler = MetricConfig(None, ("inception", "dinov2"), files, references)
     with pytest.warns(
         UserWarning, match="64 samples for 2048 features: the covariance is singular"
     ):
@@ -210,6 +210,6 @@ def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_incepti
 
 
 def test_evaluation_of_a_reference_with_itself_is_zero(tmp_path, train_file):
-    ruler = Ruler(metrics=("fid",), reference=train_file)
+    ruler = MetricConfig(metrics=("fid",), reference=train_file)
     found = evaluate(open_images("digits"), ruler, tmp_path / "self")
     assert abs(found["scores"]["fid"]) < 1e-8

@@ -9,7 +9,7 @@ import yaml
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.cli import main as cli
 from ucgm.evaluation.tuning.search import FAMILIES, Candidate, Space, fitted, passes, search
-from ucgm.evaluation.tuning.tune import Bench, Budget, default_of, tune, tune_sampler
+from ucgm.evaluation.tuning.tune import Budget, CandidateScorer, default_of, tune, tune_sampler
 from ucgm.runs.config import Config, from_dict
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.transport import Linear
@@ -85,11 +85,11 @@ def test_scores_do_not_depend_on_how_far_others_got():
 
 def make_bench(run, seed=0):
     from ucgm.evaluation.references import open_judge
-    from ucgm.evaluation.scoring import Ruler
+    from ucgm.evaluation.scoring import MetricConfig
     from ucgm.generation.command import Settings, samples_of_run
 
     base = samples_of_run(run, Settings(seed=seed))
-    return Bench(base, open_judge(Ruler(), run.config.data, base.data), "fid")
+    return CandidateScorer(base, open_judge(MetricConfig(), run.config.data, base.data), "fid")
 
 
 class Exploding(torch.nn.Module):

@@ -16,10 +16,10 @@ from ucgm.runtime.randomness import RowRandom
 SOLVERS = {
     "ucgm": {"extrapolation": 0.4, "warp": (1.1, 0.9, 1.0), "gap": (0.01, 0.02)},
     "heun": {"order": 2, "gap": (0.02, 0.01)},
-    "dpmpp": {"solver": "adams", "order": 2, "variable": "data", "clock": "log_snr",
-              "quadrature": "midpoint"},
+    "dpmpp": {"solver": "adams", "order": 2, "variable": "data", "time_variable": "log_snr",
+              "integration": "midpoint"},
     "state": {"solver": "adams", "extrapolation": 0.5},
-    "unipc": {"solver": "unipc", "order": 2, "variable": "noise", "clock": "sigma",
+    "unipc": {"solver": "unipc", "order": 2, "variable": "noise", "time_variable": "sigma",
               "gap": (0.02, 0.01)},
     "noisy": {"stochasticity": 0.5, "seed": 3},
 }  # fmt: skip

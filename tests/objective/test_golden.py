@@ -13,14 +13,14 @@ from ucgm.objective import Draw, losses, preset, residual
 
 ROWS, ARRAYS = golden("ucgm_t")
 # ReLinear is Linear with t -> 1 - t and F -> -F, which its rows without a time weight allow.
-KNOWN = [
+PUBLIC_VAES = [
     row
     for row in ROWS
     if hasattr(paths, {"TrigFlow": "Trig"}.get(row["transport_type"], row["transport_type"]))
     or (row["transport_type"] == "ReLinear" and not row.get("weight_funcion"))
 ]
 each_row = pytest.mark.parametrize(
-    "row", KNOWN, ids=lambda r: f"{r['index']}-{r['transport_type']}"
+    "row", PUBLIC_VAES, ids=lambda r: f"{r['index']}-{r['transport_type']}"
 )
 
 

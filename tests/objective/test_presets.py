@@ -15,7 +15,15 @@ from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
 from ucgm.objective.additions import Alignment, transported
 from ucgm.objective.anchors import alpha_of_progress, anchor
 from ucgm.objective.presets import count_passes
-from ucgm.objective.times import ArcTan, Below, Dyadic, LogNormal, Quarters, SortedPair, Uniform
+from ucgm.objective.times import (
+    ArcTan,
+    Below,
+    Dyadic,
+    LogNormal,
+    SortedPair,
+    TwinFlowSplit,
+    Uniform,
+)
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 
@@ -444,7 +452,7 @@ class TestParts:
     def test_destinations(self):
         u = torch.rand(4000, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
         t = torch.rand(4000, dtype=F64, generator=torch.Generator().manual_seed(1))
-        for destination in (Below(), SortedPair(0.75), Dyadic(), Quarters()):
+        for destination in (Below(), SortedPair(0.75), Dyadic(), TwinFlowSplit()):
             late, s = destination.pair(t, u, Uniform(), Linear())
             assert (s >= 0).all() and (s <= late).all() and (late <= 1).all()
         late, s = SortedPair(0.75).pair(t, u, Uniform(), Linear())

@@ -260,7 +260,7 @@ def test_a_batch_may_be_cut_anywhere():
         ({"normalize": 0.0}, "normalize must be above 0"),
         ({"pseudo_huber_c": -1.0}, "pseudo_huber_c must be 0 or above"),
         ({"field": "scaled", "enhancement_ratio": 0.0}, "divides by enhancement_ratio"),
-        ({"matching": 1.0}, "destination to Quarters"),
+        ({"matching": 1.0}, "destination to TwinFlowSplit"),
         ({"time_weight": "gap"}, "gap between t and its anchor"),
     ],
 )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, load_run
 from ucgm.cli import main as cli
-from ucgm.data import Codec, Declared, Latents
+from ucgm.data import Codec, DataSpec, Latents
 from ucgm.data.encoding.command import encode_data
 from ucgm.generation.command import Settings, samples_of_run
 from ucgm.integrations.export import export_run
@@ -379,7 +379,7 @@ def test_edm2_on_latents_and_on_pixels(channels, tmp_path):
     if channels == 4:
         assert config.data.codec.normalise == "edm2" and config.data.codec.scale == 0.5
         return
-    assert config.data == Declared((3, 8, 8), CLASSES, "edm2", pixels=True)
+    assert config.data == DataSpec((3, 8, 8), CLASSES, "edm2", pixels=True)
     cli.main(["sample", str(tmp_path / "run"), "--num-images", "2", "--steps", "2"])
     folder = tmp_path / "run/samples/step_0000000_ema_steps_02_seed_0"
     assert drawn(folder).shape == (2, 8, 8, 3)

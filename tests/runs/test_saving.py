@@ -27,7 +27,7 @@ from ucgm.runs.saving import (
 from ucgm.sampler import Sampler
 from ucgm.training import loop as trainer
 from ucgm.training.loop import train
-from ucgm.training.nonfinite import Guard
+from ucgm.training.nonfinite import NonFiniteSkipper
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def six_steps(tmp_path_factory):
 
 def at_step(monkeypatch, number, action):
     """Call ``action`` in the training when it takes step ``number`` (from 0)."""
-    original = Guard.step
+    original = NonFiniteSkipper.step
 
     def step(self, optimizer, averages, norm, now):
         if now == number:
             action()
         return original(self, optimizer, averages, norm, now)
 
-    monkeypatch.setattr(Guard, "step", step)
+    monkeypatch.setattr(NonFiniteSkipper, "step", step)
 
 
 def test_the_training_goes_on_while_its_checkpoint_is_written(six_steps, tmp_path, monkeypatch):

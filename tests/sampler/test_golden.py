@@ -10,7 +10,7 @@ from ucgm.sampler import Sampler
 ROWS, ARRAYS = golden("ucgm_s")
 # Published times are those of each transport; ReLinear is Linear with t -> 1 - t, F -> -F.
 # The order-2 row of TrigFlow divides by a signal coefficient of 1.57 near t = 1.
-KNOWN = [
+PUBLIC_VAES = [
     row
     for row in ROWS
     if hasattr(
@@ -23,7 +23,9 @@ KNOWN = [
 ]
 
 
-@pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row['index']}-{row['transport_type']}")
+@pytest.mark.parametrize(
+    "row", PUBLIC_VAES, ids=lambda row: f"{row['index']}-{row['transport_type']}"
+)
 def test_every_estimate(row):
     network = golden_network()
     if row["transport_type"] == "ReLinear":

@@ -34,8 +34,8 @@ def inner_order(path, settings, oracle):
 
 
 ADAMS = [
-    {"solver": "adams", "order": order, "variable": variable, "clock": clock}
-    for order, variable, clock in [
+    {"solver": "adams", "order": order, "variable": variable, "time_variable": time_variable}
+    for order, variable, time_variable in [
         (1, "velocity", "time"),
         (2, "velocity", "time"),
         (2, "velocity", "log_snr"),
@@ -54,13 +54,13 @@ ROWS = [
     (2, {"order": 2}),
     (1, {"extrapolation": 0.5}),
     (2, {"solver": "adams", "extrapolation": 0.5}),
-    (2, {"solver": "adams", "order": 2, "variable": "data", "clock": "log_snr",
-         "quadrature": "midpoint"}),
+    (2, {"solver": "adams", "order": 2, "variable": "data", "time_variable": "log_snr",
+         "integration": "midpoint"}),
     *((row["order"], row) for row in ADAMS),
     *((2, {"solver": "heun", "variable": v}) for v in ("velocity", "noise", "data")),
     (2, {"solver": "unipc", "variable": "velocity"}),
-    (3, {"solver": "unipc", "order": 2, "variable": "data", "clock": "log_snr"}),
-    (3, {"solver": "unipc", "order": 2, "variable": "noise", "clock": "sigma"}),
+    (3, {"solver": "unipc", "order": 2, "variable": "data", "time_variable": "log_snr"}),
+    (3, {"solver": "unipc", "order": 2, "variable": "noise", "time_variable": "sigma"}),
     (4, {"solver": "unipc", "order": 3, "variable": "velocity"}),
 ]  # fmt: skip
 

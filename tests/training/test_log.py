@@ -17,7 +17,7 @@ from ucgm.nn import DiTConfig
 from ucgm.objective import preset
 from ucgm.training.banner import banner
 from ucgm.training.ema import EMA
-from ucgm.training.log import Journal, Pace, half_life
+from ucgm.training.log import MetricsLogger, Pace, half_life
 from ucgm.training.loop import train
 from ucgm.training.throughput import count_work, measure_peak, peak_memory
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def journal(folder, **pace):
     pace = dict(total_steps=10, global_batch=8, flops=1e6, peak=1e9) | pace
-    return Journal(folder / "metrics.jsonl", Accelerator(cpu=True), Pace(**pace))
+    return MetricsLogger(folder / "metrics.jsonl", Accelerator(cpu=True), Pace(**pace))
 
 
 def lines(folder):

@@ -15,7 +15,7 @@ from ucgm.data.loader import sample_indices
 from ucgm.objective import Objective
 from ucgm.runs.settings import EMAConfig
 from ucgm.training.loop import train
-from ucgm.training.nonfinite import mark
+from ucgm.training.nonfinite import poison_gradients
 
 STEP = 6  # the seventh
 # The poisoned sample: row 3 of the seventh batch of 16, and of no other within twelve steps.
@@ -125,11 +125,11 @@ def test_a_diverged_run_is_told_about_its_rate(tmp_path):
 
 def test_a_loss_that_is_not_finite_marks_every_gradient():
     x = torch.ones(3, requires_grad=True)
-    mark(x.sum()).backward()
+    poison_gradients(x.sum()).backward()
     assert torch.equal(x.grad, torch.ones(3))
     for bad in (float("inf"), float("nan")):
         x.grad = None
-        mark((0.0 * x).sum() + bad).backward()  # the gradient itself would be 0
+        poison_gradients((0.0 * x).sum() + bad).backward()  # the gradient itself would be 0
         assert x.grad.isnan().all()
 
 

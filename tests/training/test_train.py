@@ -170,13 +170,13 @@ def test_another_precision_is_said_when_a_run_is_continued(six_steps, tmp_path, 
 
 def _meet(world):
     sharding = Sharding(world.size, torch.device("cpu"), False)
-    assert sharding.from_first(lambda: {"rank": world.rank}) == {"rank": 0}
+    assert sharding.broadcast_from_rank0(lambda: {"rank": world.rank}) == {"rank": 0}
 
     def look():
         raise ValueError(f"damaged on {world.rank}")
 
     with pytest.raises(ValueError, match="damaged on 0"):
-        sharding.from_first(look)
+        sharding.broadcast_from_rank0(look)
     layer = torch.nn.BatchNorm1d(3)  # whole numbers too
     layer.weight.data.fill_(world.rank)
     layer.num_batches_tracked.fill_(world.rank)

@@ -107,7 +107,8 @@ def _expand_presets(words: Sequence[str]) -> list[str]:
     override the preset, and a short delta over a longer file means what it says.
     """
     from ucgm.objective import preset
-    from ucgm.runs.config import current_names, to_dict
+    from ucgm.runs.config import to_dict
+    from ucgm.runtime.earlier import current_names
 
     result: list[str] = []
     waiting = list(words)

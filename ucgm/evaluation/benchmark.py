@@ -29,8 +29,8 @@ import torch
 from ucgm.evaluation.chunks import CHUNK, GeneratedImages
 from ucgm.evaluation.references import extract_dataset, measure, open_panel
 from ucgm.evaluation.report import write_report
-from ucgm.evaluation.scoring import Panel, Ruler
-from ucgm.evaluation.sweep import Sweep, consecutive
+from ucgm.evaluation.scoring import Evaluators, MetricConfig
+from ucgm.evaluation.sweep import FeatureExtraction, consecutive
 from ucgm.generation.command import Settings, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet
 from ucgm.runs.checkpoint import Run, load_run
@@ -51,7 +51,7 @@ def benchmark(
     num_samples: int = 2000,
     repeats: int = 1,
     settings: Settings | None = None,
-    ruler: Ruler | None = None,
+    ruler: MetricConfig | None = None,
     out_dir: str | Path | None = None,
     batch_size: int = 256,
     chunk_size: int = CHUNK,
@@ -74,7 +74,7 @@ def benchmark(
     Returns:
         content of ``benchmark.json`` and its ``folder``; the folder alone on the other processes.
     """
-    world, settings, ruler = world or World(), settings or Settings(), ruler or Ruler()
+    world, settings, ruler = world or World(), settings or Settings(), ruler or MetricConfig()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings, device=world.device)
     # An autoencoder that is missing fails before the work is done.
@@ -87,7 +87,7 @@ def benchmark(
     mark = fingerprint(protocol)
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
-    sweep = Sweep(panel.extractor, folder, chunk_size, world)
+    sweep = FeatureExtraction(panel.extractor, folder, chunk_size, world)
     rows = measure_all(sweep, panel, samples, protocol, steps, batch_size)
     if not world.first:
         return {"folder": str(folder)}
@@ -108,8 +108,8 @@ def benchmark(
 
 
 def measure_all(
-    sweep: Sweep,
-    panel: Panel,
+    sweep: FeatureExtraction,
+    panel: Evaluators,
     samples: SampleSet,
     protocol: dict[str, Any],
     steps: Sequence[int],
@@ -164,7 +164,7 @@ def check_sizes(
     return tuple(sorted(set(steps)))
 
 
-def real_scores(run: Run, panel: Panel) -> dict[str, Any] | None:
+def real_scores(run: Run, panel: Evaluators) -> dict[str, Any] | None:
     """Scores of held-out real images: the noise floor of the curve. None without such images."""
     source = run.config.data.held_out()
     if source is None:
@@ -233,7 +233,7 @@ def benchmark_run(
     num_samples: int = 2000,
     repeats: int = 1,
     settings: Settings | None = None,
-    ruler: Ruler | None = None,
+    ruler: MetricConfig | None = None,
     out_dir: str | None = None,
     batch_size: int = 256,
     weights: str = "ema",

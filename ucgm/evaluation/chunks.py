@@ -239,7 +239,7 @@ class GeneratedImages:
         return self.samples.labels_at(indices)
 
 
-class ChunkMaker:
+class FeatureExtractor:
     """Extracts chunks and keeps the time of each stage.
 
     Args:

@@ -23,8 +23,8 @@ from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, RunningMoments, save_reference
 from ucgm.evaluation.references import open_panel
 from ucgm.evaluation.report.tables import aligned, column
-from ucgm.evaluation.scoring import Ruler
-from ucgm.evaluation.sweep import Sweep, consecutive
+from ucgm.evaluation.scoring import MetricConfig
+from ucgm.evaluation.sweep import FeatureExtraction, consecutive
 from ucgm.runtime.files import claim_folder, write_atomic
 from ucgm.runtime.processes import Progress, World, join_world
 
@@ -59,7 +59,11 @@ class StoredImages:
 
 
 def evaluate(
-    images: ImageSet, ruler: Ruler, folder: Path, world: World | None = None, chunk: int = CHUNK
+    images: ImageSet,
+    ruler: MetricConfig,
+    folder: Path,
+    world: World | None = None,
+    chunk: int = CHUNK,
 ) -> dict[str, Any]:
     """Scores of an image set; the result is also ``evaluation.json`` in ``folder``.
 
@@ -81,7 +85,7 @@ def evaluate(
     if world.first:
         claim_folder(folder, protocol)
     world.wait()
-    sweep = Sweep(panel.extractor, folder, chunk, world)
+    sweep = FeatureExtraction(panel.extractor, folder, chunk, world)
     sweep.clean()
     source = StoredImages(images)
     measured, facts = sweep.measure("images", source, consecutive(0, len(images)))
@@ -211,7 +215,7 @@ def _merge(
 
 def evaluate_run(
     samples: str,
-    ruler: Ruler,
+    ruler: MetricConfig,
     size: int | None = None,
     out_dir: str | None = None,
     device: str | None = None,

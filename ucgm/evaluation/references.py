@@ -11,11 +11,11 @@ from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
 from ucgm.evaluation.scoring import (
     METRICS,
-    Choice,
-    Judge,
-    Measured,
-    Panel,
-    Ruler,
+    Evaluator,
+    Evaluators,
+    ExtractorChoice,
+    FeatureStatistics,
+    MetricConfig,
     available_metrics,
     choose_metrics,
 )
@@ -25,8 +25,8 @@ MANY = 10_000
 
 
 def open_panel(
-    ruler: Ruler, config: DataConfig | None, data: Dataset | None, device: str = "cpu"
-) -> Panel:
+    ruler: MetricConfig, config: DataConfig | None, data: Dataset | None, device: str = "cpu"
+) -> Evaluators:
     """The judges a ruler describes, with the run's own data where it names no reference.
 
     An extractor is the one named, else that of the reference file, else that of the data.
@@ -57,18 +57,20 @@ def open_panel(
     for (extractor, reference, held_out), why in zip(found, reasons, strict=True):
         metrics = tuple(name for name in wanted if not why[name])
         prefix = f"{extractor.name}." if judges else ""
-        judges.append(Judge(extractor, metrics, reference, held_out, prefix))
-    return Panel(tuple(judges))
+        judges.append(Evaluator(extractor, metrics, reference, held_out, prefix))
+    return Evaluators(tuple(judges))
 
 
-def open_judge(ruler: Ruler, config: DataConfig, data: Dataset, device: str = "cpu") -> Judge:
+def open_judge(
+    ruler: MetricConfig, config: DataConfig, data: Dataset, device: str = "cpu"
+) -> Evaluator:
     """The only judge of a ruler with one extractor; see :func:`open_panel`."""
     (judge,) = open_panel(ruler, config, data, device).judges
     return judge
 
 
 def _compared(
-    choice: Choice, config: DataConfig | None, data: Dataset | None, device: str
+    choice: ExtractorChoice, config: DataConfig | None, data: Dataset | None, device: str
 ) -> tuple[Extractor, Reference, Reference | None]:
     """Extractor, reference and held-out reference of one choice."""
     name, weights, file, other = choice
@@ -94,7 +96,7 @@ def _compared(
     return extractor, reference, held_out
 
 
-def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> Measured:
+def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
     """Measured of extractor outputs that are in memory."""
     rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
     moments = {
@@ -102,7 +104,7 @@ def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> Measure
         for name, values in outputs.items()
         if name.endswith(("features", "spatial"))
     }
-    return Measured(moments, rows.__getitem__)
+    return FeatureStatistics(moments, rows.__getitem__)
 
 
 def extract_dataset(

@@ -46,7 +46,7 @@ METRICS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class FeatureStatistics:
     """What is known of a set of images in feature space.
 
     Attributes:
@@ -97,7 +97,7 @@ def choose_metrics(asked: Sequence[str] | None, available: dict[str, str]) -> tu
 Names = tuple[str, ...] | str | None
 
 
-class Choice(NamedTuple):
+class ExtractorChoice(NamedTuple):
     """What a ruler says of one extractor; None: what fits."""
 
     extractor: str | None
@@ -107,7 +107,7 @@ class Choice(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ruler:
+class MetricConfig:
     """What samples are measured with; None means what fits the data.
 
     Several extractors look at the same images; the other settings then name one file for each, in
@@ -128,7 +128,7 @@ class Ruler:
     held_out: Names = None
     """statistics of real images that training did not see."""
 
-    def each(self) -> list[Choice]:
+    def each(self) -> list[ExtractorChoice]:
         """One choice per extractor.
 
         Raises:
@@ -143,11 +143,11 @@ class Ruler:
                 raise ValueError(f"{len(names)} files for {key}, but {count} extractor(s).")
             names = [None if name == "default" else name for name in names]
             columns.append(names + [None] * (count - len(names)))
-        return [Choice(*row) for row in zip(*columns, strict=True)]
+        return [ExtractorChoice(*row) for row in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class Evaluator:
     """An extractor, what images are compared with, and the metrics to compute.
 
     Attributes:
@@ -178,7 +178,7 @@ class Judge:
             progress.add(len(batch))
         return torch.cat(rows)
 
-    def score(self, measured: Measured) -> dict[str, float]:
+    def score(self, measured: FeatureStatistics) -> dict[str, float]:
         """The metrics of a set of images; a spread comes as ``kid_std`` and the like."""
         metrics, reference = self.metrics, self.reference
         moments = {
@@ -228,14 +228,14 @@ class Judge:
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class Evaluators:
     """Judges of the same images, one per extractor; the first one's scores have plain names.
 
     Attributes:
         judges: at least one.
     """
 
-    judges: tuple[Judge, ...]
+    judges: tuple[Evaluator, ...]
 
     @cached_property
     def extractor(self) -> Extractors:
@@ -247,16 +247,16 @@ class Panel:
         """Names of the scores."""
         return [judge.prefix + name for judge in self.judges for name in judge.metrics]
 
-    def without(self, *metrics: str) -> "Panel":
+    def without(self, *metrics: str) -> "Evaluators":
         """The panel without some metrics."""
-        return Panel(
+        return Evaluators(
             tuple(
                 replace(judge, metrics=tuple(m for m in judge.metrics if m not in metrics))
                 for judge in self.judges
             )
         )
 
-    def score(self, measured: Measured) -> dict[str, float]:
+    def score(self, measured: FeatureStatistics) -> dict[str, float]:
         """The scores of all judges."""
         return {k: value for judge in self.judges for k, value in judge.score(measured).items()}
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.evaluation.chunks import STAGES, ChunkFolder, ChunkMaker, ImageSource, add_hashes
+from ucgm.evaluation.chunks import STAGES, ChunkFolder, FeatureExtractor, ImageSource, add_hashes
 from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.metrics import RunningMoments
-from ucgm.evaluation.scoring import Measured
+from ucgm.evaluation.scoring import FeatureStatistics
 from ucgm.runtime.processes import Progress, World
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class FeatureExtraction:
     """Makes and reduces sets of chunks.
 
     Attributes:
@@ -46,7 +46,7 @@ class Sweep:
 
     def measure(
         self, name: str, source: ImageSource, indices: Tensor
-    ) -> tuple[Measured, dict[str, Any]]:
+    ) -> tuple[FeatureStatistics, dict[str, Any]]:
         """Make what is missing of one set and reduce it over all processes.
 
         Args:
@@ -60,7 +60,7 @@ class Sweep:
         """
         folder = ChunkFolder(self.folder / "chunks" / name)
         parts = indices.split(self.chunk_size)
-        maker = ChunkMaker(source, self.extractor)
+        maker = FeatureExtractor(source, self.extractor)
         moments = {
             output: RunningMoments(width)
             for output, width in self.extractor.dimensions.items()
@@ -81,7 +81,7 @@ class Sweep:
         for running in moments.values():
             running.reduce()
             assert running.count == len(indices), "a chunk was counted twice or not at all"
-        measured = Measured(
+        measured = FeatureStatistics(
             {output: running.gaussian() for output, running in moments.items()},
             lambda output: folder.all_rows(range(len(parts)), output),
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ucgm.integrations.discrete import DiscreteVP
 from ucgm.runs.config import from_dict
+from ucgm.runtime.earlier import current_names
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import Linear, Transport
 
@@ -37,7 +38,7 @@ def own_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = str(config.get("_class_name", "a scheduler"))
     if "extrapolation" in config:
-        return dict(config)
+        return current_names(dict(config))
     kept: dict[str, Any] = {"num_train_timesteps": config.get("num_train_timesteps", 1000)}
     for key, neutral in (("invert_sigmas", False), ("shift_terminal", None)):
         if config.get(key, neutral) not in (neutral, 0):
@@ -72,7 +73,7 @@ def transport_of(config: Mapping[str, Any]) -> Transport:
         given = config["transport"]
         if isinstance(given, str):
             given = {"class_path": f"ucgm.transport.{given}"}
-        return from_dict(Transport, dict(given), "scheduler.transport")
+        return from_dict(Transport, current_names(dict(given)), "scheduler.transport")
     kind = config["prediction_type"]
     if kind == "flow_prediction":
         return Linear()

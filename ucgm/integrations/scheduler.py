@@ -34,8 +34,8 @@ from ucgm.sampler.program import Memory
 from ucgm.transport import Linear, expand
 
 # Settings with the same name here and in Sampler or Grid.
-_SAMPLER = ("order", "stochasticity", "extrapolation", "solver", "variable", "clock", "quadrature",
-            "noise")  # fmt: skip
+_SAMPLER = ("order", "stochasticity", "extrapolation", "solver", "variable",
+            "time_variable", "integration", "noise")  # fmt: skip
 _GRID = ("warp", "gap", "spacing", "rho", "shift")
 
 
@@ -74,8 +74,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         stochasticity: float = 0.0,
         extrapolation: float = 0.0,
         variable: str = "velocity",
-        clock: str = "time",
-        quadrature: str = "exact",
+        time_variable: str = "time",
+        integration: str = "exact",
         noise: str = "share",
         warp: Sequence[float] = (1.0, 1.0, 1.0),
         gap: Sequence[float] = (0.001, 0.001),

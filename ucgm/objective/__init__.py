@@ -14,10 +14,10 @@ from ucgm.objective.times import (
     Dyadic,
     LogitNormal,
     LogNormal,
-    Present,
-    Quarters,
+    SameTime,
     SortedPair,
-    TimeLaw,
+    TimeDistribution,
+    TwinFlowSplit,
     Uniform,
 )
 
@@ -35,11 +35,11 @@ __all__ = [
     "LogVariance",
     "LogitNormal",
     "Objective",
-    "Present",
-    "Quarters",
+    "SameTime",
+    "TwinFlowSplit",
     "SortedPair",
     "Terms",
-    "TimeLaw",
+    "TimeDistribution",
     "Uniform",
     "preset",
 ]

@@ -20,7 +20,7 @@ from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
 from ucgm.objective.passes import Network, Passes, bare, put, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import Quarters
+from ucgm.objective.times import TwinFlowSplit
 from ucgm.transport import expand
 
 
@@ -100,7 +100,7 @@ def matching_term(
         return prediction.sum() * 0.0
     error = said - wanted
     powered = power_loss(error, objective.loss_power, objective.loss_epsilon, False)
-    return powered.sum() / (Quarters.share * len(x_t))
+    return powered.sum() / (TwinFlowSplit.share * len(x_t))
 
 
 class Alignment(nn.Module):

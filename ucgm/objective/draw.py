@@ -20,7 +20,7 @@ class HostTimes(NamedTuple):
 class Twin(NamedTuple):
     """More random numbers of a TwinFlow batch.
 
-    part: (B,) int64 on the CPU, see :class:`ucgm.objective.times.Quarters`; source: (B, ...) noise
+    part: (B,) int64 on the CPU, see :class:`ucgm.objective.TwinFlowSplit`; source: (B, ...) noise
     of the network's own samples; noise: (B, ...) and time: (B,) of the matching term.
     """
 

@@ -11,8 +11,8 @@ from ucgm.objective.times import (
     Dyadic,
     LogitNormal,
     LogNormal,
-    Quarters,
     SortedPair,
+    TwinFlowSplit,
 )
 from ucgm.transport import EDM, Trig
 
@@ -237,7 +237,7 @@ def twinflow() -> Objective:
     return dataclasses.replace(
         rcgm(),
         preset="twinflow",
-        destination=Quarters(),
+        destination=TwinFlowSplit(),
         loss_power=0.5,
         loss_epsilon=1e-6,
         time_weight="twinflow",

@@ -31,7 +31,7 @@ from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, 
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import consistency_target, own_velocity
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import Data, Destination, Present, Quarters
+from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
 
@@ -57,7 +57,7 @@ class Objective(ObjectiveSettings):
         return second or "target" in sources_of(self)
 
     def _destination(self) -> Destination:
-        return self.destination or (Present() if self.diffusion else Data())
+        return self.destination or (SameTime() if self.diffusion else Data())
 
     def _anchor(self, t: Tensor, s: Tensor, progress: float) -> Tensor:
         m = anchor(self.anchor_schedule, self.consistency_ratio, self.transport, t, s, progress)
@@ -104,9 +104,9 @@ class Objective(ObjectiveSettings):
         if self.coupling == "optimal_transport":
             z = transported(x, z)
         twin = None
-        if isinstance(self.destination, Quarters):
+        if isinstance(self.destination, TwinFlowSplit):
             source, again = (noise.normal(*x.shape[1:], dtype=dtype) for _ in range(2))
-            twin = Twin(Quarters.part(u), source, again, noise.uniform(dtype=dtype))
+            twin = Twin(TwinFlowSplit.part(u), source, again, noise.uniform(dtype=dtype))
         t, s, m, dropped = (v.to(x.device, non_blocking=True) for v in host[:4])
         if guidance is not None:
             guidance = guidance.to(x.device, non_blocking=True)
@@ -114,7 +114,7 @@ class Objective(ObjectiveSettings):
 
     def complete(self, draw: Draw) -> Draw:
         """A draw made by hand, with the destinations and anchors that the settings prescribe."""
-        present = isinstance(self._destination(), Present)
+        present = isinstance(self._destination(), SameTime)
         s = draw.s if draw.s is not None else draw.t if present else torch.zeros_like(draw.t)
         m = draw.m if draw.m is not None else self._anchor(draw.t, s, 1.0)
         return draw.completed(s, m)

@@ -5,7 +5,7 @@ counted, the one that carries the gradient goes through the wrapper of data-para
 (whose hooks it needs) and all others through the bare module.
 
 A pass of a sharded network is a collective: its processes must all make it or all leave it, and
-each has other rows.  Such a network says with ``network.somewhere(condition)`` whether a condition
+each has other rows.  Such a network says with ``network.any_rank(condition)`` whether a condition
 holds on any process; one that has no rows of its own for the pass takes its first row along and
 forgets the result.
 """
@@ -55,8 +55,8 @@ class Passes:
         self.rows = {"gradient": 0, "forward": 0, "tangent": 0}
         self.tangent = False
         self.whole = _has_active_dropout(network)
-        self.sharded = hasattr(network, "somewhere")
-        self.somewhere: Callable[[bool], bool] = getattr(network, "somewhere", bool)
+        self.sharded = hasattr(network, "any_rank")
+        self.any_rank: Callable[[bool], bool] = getattr(network, "any_rank", bool)
         self._state: tuple[Tensor, Tensor | None] | None = None
         # F of the trained network at s = t on the rows that move, when a method goes along it.
         self.velocity: Tensor | None = None
@@ -90,7 +90,7 @@ class Passes:
 
     def anywhere(self, rows: Tensor) -> bool:
         """Whether a pass for ``rows`` (a CPU mask) is made: for rows of this process, or others."""
-        return self.somewhere(bool(rows.any()))
+        return self.any_rank(bool(rows.any()))
 
     def call(
         self,

@@ -159,7 +159,7 @@ def consistency_target(
     index = passes.index(stand_in(moving))
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
     wish, said = take(field, index), take(prediction, index)
-    limit = not passes.somewhere(bool((host.m != host.t)[moving].any()))
+    limit = not passes.any_rank(bool((host.m != host.t)[moving].any()))
     coarse = torch.is_autocast_enabled(x_t.device.type)
     tangents = Tangents(objective, passes, second, index, y, s, coarse)
     along = wish if passes.velocity is None else take(passes.velocity, index)

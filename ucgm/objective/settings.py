@@ -8,7 +8,15 @@ from typing import Literal, get_args
 
 from ucgm.objective.anchors import AnchorSchedule
 from ucgm.objective.losses import Weight
-from ucgm.objective.times import Below, Data, Destination, Present, Quarters, TimeLaw, Uniform
+from ucgm.objective.times import (
+    Below,
+    Data,
+    Destination,
+    SameTime,
+    TimeDistribution,
+    TwinFlowSplit,
+    Uniform,
+)
 from ucgm.transport import Linear, Transport
 
 FieldName = Literal[
@@ -53,7 +61,7 @@ class ObjectiveSettings:
     """name of the preset these settings started from."""
     transport: Transport = Linear()
     """path and prediction target."""
-    time_law: TimeLaw = Uniform()
+    time_law: TimeDistribution = Uniform()
     """law of the training time t."""
     destination: Destination | None = None
     """law of the destination s; null: t for lambda = 0 and the data otherwise."""
@@ -164,8 +172,10 @@ def _check(objective: ObjectiveSettings) -> None:
             "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is none, "
             f"got {objective.enhancement_ratio}"
         )
-    if objective.matching and not isinstance(objective.destination, Quarters):
-        raise ValueError("objective.matching is a term of TwinFlow: set destination to Quarters")
+    if objective.matching and not isinstance(objective.destination, TwinFlowSplit):
+        raise ValueError(
+            "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
+        )
     ratio = objective.consistency_ratio
     anchored = 0.0 < ratio and (ratio < 1.0 or objective.tangent == "forward")
     if objective.time_weight == "gap" and objective.anchor_schedule != "ect" and not anchored:
@@ -188,7 +198,7 @@ def _check_terminal(objective: ObjectiveSettings) -> None:
         raise ValueError(
             "objective.terminal learns flow matching on its rows with s = t: set flow_anchor: 0"
         )
-    if objective.destination is None or isinstance(objective.destination, Present | Data | Below):
+    if objective.destination is None or isinstance(objective.destination, SameTime | Data | Below):
         raise ValueError(
             "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
             f"velocity: set destination to SortedPair or Dyadic, got {objective.destination}"

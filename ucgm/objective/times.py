@@ -16,7 +16,7 @@ from ucgm.transport import HALF_PI, Transport
 
 
 @dataclass(frozen=True)
-class TimeLaw:
+class TimeDistribution:
     """Base of the laws of t: subclasses give :meth:`quantile`."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
@@ -25,7 +25,7 @@ class TimeLaw:
 
 
 @dataclass(frozen=True)
-class Uniform(TimeLaw):
+class Uniform(TimeDistribution):
     """t ~ U(0, 1)."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
@@ -34,7 +34,7 @@ class Uniform(TimeLaw):
 
 
 @dataclass(frozen=True)
-class LogitNormal(TimeLaw):
+class LogitNormal(TimeDistribution):
     """logit(t) ~ N(mean, std^2) (Stable Diffusion 3, arXiv 2403.03206, section 3.1)."""
 
     mean: float = 0.0
@@ -67,7 +67,7 @@ def _beta_quantiles(a: float, b: float, nodes: int = 4096) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Beta(TimeLaw):
+class Beta(TimeDistribution):
     """t ~ clip(scale * Beta(a, b), 0, 1) (UCGM, arXiv 2505.07447, "time_dist_ctrl")."""
 
     a: float = 1.0
@@ -99,7 +99,7 @@ class Beta(TimeLaw):
 
 
 @dataclass(frozen=True)
-class LogNormal(TimeLaw):
+class LogNormal(TimeDistribution):
     """log(sigma / alpha) ~ N(mean, std^2), the noise level of EDM (arXiv 2206.00364, table 1)."""
 
     mean: float = -1.2
@@ -113,7 +113,7 @@ class LogNormal(TimeLaw):
 
 
 @dataclass(frozen=True)
-class ArcTan(TimeLaw):
+class ArcTan(TimeDistribution):
     """t = atan(exp(N(mean, std^2))) / (pi / 2) (FACM, arXiv 2507.03738, published code)."""
 
     mean: float = -0.8
@@ -131,7 +131,7 @@ class Destination:
     """Base of the laws of the destination time s <= t: subclasses give :meth:`pair`."""
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """(t, s) of the shape of ``t``, which may be replaced.
 
@@ -145,11 +145,11 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Present(Destination):
+class SameTime(Destination):
     """s = t: diffusion and flow matching."""
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """(t, t)."""
         return t, t
@@ -160,7 +160,7 @@ class Data(Destination):
     """s = 0: consistency models."""
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """(t, 0)."""
         return t, torch.zeros_like(t)
@@ -171,7 +171,7 @@ class Below(Destination):
     """s ~ U(0, t): flow maps."""
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """(t, u t)."""
         return t, u[:, 0] * t
@@ -190,7 +190,7 @@ class SortedPair(Destination):
             raise ValueError(f"SortedPair.equal is a share in [0, 1], got {self.equal}")
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """(max, min) of two draws, or (max, max)."""
         other = law.quantile(u[:, 0], transport)
@@ -215,7 +215,7 @@ class Dyadic(Destination):
             raise ValueError(f"Dyadic.levels must be at least 1, got {self.levels}")
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t)."""
         size = torch.exp2(-(u[:, 0] * self.levels).floor())
@@ -225,7 +225,7 @@ class Dyadic(Destination):
 
 
 @dataclass(frozen=True)
-class Quarters(Destination):
+class TwinFlowSplit(Destination):
     """The four parts of a TwinFlow batch, each a quarter of the rows (arXiv 2512.05150).
 
     One step from noise to data (t = 1, s = 0), short jumps (s within 5 % of t), any jump
@@ -236,7 +236,7 @@ class Quarters(Destination):
     """expected share of the rows in each part."""
 
     def pair(
-        self, t: Tensor, u: Tensor, law: TimeLaw, transport: Transport
+        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
     ) -> tuple[Tensor, Tensor]:
         """Pairs by the part that ``part`` gives the row."""
         part = self.part(u)

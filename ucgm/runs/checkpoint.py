@@ -28,7 +28,7 @@ from torch import nn
 from ucgm.runs.config import Config, read_config
 from ucgm.runs.saving import CHECKPOINTS, EMA_FOLDER, MANIFEST, save_checkpoint
 from ucgm.runtime.files import sha256
-from ucgm.runtime.sharding import fill
+from ucgm.runtime.sharding import load_shard
 
 __all__ = [
     "CHECKPOINTS",
@@ -118,7 +118,7 @@ def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] 
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
         _check_names({k: tuple(v.shape) for k, v in own.items()}, theirs, path, allow_missing)
         for name in theirs:
-            fill(own[name], file.get_tensor(name))
+            load_shard(own[name], file.get_tensor(name))
 
 
 def _check_names(

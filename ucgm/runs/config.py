@@ -18,15 +18,15 @@ import yaml
 from ucgm.data import DataConfig, Digits
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
-from ucgm.objective.times import Destination, TimeLaw
+from ucgm.objective.times import Destination, TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
+from ucgm.runtime.earlier import current_names
 from ucgm.sampler import Guidance, Sampler
 from ucgm.transport import Transport
 
-POLYMORPHIC = (Transport, TimeLaw, Destination, NetworkConfig, DataConfig)
-# Packages that export the classes a file may name, and where earlier versions had them.
+POLYMORPHIC = (Transport, TimeDistribution, Destination, NetworkConfig, DataConfig)
+# Packages that export the classes a file may name.
 _PUBLIC = ("transport", "objective", "nn", "data", "integrations")
-_EARLIER_PACKAGES = {"timesteps": "objective"}
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,6 @@ def class_path(cls: type) -> str:
     return f"{package}.{cls.__qualname__}"
 
 
-def current_names(content: Any) -> Any:
-    """The content of a configuration file in today's names: earlier class paths are translated."""
-    if isinstance(content, list):
-        return [current_names(item) for item in content]
-    if not isinstance(content, dict):
-        return content
-    result = {key: current_names(item) for key, item in content.items()}
-    path = result.get("class_path")
-    if isinstance(path, str) and path.startswith("ucgm.") and path.count(".") > 1:
-        _, package, *_, name = path.split(".")
-        result["class_path"] = f"ucgm.{_EARLIER_PACKAGES.get(package, package)}.{name}"
-    return result
-
-
 def _choice(expected: type, path: str, where: str) -> type[Any]:
     """The class named by ``class_path``, which a package of ours must export."""
     package, _, name = path.rpartition(".")
@@ -117,7 +103,6 @@ def from_dict(expected: Any, value: Any, where: str = "config") -> Any:
         return value
     cls: type[Any] = expected
     if isinstance(value, dict) and issubclass(cls, POLYMORPHIC):
-        value = current_names(value)
         cls = _choice(cls, value.get("class_path", ""), where)
         value = value.get("init_args") or {}
     if not isinstance(value, dict):
@@ -142,7 +127,7 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"{path} does not exist: is {path.parent} a run folder?") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
-    return from_dict(Config, content, str(path))
+    return from_dict(Config, current_names(content), str(path))
 
 
 def flat(config: Config) -> dict[str, Any]:

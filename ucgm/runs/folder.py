@@ -66,7 +66,7 @@ def refuse_another(config: Config, run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
+def lock_run(run_dir: Path) -> Iterator[None]:
     """Keep every other training out of ``run_dir``; a process that dies lets go.
 
     Raises:
@@ -92,7 +92,7 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def claim(config: Config, run_dir: Path, network: nn.Module) -> None:
+def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
     write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
     (run_dir / "samples").mkdir(exist_ok=True)

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 
 from ucgm import transport as paths
-from ucgm.data import Codec, Declared
-from ucgm.data.latents.autoencoder import KNOWN, Autoencoder, open_autoencoder
+from ucgm.data import Codec, DataSpec
+from ucgm.data.latents.autoencoder import PUBLIC_VAES, Autoencoder, open_autoencoder
 from ucgm.data.latents.statistics import EDM2_MEAN, EDM2_STD, normalisation
 from ucgm.nn import Imported, Source, import_weights, read_checkpoint
 from ucgm.nn.cost import count_parameters
@@ -132,7 +132,7 @@ def config_of(
     source = published_at(architecture, imported.source, imported.config, shape[1])
     path = _path(transport) if transport else _path(source.transport, **source.transport_args)
     pixels = vae is None and source.vae is None and stats is None and shape[0] in (1, 3)
-    data = Declared(
+    data = DataSpec(
         shape=shape,
         num_classes=classes,
         name=architecture,
@@ -167,7 +167,7 @@ def codec_of(
     scaling = _scaling(source, shape[0], name, stats)
     if name is None or scaling is None:
         return None
-    known, kind = KNOWN.get(name), opened.kind if opened else _kind(name)
+    known, kind = PUBLIC_VAES.get(name), opened.kind if opened else _kind(name)
     rule, (mean, std, scale) = scaling
     return Codec(
         vae=name,

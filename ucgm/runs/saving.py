@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ucgm.runs.settings import stem_of
 from ucgm.runtime.files import sha256, sync, write_atomic, write_text_atomically
-from ucgm.runtime.sharding import fill, whole
+from ucgm.runtime.sharding import gather, load_shard
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -43,7 +43,7 @@ def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> State:
     """
     state: State = {}
     for name, value in values.items():
-        full = whole(value.detach())
+        full = gather(value.detach())
         if not keep:
             continue
         if full.device.type == "cuda":
@@ -89,7 +89,7 @@ def restore_optimizer(
             parameter, value = by_name[name], file.get_tensor(full)
             if value.shape == parameter.shape:
                 placed = torch.zeros_like(parameter, dtype=value.dtype)
-                fill(placed, value)
+                load_shard(placed, value)
                 value = placed
             kept[parameter][key] = value
     packed = optimizer.state_dict()

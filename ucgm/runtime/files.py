@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ucgm.runtime.earlier import current_names
+
 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file."""
@@ -63,7 +65,7 @@ def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
     if folder.exists() and any(folder.iterdir()):
         if not record.is_file():
             raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
-        there = json.loads(record.read_text())
+        there = current_names(json.loads(record.read_text()))
         for key in there.keys() | protocol.keys():
             if there.get(key) != protocol.get(key):
                 raise ValueError(

@@ -8,7 +8,7 @@ replicated weights up to rounding.
 
 A pass is a collective: all processes have to make the same passes in the same order.  Which rows
 need a pass is decided by numbers that differ between processes, so a sharded network has a method
-``somewhere(condition)``, true where the condition holds on any of them, and
+``any_rank(condition)``, true where the condition holds on any of them, and
 :class:`ucgm.objective.passes.Passes` asks it.
 
 The three verbs for a tensor that may be sharded: :func:`local` is this process's part, a view;
@@ -48,7 +48,7 @@ class Sharding:
         if world > 1:
             self._group = torch.distributed.new_group(timeout=_TIMEOUT, backend="gloo")
 
-    def somewhere(self, condition: bool) -> bool:
+    def any_rank(self, condition: bool) -> bool:
         """Whether ``condition`` holds on any process; all must ask."""
         if self._group is None:
             return condition
@@ -56,7 +56,7 @@ class Sharding:
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group)
         return bool(flag)
 
-    def from_first(self, look: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, look: Callable[[], T]) -> T:
         """What ``look`` finds on the first process, told to the others; all must ask.
 
         Raises:
@@ -102,7 +102,7 @@ class Sharding:
         # The outermost parameters too are dropped after a pass: those of an average change
         # between two passes, and a gathered copy would be stale.
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
-        network.somewhere = self.somewhere  # pyright: ignore[reportArgumentType]
+        network.any_rank = self.any_rank  # pyright: ignore[reportArgumentType]
         return network
 
 
@@ -119,25 +119,25 @@ def exchange_gradients(module: nn.Module, wanted: bool) -> None:
     module.set_requires_gradient_sync(wanted)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The part of this process; shares memory with ``tensor``."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """The gathered tensor; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, value: Tensor) -> None:
+def load_shard(tensor: Tensor, value: Tensor) -> None:
     """Overwrite ``tensor`` with the whole ``value``, of which a sharded one takes its part."""
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         rows = value.split(-(-len(value) // mesh.size()))
         rank = mesh.get_local_rank()
         value = rows[rank] if rank < len(rows) else value[:0]
-    local(tensor).copy_(value)
+    local_shard(tensor).copy_(value)
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
         the norm before, a float32 scalar on the device, alike on every process.
     """
     found = [p.grad for p in parameters if p.grad is not None]
-    gradients = [local(g) for g in found]
+    gradients = [local_shard(g) for g in found]
     norm = torch.nn.utils.get_total_norm(gradients)
     if isinstance(found[0], DTensor):
         norm = norm.square()

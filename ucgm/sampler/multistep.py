@@ -15,7 +15,7 @@ Gauss-Legendre quadrature in a variable in which the measure is smooth.
     velocity in time      Adams-Bashforth; with `extrapolation` UCGM-S in state-preserving form
     noise in sigma, time  iPNDM, DEIS (arXiv 2202.09778, 2204.13902)
     data in log_snr       DPM-Solver++ 2M, 3M (arXiv 2211.01095); its published second-order form
-                          takes the polynomial at the middle of the step (`quadrature: midpoint`)
+                          takes the polynomial at the middle of the step (`integration: midpoint`)
 
 The first step has one value and is of order 1, the second of order 2, and so on; so is a step from
 or to a point where the clock is infinite.  The corrector (UniPC, arXiv 2302.04867) repeats the last
@@ -35,8 +35,8 @@ from ucgm.sampler.plan import SMALL, Knot, Pair, Step, arrival, combined
 from ucgm.transport import Transport
 
 Variable = Literal["velocity", "noise", "data"]
-Clock = Literal["time", "sigma", "log_snr"]
-Quadrature = Literal["exact", "midpoint"]
+TimeVariable = Literal["time", "sigma", "log_snr"]
+Integration = Literal["exact", "midpoint"]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
@@ -47,8 +47,8 @@ class Rule:
 
     transport: Transport
     variable: Variable
-    clock: Clock
-    quadrature: Quadrature = "exact"
+    time_variable: TimeVariable
+    integration: Integration = "exact"
 
     def value(self, knot: Knot) -> Pair:
         """(a, b) of the estimate q at a knot."""
@@ -75,10 +75,10 @@ class Rule:
         """Clock of a knot; infinite where a polynomial in it has no meaning."""
         if self.variable == "noise" and knot.alpha <= SMALL:
             return math.inf
-        if self.clock == "time":
+        if self.time_variable == "time":
             return knot.t
         alpha, sigma = arrival(knot)
-        if self.clock == "sigma":
+        if self.time_variable == "sigma":
             return sigma / alpha if alpha > SMALL else math.inf
         return math.log(alpha / sigma) if min(alpha, sigma) > SMALL else math.inf
 
@@ -91,23 +91,23 @@ class Rule:
 
     def _at_log_ratio(self, lam: np.ndarray) -> np.ndarray:
         """Clock at points with lambda = log(alpha / sigma)."""
-        if self.clock == "sigma":
+        if self.time_variable == "sigma":
             return np.exp(-lam)
-        if self.clock == "log_snr":
+        if self.time_variable == "log_snr":
             return lam
         return self.transport.time_at_log_snr(torch.from_numpy(2.0 * lam)).numpy()
 
     def _at_time(self, t: np.ndarray) -> np.ndarray:
         """Clock at times."""
-        if self.clock == "time":
+        if self.time_variable == "time":
             return t
         lam = 0.5 * self.transport.log_snr(torch.from_numpy(t)).numpy()
-        return lam if self.clock == "log_snr" else np.exp(-lam)
+        return lam if self.time_variable == "log_snr" else np.exp(-lam)
 
     def points(self, at: Knot, to: Knot) -> tuple[np.ndarray, np.ndarray]:
         """(clock, mass) of the quadrature between two knots; the masses add up to the measure."""
         total = self.carry(at, to)[1]
-        if self.quadrature == "midpoint":
+        if self.integration == "midpoint":
             return np.array([0.5 * (self.ticks(at) + self.ticks(to))]), np.array([total])
         if self.variable == "velocity":
             t = 0.5 * (at.t + to.t) + 0.5 * (to.t - at.t) * _NODES
@@ -126,14 +126,14 @@ class Rule:
         """Weights on q at ``nodes`` for the step between two knots."""
         if len(nodes) == 1:
             return [self.carry(at, to)[1]]
-        clock, mass = self.points(at, to)
+        time_variable, mass = self.points(at, to)
         c = [self.ticks(knot) for knot in nodes]
         result = []
         for j in range(len(c)):
-            basis = np.ones_like(clock)
+            basis = np.ones_like(time_variable)
             for i in range(len(c)):
                 if i != j:
-                    basis = basis * (clock - c[i]) / (c[j] - c[i])
+                    basis = basis * (time_variable - c[i]) / (c[j] - c[i])
             result.append(float((mass * basis).sum()))
         return result
 

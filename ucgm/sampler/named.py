@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from ucgm.sampler.grid import Grid
-from ucgm.sampler.multistep import Clock, Quadrature, Variable
+from ucgm.sampler.multistep import Integration, TimeVariable, Variable
 from ucgm.sampler.plan import NoiseRule
 
 # An end gap of 0 ends uniform grids a whole step before the data, as most solvers' code does.
@@ -25,17 +25,17 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     "ab2": {"solver": "adams", "order": 2},
     "ab3": {"solver": "adams", "order": 3},
-    "ipndm": {"solver": "adams", "order": 4, "variable": "noise", "clock": "sigma"},
-    "deis": {"solver": "adams", "order": 3, "variable": "noise", "clock": "time"},
+    "ipndm": {"solver": "adams", "order": 4, "variable": "noise", "time_variable": "sigma"},
+    "deis": {"solver": "adams", "order": 3, "variable": "noise", "time_variable": "time"},
     "dpmpp_2m": {
         "solver": "adams",
         "order": 2,
         "variable": "data",
-        "clock": "log_snr",
-        "quadrature": "midpoint",
+        "time_variable": "log_snr",
+        "integration": "midpoint",
     },
-    "dpmpp_3m": {"solver": "adams", "order": 3, "variable": "data", "clock": "log_snr"},
-    "unipc": {"solver": "unipc", "order": 2, "variable": "data", "clock": "log_snr"},
+    "dpmpp_3m": {"solver": "adams", "order": 3, "variable": "data", "time_variable": "log_snr"},
+    "unipc": {"solver": "unipc", "order": 2, "variable": "data", "time_variable": "log_snr"},
     "consistency": {"stochasticity": 1.0},
     "any_step": {"solver": "jump"},
     "ucgm": {"extrapolation": 0.5},
@@ -50,8 +50,8 @@ SolverName = Literal["ucgm", "adams", "unipc", "heun", "euler_maruyama", "jump"]
 # Highest order, and the settings that are read beside steps, grid and restart.
 READS: dict[str, tuple[int, frozenset[str]]] = {
     "ucgm": (2, frozenset({"stochasticity", "noise", "extrapolation"})),
-    "adams": (4, frozenset({"extrapolation", "variable", "clock", "quadrature"})),
-    "unipc": (3, frozenset({"variable", "clock", "quadrature"})),
+    "adams": (4, frozenset({"extrapolation", "variable", "time_variable", "integration"})),
+    "unipc": (3, frozenset({"variable", "time_variable", "integration"})),
     "heun": (1, frozenset({"variable", "churn"})),
     "euler_maruyama": (1, frozenset({"stochasticity"})),
     "jump": (1, frozenset({"stochasticity", "noise"})),
@@ -61,8 +61,8 @@ READS: dict[str, tuple[int, frozenset[str]]] = {
 _CHOICES = {
     "solver": SolverName,
     "variable": Variable,
-    "clock": Clock,
-    "quadrature": Quadrature,
+    "time_variable": TimeVariable,
+    "integration": Integration,
     "noise": NoiseRule,
 }
 

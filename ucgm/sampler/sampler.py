@@ -17,7 +17,7 @@ from torch import Tensor
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Network, call
-from ucgm.sampler.multistep import Clock, Quadrature, Rule, Variable, adams_plan
+from ucgm.sampler.multistep import Integration, Rule, TimeVariable, Variable, adams_plan
 from ucgm.sampler.named import SolverName, check_settings
 from ucgm.sampler.plan import (
     NoiseRule,
@@ -68,9 +68,9 @@ class Sampler:
     """ucgm (as published; DDIM, DDPM, consistency), adams, unipc, heun, euler_maruyama, jump."""
     variable: Variable = "velocity"
     """estimate that adams, unipc and heun treat as a polynomial: velocity, noise or data."""
-    clock: Clock = "time"
+    time_variable: TimeVariable = "time"
     """what adams and unipc take it to be a polynomial of: time, sigma (over alpha) or log_snr."""
-    quadrature: Quadrature = "exact"
+    integration: Integration = "exact"
     """integral of that polynomial over a step: exact, or its value at the midpoint (DPM++ 2M)."""
     noise: NoiseRule = "share"
     """per step, share of the noise's variance that is fresh at stochasticity r: share is r itself
@@ -120,7 +120,7 @@ class Sampler:
     def _solve(self, times: list[float]) -> list[Step]:
         """The plan of one falling stretch of times."""
         path = knots(self.transport, times)
-        rule = Rule(self.transport, self.variable, self.clock, self.quadrature)
+        rule = Rule(self.transport, self.variable, self.time_variable, self.integration)
         if self.solver == "adams":
             return adams_plan(rule, path, self.order, self.extrapolation)
         if self.solver == "unipc":

@@ -69,7 +69,7 @@ def heun_plan(rule: Rule, path: Sequence[Knot], churn: Churn) -> list[Step]:
             break
         # A start without signal has no noise clock: the trapezoid is taken of x_hat there.
         bare = rule.variable == "noise" and start.alpha <= SMALL
-        using = Rule(rule.transport, "data", rule.clock) if bare else rule
+        using = Rule(rule.transport, "data", rule.time_variable) if bare else rule
         factor, total = using.carry(start, there)
         begin, end = using.value(start), using.value(there)
         steps.append(Step(start.t, there.t, (using.single(start, there),)))

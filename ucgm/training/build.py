@@ -16,7 +16,7 @@ from ucgm.data.loader import BatchPlan
 from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
-from ucgm.runs.folder import alone, claim, refuse_another
+from ucgm.runs.folder import create_run, lock_run, refuse_another
 from ucgm.runs.saving import State, host_copies, optimizer_state, restore_optimizer
 from ucgm.runs.settings import stem_of
 from ucgm.runtime.precision import precision
@@ -25,8 +25,8 @@ from ucgm.runtime.sharding import Sharding, exchange_gradients
 from ucgm.training.banner import banner
 from ucgm.training.ema import EMA, frozen_copy
 from ucgm.training.host import compile_blocks, keep_freed_memory
-from ucgm.training.log import Journal, Pace
-from ucgm.training.nonfinite import Guard
+from ucgm.training.log import MetricsLogger, Pace
+from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
 from ucgm.training.start import check_inputs, start_from
 from ucgm.training.throughput import count_work, measure_peak
@@ -78,7 +78,7 @@ class Networks:
 
 
 @dataclass
-class Parts:
+class TrainState:
     """Everything a training step touches."""
 
     accelerator: Accelerator
@@ -91,8 +91,8 @@ class Parts:
     wrapped: nn.Module
     wrapped_variance: LogVariance | None
     optimizer: torch.optim.Optimizer
-    guard: Guard
-    journal: Journal
+    guard: NonFiniteSkipper
+    journal: MetricsLogger
     step: int = 0
     trained: dict[nn.Parameter, str] = field(init=False)
 
@@ -132,7 +132,7 @@ class Parts:
         return {name: host_copies(state, main) for name, state in values.items()}
 
 
-def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
+def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack) -> TrainState:
     """Open the data, build or restore every part, and print what is about to happen.
 
     ``held`` is given what has to be let go at the end of the training.
@@ -156,8 +156,8 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        held.enter_context(alone(run_dir))
-        claim(config, run_dir, network)
+        held.enter_context(lock_run(run_dir))
+        create_run(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
     networks = _place(config, network, sharding)
@@ -170,7 +170,7 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
     half = precision() == "bf16"
     peak = measure_peak(accelerator.device, torch.bfloat16 if half else torch.float32)
     pace = Pace(config.train.steps, config.train.global_batch, work.flops, peak)
-    parts = Parts(
+    parts = TrainState(
         accelerator=accelerator,
         config=config,
         run_dir=run_dir,
@@ -181,8 +181,8 @@ def build(config: Config, run_dir: Path, held: contextlib.ExitStack) -> Parts:
         wrapped=wrapped,
         wrapped_variance=wrapped_variance,
         optimizer=optimizer,
-        guard=Guard(accelerator.device),
-        journal=Journal(run_dir / "metrics.jsonl", accelerator, pace),
+        guard=NonFiniteSkipper(accelerator.device),
+        journal=MetricsLogger(run_dir / "metrics.jsonl", accelerator, pace),
     )
     _resume(parts)
     if config.train.tracker:
@@ -230,12 +230,12 @@ def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
     return networks
 
 
-def _resume(parts: Parts) -> None:
+def _resume(parts: TrainState) -> None:
     """Restore the newest intact checkpoint, if there is one, and cut the log behind it.
 
     One process looks for it: all must continue from the same, and hashing takes long.
     """
-    found = parts.sharding.from_first(lambda: checkpoint.newest_checkpoint(parts.run_dir))
+    found = parts.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(parts.run_dir))
     if found is None:
         return
     folder, manifest = found

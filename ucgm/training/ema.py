@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ucgm.runs.settings import power_exponent
-from ucgm.runtime.sharding import local
+from ucgm.runtime.sharding import local_shard
 
 
 class EMA:
@@ -95,7 +95,7 @@ class EMA:
         """
         if self._pairs is None:
             self._pairs = list(self.network.parameters()), list(self._followed.parameters())
-        average, source = ([local(p.detach()) for p in part] for part in self._pairs)
+        average, source = ([local_shard(p.detach()) for p in part] for part in self._pairs)
         weight = self.weight()
         if taken is not None:
             weight = weight * taken

@@ -46,7 +46,7 @@ class Pace:
     peak: float
 
 
-class Journal:
+class MetricsLogger:
     """The log of one run on one process.
 
     Args:

@@ -26,9 +26,9 @@ from ucgm.runs.saving import Writer, host_copies, save_checkpoint, save_snapshot
 from ucgm.runtime.precision import autocast, precision
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import clip_gradients
-from ucgm.training.build import Parts, build
+from ucgm.training.build import TrainState, build_train_state
 from ucgm.training.log import half_life
-from ucgm.training.nonfinite import mark
+from ucgm.training.nonfinite import poison_gradients
 from ucgm.training.throughput import peak_memory
 from ucgm.training.trackers import track_picture
 
@@ -45,7 +45,7 @@ def train(config: Config, run_dir: str | Path) -> Path:
             that could not be written.
     """
     with contextlib.ExitStack() as held:
-        parts = build(config, Path(run_dir), held)
+        parts = build_train_state(config, Path(run_dir), held)
         stream = batches(
             parts.dataset,
             parts.plan,
@@ -66,7 +66,7 @@ def train(config: Config, run_dir: str | Path) -> Path:
     return parts.run_dir
 
 
-def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
+def _step(parts: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
     """One optimizer step."""
     train, objective, networks = parts.config.train, parts.config.objective, parts.networks
     device = parts.accelerator.device
@@ -89,7 +89,7 @@ def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     log_variance=parts.wrapped_variance,
                     progress=parts.progress,
                 )
-            (mark(terms.loss) / train.accumulation).backward()
+            (poison_gradients(terms.loss) / train.accumulation).backward()
         loss += terms.loss.detach() / train.accumulation
         parts.journal.add_rows(draw.t, terms.per_sample.detach())
     norm = clip_gradients(parts.trained, train.grad_clip)
@@ -100,13 +100,13 @@ def _step(parts: Parts, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
     parts.journal.count_step()
 
 
-def _dropout_seed(parts: Parts) -> int:
+def _dropout_seed(parts: TrainState) -> int:
     """Seed of the dropout masks of this step on this rank."""
     keys = RowRandom.for_rows(parts.config.train.seed, parts.step, torch.tensor([parts.plan.rank]))
     return int(keys.keys[0]) % 2**32
 
 
-def _agree(parts: Parts, signalled: bool) -> bool:
+def _agree(parts: TrainState, signalled: bool) -> bool:
     """Whether to stop after this step: alike on every process, which ask each other at times.
 
     A signal reaches the processes in different steps; one that left alone would leave the others
@@ -114,11 +114,11 @@ def _agree(parts: Parts, signalled: bool) -> bool:
     """
     if parts.plan.world > 1 and parts.step % STOP_EVERY:
         return False
-    return parts.sharding.somewhere(signalled)
+    return parts.sharding.any_rank(signalled)
 
 
 @contextlib.contextmanager
-def _signals(parts: Parts) -> Iterator[Callable[[], bool]]:
+def _signals(parts: TrainState) -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM or SIGINT has arrived; afterwards they end a program.
 
     A second one changes nothing, because a launcher and a terminal each send their own.
@@ -141,7 +141,7 @@ def _signals(parts: Parts) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _report(parts: Parts, writer: Writer, stop: bool) -> None:
+def _report(parts: TrainState, writer: Writer, stop: bool) -> None:
     """Log, preview and save, each in its period; stop a run that has diverged."""
     writer.check()
     train, step = parts.config.train, parts.step
@@ -177,12 +177,12 @@ def _report(parts: Parts, writer: Writer, stop: bool) -> None:
         _preview(parts)
 
 
-def _preview(parts: Parts) -> None:
+def _preview(parts: TrainState) -> None:
     """A picture of samples; processes that share one network all sample, and the first decodes."""
     main, device = parts.accelerator.is_main_process, parts.accelerator.device
     shared = parts.sharding.mesh is not None
     blind = main and not _decodes(parts)
-    if (parts.sharding.somewhere(blind) if shared else blind) or not (main or shared):
+    if (parts.sharding.any_rank(blind) if shared else blind) or not (main or shared):
         return
     network = parts.networks.ema.network
     samples = SampleSet(network, parts.config.sampler, parts.dataset, device=device)
@@ -194,7 +194,7 @@ def _preview(parts: Parts) -> None:
     track_picture(parts.accelerator, "preview", picture, parts.step)
 
 
-def _decodes(parts: Parts) -> bool:
+def _decodes(parts: TrainState) -> bool:
     """Whether samples can become pictures here; a training needs no autoencoder, and goes on."""
     data = parts.dataset
     try:
@@ -205,7 +205,7 @@ def _decodes(parts: Parts) -> bool:
     return True
 
 
-def _snapshots(parts: Parts) -> list[Callable[[], object]]:
+def _snapshots(parts: TrainState) -> list[Callable[[], object]]:
     """What writes the power-function averages as they are now."""
     main, jobs = parts.accelerator.is_main_process, []
     for std, average in parts.networks.tracked.items():
@@ -216,7 +216,7 @@ def _snapshots(parts: Parts) -> list[Callable[[], object]]:
     return jobs
 
 
-def _checkpoint(parts: Parts) -> Callable[[], object]:
+def _checkpoint(parts: TrainState) -> Callable[[], object]:
     """What writes the checkpoint of this moment."""
     train = parts.config.train
     skipped, in_a_row, _ = parts.guard.read()
@@ -239,7 +239,7 @@ def _checkpoint(parts: Parts) -> Callable[[], object]:
     )
 
 
-def _describe_batch(parts: Parts, step: int) -> str:
+def _describe_batch(parts: TrainState, step: int) -> str:
     """Which samples and times were in the batch of ``step``, in words; all of them in a file."""
     train, data = parts.config.train, parts.dataset
     rows = torch.arange(train.global_batch)

@@ -16,12 +16,12 @@ from torch import Tensor
 from ucgm.training.ema import EMA
 
 
-def mark(loss: Tensor) -> Tensor:
+def poison_gradients(loss: Tensor) -> Tensor:
     """The same loss, whose gradients are all NaN where it is not finite."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
-class Guard:
+class NonFiniteSkipper:
     """Takes steps, or not, and counts.
 
     Args:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ucgm.runs.settings import OptimizerConfig
-from ucgm.runtime.sharding import local
+from ucgm.runtime.sharding import local_shard
 
 
 def build_optimizer(
@@ -78,9 +78,9 @@ class Lion(torch.optim.Optimizer):
             for p in given:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            weights = [local(p) for p in given]
-            gradients = [local(p.grad) for p in given]
-            momenta = [local(self.state[p]["momentum"]) for p in given]
+            weights = [local_shard(p) for p in given]
+            gradients = [local_shard(p.grad) for p in given]
+            momenta = [local_shard(self.state[p]["momentum"]) for p in given]
             if not weights:
                 continue
             lr, (one, two) = group["lr"], group["betas"]
@@ -134,7 +134,7 @@ def _split_for_muon(
             f"optimizer.name = muon needs torch 2.9 or newer, this is {torch.__version__}: "
             "pip install -U torch, or choose adamw"
         )
-    if any(local(p) is not p for p in parameters):
+    if any(local_shard(p) is not p for p in parameters):
         raise ValueError(
             "optimizer.name = muon needs whole matrices, and train.sharding spreads their rows "
             "over processes: set train.sharding to none, or choose adamw or lion"

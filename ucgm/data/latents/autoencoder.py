@@ -31,7 +31,7 @@ KINDS = {"AutoencoderKL": "kl", "AutoencoderDC": "dc", "AutoencoderRAE": "rae"}
 
 
 @dataclass(frozen=True)
-class Known:
+class PublicVAE:
     """A public autoencoder: where it is, and how published work stores and scales its latents.
 
     Attributes:
@@ -47,17 +47,17 @@ class Known:
     normalise: str = "channel"
 
 
-KNOWN = {
-    "sd-vae-ft-ema": Known("stabilityai/sd-vae-ft-ema", normalise="scale"),
-    "sd-vae-ft-mse": Known("stabilityai/sd-vae-ft-mse", normalise="scale"),
-    "vavae-f16d32": Known(
+PUBLIC_VAES = {
+    "sd-vae-ft-ema": PublicVAE("stabilityai/sd-vae-ft-ema", normalise="scale"),
+    "sd-vae-ft-mse": PublicVAE("stabilityai/sd-vae-ft-mse", normalise="scale"),
+    "vavae-f16d32": PublicVAE(
         "hustvl/vavae-imagenet256-f16d32-dinov2",
         "vavae-imagenet256-f16d32-dinov2.pt",
         store="sample",
     ),
-    "e2e-vavae-f16d32": Known("REPA-E/e2e-vavae-hf"),
-    "dc-ae-f32c32": Known("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"),
-    "rae-dinov2": Known("nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08", normalise="none"),
+    "e2e-vavae-f16d32": PublicVAE("REPA-E/e2e-vavae-hf"),
+    "dc-ae-f32c32": PublicVAE("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"),
+    "rae-dinov2": PublicVAE("nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08", normalise="none"),
 }
 
 
@@ -145,7 +145,7 @@ def open_autoencoder(where: str) -> Autoencoder:
     """Load an autoencoder.
 
     Args:
-        where: ``identity``; a name of :data:`KNOWN`; a folder in the diffusers layout (or a
+        where: ``identity``; a name of :data:`PUBLIC_VAES`; a folder in the diffusers layout (or a
             pipeline folder that has one under ``vae/``); a file in the LDM layout; a Hub id.
 
     Raises:
@@ -153,7 +153,7 @@ def open_autoencoder(where: str) -> Autoencoder:
     """
     if where == "identity":
         return Autoencoder(where, "identity", None)
-    path, known = Path(where), KNOWN.get(where)
+    path, known = Path(where), PUBLIC_VAES.get(where)
     if path.is_file():
         module = _from_ldm(path)
     elif path.is_dir():
@@ -165,7 +165,7 @@ def open_autoencoder(where: str) -> Autoencoder:
     else:
         raise ValueError(
             f"there is no autoencoder {where!r}: give a folder, a file, a Hub id (owner/name), "
-            f"or one of identity, {', '.join(KNOWN)}."
+            f"or one of identity, {', '.join(PUBLIC_VAES)}."
         )
     return Autoencoder(where, KINDS[type(module).__name__], module.float())
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.latents.autoencoder import KNOWN, Autoencoder, Store, open_autoencoder
+from ucgm.data.latents.autoencoder import PUBLIC_VAES, Autoencoder, Store, open_autoencoder
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import write_atomic
 
@@ -49,7 +49,7 @@ class CodecSettings:
             ValueError: for samples or moments of a model that has no posterior, or pixels that
             should be normalised.
         """
-        known = KNOWN.get(self.vae)
+        known = PUBLIC_VAES.get(self.vae)
         store = self.store or (known.store if known else "mean" if deterministic else "sample")
         if deterministic and store != "mean":
             raise ValueError(f"{self.vae} gives one latent per image: store must be mean.")

@@ -4,7 +4,7 @@ A public checkpoint arrives without the data it was trained on.  This is what it
 place of a data set: enough to sample and decode, to tune on the same data when they are there, and
 to refuse others.
 
-    data: {class_path: ucgm.data.Declared, init_args: {shape: [4, 32, 32], num_classes: 1000, ...}}
+    data: {class_path: ucgm.data.DataSpec, init_args: {shape: [4, 32, 32], num_classes: 1000, ...}}
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from ucgm.data.latents.codec import Codec
 from ucgm.data.pixels import to_uint8
 
 
-class DeclaredDataset(Dataset):
+class DataSpecDataset(Dataset):
     """A set without samples: it decodes and describes."""
 
-    def __init__(self, declared: "Declared") -> None:
+    def __init__(self, declared: "DataSpec") -> None:
         self.name = declared.name
         self.shape = declared.shape
         self.num_classes = declared.num_classes
@@ -64,7 +64,7 @@ class DeclaredDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class Declared(DataConfig):
+class DataSpec(DataConfig):
     """Data that are not here; a training needs others in their place."""
 
     shape: tuple[int, int, int]
@@ -90,6 +90,6 @@ class Declared(DataConfig):
                 f"{tuple(self.shape)}: they do not belong together."
             )
 
-    def open(self) -> DeclaredDataset:
+    def open(self) -> DataSpecDataset:
         """The set without samples."""
-        return DeclaredDataset(self)
+        return DataSpecDataset(self)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ucgm.evaluation.metrics import kernel_distance, moments_of
 from ucgm.evaluation.metrics.frechet import frechet_distance
 from ucgm.evaluation.references import open_judge
-from ucgm.evaluation.scoring import Judge, Ruler
+from ucgm.evaluation.scoring import Evaluator, MetricConfig
 from ucgm.evaluation.tuning.report import RungLog, described, trial_row, write_results
 from ucgm.evaluation.tuning.search import Candidate, Space, fitted, search
 from ucgm.generation.command import Settings, protocol_of, samples_of_run
@@ -64,7 +64,7 @@ class Diverged(Exception):
     """A sampler whose samples are not finite."""
 
 
-class Bench:
+class CandidateScorer:
     """Scores of candidates on numbered samples of one seed; features are kept and extended.
 
     Args:
@@ -75,7 +75,7 @@ class Bench:
     """
 
     def __init__(
-        self, samples: SampleSet, judge: Judge, metric: Metric, batch_size: int = 250
+        self, samples: SampleSet, judge: Evaluator, metric: Metric, batch_size: int = 250
     ) -> None:
         self.samples, self.judge, self.metric, self.batch_size = samples, judge, metric, batch_size
         self.null_label = samples.data.num_classes or None
@@ -155,7 +155,7 @@ def tune(
     seed: int = 0,
     metric: Metric | None = None,
     guidance: bool = True,
-    ruler: Ruler | None = None,
+    ruler: MetricConfig | None = None,
     out_dir: str | Path | None = None,
     batch_size: int = 250,
     device: str = "cpu",
@@ -168,7 +168,7 @@ def tune(
     settings = Settings(seed=seed)
     plain = replace(run, config=replace(run.config, guidance=Guidance()))
     base = samples_of_run(plain, settings, device=device)
-    judge = open_judge(ruler or Ruler(), run.config.data, base.data, device)
+    judge = open_judge(ruler or MetricConfig(), run.config.data, base.data, device)
     if metric is None:
         metric = "fid" if budget.samples >= 5 * judge.extractor.dimensions["features"] else "kid"
     protocol = protocol_of(run, settings, base) | {
@@ -181,7 +181,7 @@ def tune(
     }
     name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{seed}"
     folder = claim_folder(Path(out_dir or run.run_dir / "tune" / name), protocol)
-    bench = Bench(base, judge, metric, batch_size)
+    bench = CandidateScorer(base, judge, metric, batch_size)
     space = Space(
         run.config.sampler,
         nfe,
@@ -191,7 +191,7 @@ def tune(
     )
     sizes = (budget.candidates, budget.samples, budget.rungs)
     found, trials = search(space, default, bench, *sizes, seed, RungLog(default))
-    held_out = Bench(replace(base, seed=seed + 1), judge, metric, batch_size)
+    held_out = CandidateScorer(replace(base, seed=seed + 1), judge, metric, batch_size)
     scores = {
         label: held_out.repeated(candidate, budget.final_samples, budget.repeats)
         for label, candidate in (("default", default), ("tuned", found))
@@ -257,6 +257,6 @@ def tune_sampler(
     if world.size > 1:
         raise ValueError("tune-sampler runs in one process: start it without a launcher.")
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    ruler = Ruler(None, extractor, extractor_weights, reference)
+    ruler = MetricConfig(None, extractor, extractor_weights, reference)
     budget = Budget(candidates, samples, rungs, final_samples, repeats)
     return tune(run, nfe, budget, seed, metric, guidance, ruler, out_dir, batch_size, world.device)
