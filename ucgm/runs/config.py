@@ -104,6 +104,7 @@ def _choice(expected: type, path: Any, where: str) -> type[Any]:
 
     Nothing is imported because a file names it.
     """
+    path = str(path) if isinstance(path, Word) else path
     if not isinstance(path, str):
         raise ValueError(f"{where}.class_path must be the name of a class, got {path!r}")
     package, _, name = path.rpartition(".")
@@ -118,7 +119,7 @@ def _choice(expected: type, path: Any, where: str) -> type[Any]:
         if isinstance(cls, type) and issubclass(cls, expected):
             return cls
     known = sorted({cls.__name__ for cls in _subclasses(expected)})
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1, 0.45)
     hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
     raise ValueError(f"{where}: class_path {path!r} is not a {expected.__name__}{hint}")
 

@@ -121,10 +121,10 @@ def _merged_choice(below: Any, above: Any) -> Any:
         return above
     short = {k: v for k, v in above.items() if k not in ("class_path", "init_args")}
     settings = (given or {}) | short
-    path = str(above.get("class_path", below.get("class_path", "")))
-    if path.rpartition(".")[2] == str(below.get("class_path", "")).rpartition(".")[2]:
+    path, before = above.get("class_path", below.get("class_path")), below.get("class_path")
+    if str(path).rpartition(".")[2] == str(before).rpartition(".")[2]:
         settings = _deep(below.get("init_args") or {}, settings)
-    return ({"class_path": path} if path else {}) | {"init_args": settings}
+    return ({} if path is None else {"class_path": path}) | {"init_args": settings}
 
 
 def _deep(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
