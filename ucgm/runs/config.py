@@ -209,9 +209,14 @@ def _section(cls: type[Any], value: Any, where: str) -> Any:
     return cls(**{k: from_dict(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
 
 
+def to_yaml(config: Config) -> str:
+    """A configuration as text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(to_yaml(config))
 
 
 def read_config(path: Path) -> Config:
