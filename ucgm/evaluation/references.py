@@ -120,7 +120,7 @@ def extract_dataset(
             f"the images of {data.name} are not here to compare with: name a file of their "
             "statistics with --reference (see `ucgm reference`)."
         )
-    if not data.exact:
+    if not data.lossless:
         raise ValueError(
             f"{data.name} holds latents, their decoded images are no reference: give a reference "
             "file made by `ucgm reference` from the images."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.pixels import UINT8_RULE, grid
-from ucgm.data.sets.card import open_for_sampling
+from ucgm.data.sets.declared import open_for_sampling
 from ucgm.generation.grids import grid_indices, save_grid, save_image
 from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 from ucgm.generation.writers import LatentSink, NpzSink, PngSink
