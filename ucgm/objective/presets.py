@@ -15,6 +15,7 @@ from torch import Tensor
 from ucgm.objective import few_step, multi_step
 from ucgm.objective.losses import LogVariance
 from ucgm.objective.objective import Objective
+from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
 
 PRESETS: dict[str, Callable[[], Objective]] = {
@@ -117,9 +118,15 @@ def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) 
     keys = RowRandom.for_rows(0, 0, torch.arange(rows))
     draw = objective.draw(x, y, 1, keys, progress)
 
-    def network(x: Tensor, t: Tensor, y: Tensor, *_: Tensor, **__: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
-    heads = (LogVariance() if objective.log_variance else None, None)
-    passes = objective.terms_and_passes(network, draw, network, network, heads, progress)[1]
-    return {kind: count / rows for kind, count in passes.rows.items()}
+    def network(*inputs: Tensor, guidance: Tensor | None = None) -> Tensor:
+        for kind in kinds_of_pass(*inputs):
+            rows_of[kind] += len(inputs[0])
+        return torch.zeros_like(inputs[0])
+
+    variance = LogVariance() if objective.log_variance else None
+    objective.terms(
+        network, draw, target=network, teacher=network, log_variance=variance, progress=progress
+    )
+    return {kind: count / rows for kind, count in rows_of.items()}
