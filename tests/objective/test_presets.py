@@ -338,9 +338,7 @@ def test_mixture_flow_has_no_residual():
 
         shape = (-1, 1, 1, 1)
         sizes = [
-            difference_tangent(
-                path, evaluate, x.reshape(shape), t, s, field.reshape(shape), step, True
-            )
+            difference_tangent(path, evaluate, x.reshape(shape), t, s, field.reshape(shape), step)
             .abs()
             .max()
             .item()

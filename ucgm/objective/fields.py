@@ -128,7 +128,7 @@ def field_at(
     Raises:
         ValueError: the rule needs a teacher, and there is none.
     """
-    sources, host = sources_of(objective), draw.host
+    sources, host, t = sources_of(objective), draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
     if "teacher" in sources and not passes.networks["teacher"]:
         raise ValueError(
@@ -136,14 +136,14 @@ def field_at(
         )
     if objective.field == "jump":
         rows = host.s < host.t
-        jump = passes.on_rows("target", rows, x_t, draw.t, draw.y, draw.m)
+        jump = passes.on_rows("target", rows, x_t, t, draw.y, draw.m)
         return place(data, rows, None, jump)
     if objective.field not in FIELD_RULES or (not sources and objective.field in OFF_AT_ZERO):
         return data
     rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
-    own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
+    own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
     table[:, own] = torch.tensor(DATA, dtype=table.dtype)[:, None]
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
@@ -158,14 +158,11 @@ def field_at(
             rows = later
             if velocity is not None:
                 known, rows = place(known, later, None, velocity), torch.zeros_like(later)
-        known = known + passes.on_rows(rule.conditional, rows, x_t, draw.t, draw.y, draw.t)
-        field = field + a_cond * known
+        field = field + a_cond * (known + passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t))
     rows = table[2] != 0
     if passes.anywhere(rows):
         null = draw.y
         if draw.y is not None and draw.null_label is not None:
             null = torch.full_like(draw.y, draw.null_label)
-        field = field + a_uncond * passes.on_rows(
-            rule.unconditional, rows, x_t, draw.t, null, draw.t
-        )
+        field = field + a_uncond * passes.on_rows(rule.unconditional, rows, x_t, t, null, t)
     return field

@@ -12,7 +12,6 @@ forgets the result.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -93,11 +92,8 @@ class Passes:
     def gradient(
         self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        """The pass that carries the gradient, through the wrapper; arguments as in :meth:`call`.
-
-        x (R, ...), t, y, s (R,), index (R,).
-        """
-        return self._run(self.networks["online"][0], x, t, y, s, index, signed=True)
+        """The pass that carries the gradient; x (R, ...), t, y, s, index (R,)."""
+        return self.call("online", x, t, y, s, index, wrapped=True)
 
     def gradient_at_two(
         self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
@@ -117,8 +113,9 @@ class Passes:
         s: Tensor,
         index: Tensor | None = None,
         signed: bool = True,
+        wrapped: bool = False,
     ) -> Tensor:
-        """A pass of a bare network for rows that are already selected; in full precision.
+        """A pass for rows that are already selected; its result is in full precision.
 
         Args:
             source: which network.
@@ -128,10 +125,15 @@ class Passes:
             s: (R,) destinations; they reach networks with a second time only.
             index: (R,) which rows of the draw these are; None: all.
             signed: give own samples of TwinFlow their negative times.
+            wrapped: through the wrapper of data-parallel training, not the bare network.
         """
-        results = [
-            self._run(bare(network), x, t, y, s, index, signed) for network in self.networks[source]
-        ]
+        if self.sign is not None and signed:
+            sign = take(self.sign, index)
+            t, s = sign * t, sign * s
+        inputs = (x, t, y, s) if self.two_time else (x, t, y)
+        extra = {} if self.guidance is None else {"guidance": take(self.guidance, index)}
+        modules = (n if wrapped else bare(n) for n in self.networks[source])
+        results = [full_precision(self._run(module, inputs, extra)) for module in modules]
         return results[0] if len(results) == 1 else torch.stack(results).mean(0)
 
     def on_rows(
@@ -153,32 +155,18 @@ class Passes:
             rows = draw.host.m > draw.host.s
             return self.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
 
-    def _run(
-        self,
-        network: Network,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        s: Tensor,
-        index: Tensor | None,
-        signed: bool,
-    ) -> Tensor:
-        if self.sign is not None and signed:
-            sign = take(self.sign, index)
-            t, s = sign * t, sign * s
-        inputs = (x, t, y, s) if self.two_time else (x, t, y)
-        extra = {} if self.guidance is None else {"guidance": take(self.guidance, index)}
+    def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
         if self.random_state is not None:
             cpu, cuda = self.random_state
             torch.set_rng_state(cpu)
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda, self.device)
-        elif x.device.type == "cpu" and self.any_rank is bool:  # no collective
-            network = partial(in_slices, network)
-        return full_precision(network(*inputs, **extra))
+        elif self.device.type == "cpu" and self.any_rank is bool:  # no collective
+            return in_slices(module, *inputs, **extra)
+        return module(*inputs, **extra)
 
 
-def in_slices(network: Network, *inputs: Any, **extra: Any) -> Tensor:
+def in_slices(module: Network, *inputs: Any, **extra: Any) -> Tensor:
     """A pass without gradient on a CPU, in slices of 2^15 values of x (8 rows of 4x32x32).
 
     Activations of a whole batch, beside the graph of the gradient, would be new pages of memory
@@ -187,10 +175,10 @@ def in_slices(network: Network, *inputs: Any, **extra: Any) -> Tensor:
     x = inputs[0]
     rows = max(1, (1 << 15) // max(1, x[:1].numel()))
     if len(x) <= rows or kinds_of_pass(*inputs) != ["forward"]:
-        return network(*inputs, **extra)
+        return module(*inputs, **extra)
     slices = [slice(i, i + rows) for i in range(0, len(x), rows)]
     parts = [
-        network(*(take(v, k) for v in inputs), **{n: take(v, k) for n, v in extra.items()})
+        module(*(take(v, k) for v in inputs), **{n: take(v, k) for n, v in extra.items()})
         for k in slices
     ]
     return torch.cat(parts)

@@ -68,15 +68,12 @@ def difference_tangent(
     s: Tensor,
     field: Tensor,
     step: float,
-    central: bool,
 ) -> Tensor:
-    """T = dX/dt along the field by finite differences of width ``step`` on each side used.
+    """T = dX/dt along the field by central differences with ``step`` to each side.
 
-    x_t, F* (B, ...), t, s (B,).  The points stay in [s, 1]: a central difference is one-sided at
-    the borders.
+    x_t, F* (B, ...), t, s (B,).  The points stay in [s, 1]: at the borders one side is shorter.
     """
-    late = (t + step).clamp(max=1.0) if central else t
-    early = torch.maximum(t - step, s)
+    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
     ends = []
     for time in (late, early):
         x = transport.jump(x_t, field, t, time)
@@ -190,7 +187,8 @@ def consistency_target(
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
     index = passes.index(stand_in(rows))
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
-    f, f_field, f_direction = (take(v, index) for v in (prediction, field, direction))
+    prediction, direction = take(prediction, index), take(direction, index)
+    selected_field = take(field, index)
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
         return passes.call(objective.residual_network, state, now, y, later, index)
@@ -198,28 +196,24 @@ def consistency_target(
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
         return composed(transport, step, state, time, s, objective.compose_steps)
 
-    half_precision = torch.is_autocast_enabled(x_t.device.type)
+    # The gradient pass of an autocast is too coarse for the difference over a small step.
+    repeated = objective.tangent == "forward" and objective.consistency_ratio == 1.0
+    repeated &= torch.is_autocast_enabled(x_t.device.type)
     # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
     with torch.autocast(x_t.device.type, enabled=False):
-        if not continuous:
-            late = f
-            if (
-                half_precision
-                and objective.tangent == "forward"
-                and (objective.consistency_ratio == 1.0)
-            ):
-                late = passes.call("online", x, t, y, s, index)
-            tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), f_direction)
-        elif objective.tangent == "jvp":
-            tangent = jvp_tangent(transport, evaluate, x, t, s, f_direction)
-        else:
+        if continuous and objective.tangent == "jvp":
+            tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
+        elif continuous:
             width = objective.tangent_step
-            tangent = difference_tangent(transport, evaluate, x, t, s, f_direction, width, True)
-        residual = tangent / expand(speed(transport, t, m), x) + (f_direction - f_field)
+            tangent = difference_tangent(transport, evaluate, x, t, s, direction, width)
+        else:
+            late = passes.call("online", x, t, y, s, index) if repeated else prediction
+            tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
+        residual = tangent / expand(speed(transport, t, m), x) + (direction - selected_field)
         if progress < objective.tangent_warmup:
-            plain = f - f_field
+            plain = prediction - selected_field
             residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
         k, c = step_factors(transport, objective.step_rule, t, s, m)
         change = phi(expand(k, x) * residual, objective.clamp, objective.normalize)
-        target = f - expand(c, x) * change
+        target = prediction - expand(c, x) * change
     return place(field, rows, index, target)
