@@ -1,4 +1,4 @@
-"""Floor 0: the path between data and noise, the prediction target, and the flow map.
+"""The path between data and noise, the prediction target, and the flow map.
 
 A transport is four functions of time.  With data x, noise z ~ N(0, I), t = 0 data, t = 1 noise:
 

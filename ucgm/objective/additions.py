@@ -1,11 +1,11 @@
-"""What some methods add to the residual: couplings, anchors, alignment, matching.
+"""What some methods add to the residual, or put in its place.
 
-flow_anchor   a flow-matching term at s = t on the same rows (FACM, arXiv 2507.03738)
-Alignment     features of the network follow those of an encoder (REPA, arXiv 2410.06940)
-own_samples   TwinFlow's rows of the network's own samples, at negative time
-matching      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
-              (arXiv 2512.05150)
-transported   minibatch optimal transport (arXiv 2302.00482, section 3.2)
+transported        minibatch optimal transport (arXiv 2302.00482, section 3.2)
+own_samples        TwinFlow's rows of the network's own samples, at negative time
+matching_term      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
+                   (arXiv 2512.05150)
+Alignment          features of the network follow those of an encoder (REPA, arXiv 2410.06940)
+terminal_velocity  the flow map matched at its destination (TVM, arXiv 2511.19797)
 """
 
 from dataclasses import replace
@@ -18,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
-from ucgm.objective.passes import Network, Passes, bare, put, stand_in, take
+from ucgm.objective.passes import Passes, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import TwinFlowSplit
 from ucgm.transport import expand
 
 
 def transported(x: Tensor, z: Tensor) -> Tensor:
-    """``z`` (B, ...) permuted so that the sum of |x - z|^2 over pairs is least; labels stay with x.
+    """``z`` (B, ...) permuted so that the sum of |x - z|^2 is least; labels stay with ``x``.
 
     The assignment is made on the host and within the given rows, so it depends on how the global
     batch is cut.
@@ -37,25 +37,8 @@ def transported(x: Tensor, z: Tensor) -> Tensor:
     return z[torch.as_tensor(order, device=z.device)]
 
 
-def flow_anchor(
-    objective: ObjectiveSettings, passes: Passes, x_t: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """(F at (t, s), F at (t, t) or None): with an anchor both come from one doubled pass."""
-    draw = passes.draw
-    assert draw.s is not None
-    if not objective.flow_anchor:
-        return passes.gradient(x_t, draw.t, draw.y, draw.s), None
-    both = torch.arange(len(x_t), device=x_t.device).repeat(2)
-    y = None if draw.y is None else draw.y[both]
-    s = torch.cat((draw.s, draw.t))
-    out = passes.call(passes.network, x_t[both], draw.t[both], y, s, both)
-    prediction, at_t = out.chunk(2)
-    return prediction, at_t
-
-
-def own_samples(objective: ObjectiveSettings, passes: Passes) -> Draw:
+def own_samples(objective: ObjectiveSettings, passes: Passes, draw: Draw) -> Draw:
     """The draw with the data of its own-sample rows replaced by one-step samples."""
-    draw = passes.draw
     assert draw.twin is not None
     rows = draw.twin.part == 3
     if not passes.anywhere(rows):
@@ -64,42 +47,38 @@ def own_samples(objective: ObjectiveSettings, passes: Passes) -> Draw:
     z, y = draw.twin.source[index], take(draw.y, index)
     one, zero = torch.ones_like(draw.t[index]), torch.zeros_like(draw.t[index])
     with torch.no_grad():
-        network = bare(passes.network)
-        said = passes.call(network, z, one, y, zero, index, signed=False)
-        samples = objective.transport.jump(z, said, one, zero)
-    if not bool(rows.any()):
-        return draw
-    return replace(draw, x=put(draw.x, index, samples))
+        prediction = passes.call("online", z, one, y, zero, index, signed=False)
+        samples = objective.transport.jump(z, prediction, one, zero)
+    return replace(draw, x=place(draw.x, rows, index, samples))
 
 
 def matching_term(
-    objective: ObjectiveSettings, passes: Passes, x_t: Tensor, prediction: Tensor
+    objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor, prediction: Tensor
 ) -> Tensor:
-    """Mean () over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
+    """Mean over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
 
     The sum is divided by the expected number of such rows, a quarter, and not by the number drawn:
-    so the mean of several processes, which draw different numbers, is that of one.
+    so the mean of several processes, which draw different numbers, is that of one.  x_t and the
+    prediction F are (B, ...); the result is a scalar.
     """
-    draw, transport = passes.draw, objective.transport
+    transport = objective.transport
     assert draw.twin is not None and draw.s is not None
     rows = draw.twin.part == 0
     if not passes.anywhere(rows):
         return prediction.sum() * 0.0
     index = stand_in(rows).nonzero().flatten().to(x_t.device, non_blocking=True)
-    said, y, time = prediction[index], take(draw.y, index), draw.twin.time[index]
+    one_step, y, time = prediction[index], take(draw.y, index), draw.twin.time[index]
     with torch.no_grad():
-        sample = transport.jump(x_t[index], said, draw.t[index], draw.s[index])
-        again = transport.mix(sample, draw.twin.noise[index], time)
-        network = bare(passes.network)
+        sample = transport.jump(x_t[index], one_step, draw.t[index], draw.s[index])
+        noised = transport.mix(sample, draw.twin.noise[index], time)
         fake, real = (
-            passes.call(network, again, sign * time, y, sign * time, index, signed=False)
+            passes.call("online", noised, sign * time, y, sign * time, index, signed=False)
             for sign in (-1.0, 1.0)
         )
-        wanted = said - (fake - real).clamp(-1.0, 1.0)
+        target = one_step - (fake - real).clamp(-1.0, 1.0)
     if not bool(rows.any()):
         return prediction.sum() * 0.0
-    error = said - wanted
-    powered = power_loss(error, objective.loss_power, objective.loss_epsilon, False)
+    powered = power_loss(one_step - target, objective.loss_power, objective.loss_epsilon, False)
     return powered.sum() / (TwinFlowSplit.share * len(x_t))
 
 
@@ -146,44 +125,57 @@ class Alignment(nn.Module):
 
 
 def terminal_velocity(
-    objective: ObjectiveSettings, passes: Passes, second: Network, x_t: Tensor
+    objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(F', F^-(X^-, s, s)), each (B, ...); (F, 0) on the rows with s = t.
+    """Terminal velocity: the flow map is matched at its destination (TVM, arXiv 2511.19797).
+
+    The residual of :mod:`ucgm.objective.residual` moves the start of a jump X(x_t; t->s).  This one
+    moves its end: along the flow, the end of a jump has the velocity of the point it has reached,
+
+        dX/ds (x_t; t->s) = v(X, s),    v = alpha' x* + sigma' z*  of  F^-(X^-, s, s)
+
+    Both sides are affine in an F at (X, s), so they are compared there, and every loss applies:
+
+        F' = (v(X; F = 0) - dX/ds) / b(s)       dX/ds = A' x_t + B' F + B dF/ds, with gradient
+        F' = F at s = t, where the field is the target: flow matching, no derivative
+
+    The gradient goes through dF/ds, a forward derivative that is then differentiated backward.
 
     Args:
-        objective: the settings.
+        objective: the settings; F^- is of their ``residual_network``.
         passes: makes the passes; the rows with s = t go through the wrapper of the network.
-        second: network that says the velocity at the destination.
+        draw: the complete draw.
         x_t: (B, ...) states.
+
+    Returns:
+        F' and F^-(X^-, s, s), each (B, ...); on the rows with s = t they are F and 0.
     """
-    draw, host, transport = passes.draw, passes.draw.host, objective.transport
+    host, transport, nothing = draw.host, objective.transport, torch.zeros_like(x_t)
     assert host is not None and draw.s is not None
-    moving = host.s < host.t
-    resting = passes.index(~moving)
-    x, t, y = (take(v, resting) for v in (x_t, draw.t, draw.y))
-    said = put(torch.zeros_like(x_t), resting, passes.call(passes.network, x, t, y, t, resting))
-    if not bool(moving.any()):
-        return said, torch.zeros_like(x_t)
-    index = passes.index(moving)
+    jumping = host.s < host.t
+    index = passes.index(~jumping)
+    x, t, y = (take(v, index) for v in (x_t, draw.t, draw.y))
+    prediction = place(nothing, ~jumping, index, passes.gradient(x, t, y, t, index))
+    if not bool(jumping.any()):
+        return prediction, nothing
+    index = passes.index(jumping)
     x, t, s, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.y))
     # At s = 0 a jump ends at the data (Transport.map) and not on the path: no derivative there.
     s = s.clamp(min=1e-6)
-    network = bare(passes.network)
 
     def jump(later: Tensor) -> Tensor:
-        return transport.jump(x, passes.call(network, x, t, y, later, index), t, later)
+        return transport.jump(x, passes.call("online", x, t, y, later, index), t, later)
 
     # A derivative, and the difference of two velocities, need float32.
     with torch.autocast(x.device.type, enabled=False):
         # Fused attention kernels have no forward-mode derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            arrived, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))[:2]
-        passes.rows["tangent"] += len(x)
-        still = transport.velocity(arrived, torch.zeros_like(arrived), s)
-        ended = (still - rate) / expand(transport.rate(s), x)
+            end, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))[:2]
+        velocity_without_f = transport.velocity(end, torch.zeros_like(end), s)
+        at_end = (velocity_without_f - rate) / expand(transport.rate(s), x)
         with torch.no_grad():
-            wanted = passes.call(bare(second), arrived.detach(), s, y, s, index)
+            wanted = passes.call(objective.residual_network, end.detach(), s, y, s, index)
     if index is None:  # every pass was made for all rows
-        moves = expand(moving.to(x_t.device, non_blocking=True), x_t)
-        return torch.where(moves, ended, said), wanted
-    return put(said, index, ended), put(torch.zeros_like(x_t), index, wanted)
+        rows = expand(jumping.to(x_t.device, non_blocking=True), x_t)
+        return torch.where(rows, at_end, prediction), wanted
+    return place(prediction, jumping, index, at_end), place(nothing, jumping, index, wanted)

@@ -11,14 +11,10 @@ progress p of the run, from 0 to 1:
             flow matching, a = 0 MeanFlow
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from ucgm.transport import Transport
-
-AnchorSchedule = Literal["constant", "ect", "alpha"]
+from ucgm.objective.settings import ObjectiveSettings
 
 
 def alpha_of_progress(progress: float) -> float:
@@ -27,33 +23,24 @@ def alpha_of_progress(progress: float) -> float:
     return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
 
 
-def anchor(
-    schedule: AnchorSchedule,
-    ratio: float,
-    transport: Transport,
-    t: Tensor,
-    s: Tensor,
-    progress: float,
-) -> Tensor:
-    """m (B,) in [s, t]; m = t stands for the limit m -> t.
+def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) -> Tensor:
+    """m in [s, t] for t, s (B,) at a share of the run; m = t stands for the limit m -> t.
 
-    Args:
-        schedule: how lambda is chosen.
-        ratio: lambda of the constant schedule.
-        transport: gives the noise level to ``ect``.
-        t: (B,) times.
-        s: (B,) destinations.
-        progress: share of the run that is done.
+    The tangent ``forward`` takes the limit by an anchor of its own, ``tangent_step`` before t.
     """
+    schedule, ratio = objective.anchor_schedule, objective.consistency_ratio
     if schedule == "ect":
+        transport = objective.transport
         level = torch.exp(-0.5 * transport.log_snr(t))
         shrink = 1.0 - 2.0 ** -(int(8 * min(progress, 0.999)) + 1) * (
             1.0 + 8.0 * torch.sigmoid(-level)
         )
         earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
-        return torch.where(shrink > 0, torch.maximum(earlier, s), s)
-    if schedule == "alpha":
-        ratio = 1.0 - alpha_of_progress(progress)
-    if ratio == 1.0:
-        return t
-    return s + ratio * (t - s)
+        m = torch.where(shrink > 0, torch.maximum(earlier, s), s)
+    else:
+        if schedule == "alpha":
+            ratio = 1.0 - alpha_of_progress(progress)
+        m = t if ratio == 1.0 else s + ratio * (t - s)
+    if objective.tangent == "forward":
+        m = torch.where(m == t, torch.maximum(t - objective.tangent_step, s), m)
+    return m

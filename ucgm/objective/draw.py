@@ -1,9 +1,8 @@
 """The randomness of one training step, drawn apart from the arithmetic that uses it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -45,7 +44,7 @@ class Draw:
         m: (B,) anchors, s <= m <= t, m = t for the limit; None: what the objective prescribes.
         guidance: (B,) guidance scales of an objective that draws them.
         twin: more numbers of a TwinFlow batch.
-        host: CPU copies; made from the tensors when absent.
+        host: CPU copies, which a draw has when nothing of it is left open.
     """
 
     x: Tensor
@@ -59,18 +58,6 @@ class Draw:
     guidance: Tensor | None = None
     twin: Twin | None = None
     host: HostTimes | None = None
-
-    def completed(self, s: Tensor, m: Tensor) -> "Draw":
-        """The same draw with destinations s (B,), anchors m (B,) and their CPU copies."""
-        dropped = self.dropped if self.dropped is not None else torch.zeros_like(self.t).bool()
-        host = self.host or HostTimes(
-            self.t.cpu(),
-            s.cpu(),
-            m.cpu(),
-            dropped.cpu(),
-            None if self.guidance is None else self.guidance.cpu(),
-        )
-        return replace(self, s=s, m=m, dropped=dropped, host=host)
 
 
 class Terms(NamedTuple):

@@ -1,7 +1,7 @@
 """Presets of few-step models: consistency models and flow maps."""
 
-import dataclasses
 import math
+from dataclasses import replace
 
 from ucgm.objective.objective import Objective
 from ucgm.objective.times import (
@@ -17,25 +17,6 @@ from ucgm.objective.times import (
 from ucgm.transport import EDM, Trig
 
 
-def ucgm_lambda() -> Objective:
-    """UCGM at a consistency ratio between 0 and 1 (arXiv 2505.07447, section 3.1); biased by it.
-
-    The paper's ablations give no one setting of the rest; these are those of ``ucgm_multi``.
-    """
-    return Objective(
-        preset="ucgm_lambda",
-        time_law=Beta(1.0, 1.0),
-        consistency_ratio=0.5,
-        step_rule="ucgm",
-        clamp=1.0,
-        field="teacher",
-        enhancement_ratio=0.0,
-        enhancement_interval=(0.0, 0.75),
-        pseudo_huber_c=1e-3,
-        time_weight="cosine",
-    )
-
-
 def ucgm_few() -> Objective:
     """UCGM few-step training and tuning (arXiv 2505.07447): lambda = 1, frozen teacher."""
     return Objective(
@@ -49,6 +30,21 @@ def ucgm_few() -> Objective:
         enhancement_interval=(0.0, 0.75),
         pseudo_huber_c=5.0,
         time_weight="cosine",
+    )
+
+
+def ucgm_lambda() -> Objective:
+    """UCGM at a consistency ratio between 0 and 1 (arXiv 2505.07447, section 3.1); biased by it.
+
+    The paper's ablations give no one setting of the rest; these are those of ``ucgm_multi``.
+    """
+    return replace(
+        ucgm_few(),
+        preset="ucgm_lambda",
+        time_law=Beta(1.0, 1.0),
+        consistency_ratio=0.5,
+        enhancement_ratio=0.0,
+        pseudo_huber_c=1e-3,
     )
 
 
@@ -113,20 +109,13 @@ def imf() -> Objective:
     The guidance scale is an input of the network.  Its range and law here could not be confirmed,
     and the paper's auxiliary velocity head is not built: the velocity is the network's at s = t.
     """
-    return Objective(
+    return replace(
+        meanflow(),
         preset="imf",
-        time_law=LogitNormal(-0.4, 1.0),
         destination=SortedPair(0.5),
-        two_time=True,
-        consistency_ratio=1.0,
-        tangent="jvp",
         own_velocity=True,
         field="scaled",
-        enhancement_ratio=1.0,
         guidance_range=(1.0, 8.0),
-        loss_power=1.0,
-        loss_epsilon=0.01,
-        loss_sum=True,
     )
 
 
@@ -135,20 +124,15 @@ def alpha_flow() -> Objective:
 
     The shape of the schedule and the share of s = t rows could not be confirmed.
     """
-    return Objective(
+    return replace(
+        meanflow(),
         preset="alpha_flow",
-        time_law=LogitNormal(-0.4, 1.0),
         destination=SortedPair(0.5),
-        two_time=True,
-        consistency_ratio=1.0,
         anchor_schedule="alpha",
-        tangent="jvp",
         step_rule="exact",
         clamp=4.0,
-        field="mixed",
-        enhancement_ratio=1.0,
-        loss_power=1.0,
         loss_epsilon=1e-3,
+        loss_sum=False,
         time_weight="share",
     )
 
@@ -234,7 +218,7 @@ def twinflow() -> Objective:
     A quarter of the rows are the network's one-step samples, learned at negative times; the
     difference of the two velocities moves the one-step samples.
     """
-    return dataclasses.replace(
+    return replace(
         rcgm(),
         preset="twinflow",
         destination=TwinFlowSplit(),

@@ -33,19 +33,18 @@ w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow) and k ``guidance_mi
 Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw, HostTimes
-from ucgm.objective.passes import Passes
+from ucgm.objective.passes import Passes, Source, place
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
 
-Source = Literal["online", "target", "teacher"]
 Affine = tuple[float, float, float]
 DATA: Affine = (1.0, 0.0, 0.0)
 
@@ -106,103 +105,64 @@ def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
     return torch.where(host.dropped, dropped, table)
 
 
-def evaluate(
-    passes: Passes, networks: Any, rows: Tensor, x: Tensor, y: Tensor | None, s: Tensor
-) -> Tensor:
-    """The prediction (B, ...) of a network, or the mean of several, on ``rows`` (B,) of x (B,
-    ...).
-    """
-    several = networks if isinstance(networks, Sequence) else [networks]
-    t = passes.draw.t
-    results = [passes.on_rows(network, rows, x, t, y, s) for network in several]
-    return results[0] if len(results) == 1 else torch.stack(results).mean(0)
-
-
 def field_at(
     objective: ObjectiveSettings,
     passes: Passes,
+    draw: Draw,
     x_t: Tensor,
     data: Tensor,
     prediction: Tensor,
-    networks: dict[str, Any],
+    velocity: Tensor | None,
 ) -> Tensor:
-    """F* (B, ...) at (x_t, t).
+    """F* (B, ...) at (x_t, t); every pass is made on the rows that need it.
 
     Args:
         objective: names the rule and its ratio.
-        passes: makes the passes, each on the rows that need it.
+        passes: makes the passes.
+        draw: the complete draw.
         x_t: (B, ...) states.
         data: (B, ...) target of the data.
         prediction: (B, ...) F of the gradient pass, detached; it serves where it is the source.
-        networks: ``online``, ``target`` and ``teacher`` (one or a list).
+        velocity: (B, ...) F of the trained network at s = t on the rows with m > s, if it is known.
+
+    Raises:
+        ValueError: the rule needs a teacher, and there is none.
     """
-    draw = passes.draw
-    host = draw.host
+    sources, host, t = sources_of(objective), draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
+    if "teacher" in sources and not passes.networks["teacher"]:
+        raise ValueError(
+            f"objective.field = {objective.field!r} needs a teacher: start from a trained run"
+        )
     if objective.field == "jump":
         rows = host.s < host.t
-        jump = evaluate(passes, networks["target"], rows, x_t, draw.y, draw.m)
-        jumps = rows.to(x_t.device, non_blocking=True)
-        return torch.where(expand(jumps, x_t), jump, data)
-    if objective.field == "data" or (
-        objective.enhancement_ratio == 0.0 and objective.field in OFF_AT_ZERO
-    ):
+        jump = passes.on_rows("target", rows, x_t, t, draw.y, draw.m)
+        return place(data, rows, None, jump)
+    if objective.field not in FIELD_RULES or (not sources and objective.field in OFF_AT_ZERO):
         return data
     rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
-    own = host.s < host.t if objective.terminal else torch.zeros_like(host.dropped)
-    if draw.twin is not None:
-        own = draw.twin.part == 3
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
+    own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
     table[:, own] = torch.tensor(DATA, dtype=table.dtype)[:, None]
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data
-    if passes.anywhere(table[1] != 0):
-        network = networks[rule.conditional]
-        online = prediction if rule.conditional == "online" else None
-        field = field + a_cond * _conditional(
-            objective, passes, network, table[1] != 0, x_t, online
-        )
-    if passes.anywhere(table[2] != 0):
-        null = _null(draw)
-        rows = table[2] != 0
-        field = field + a_uncond * evaluate(
-            passes, networks[rule.unconditional], rows, x_t, null, draw.t
-        )
+    rows = table[1] != 0
+    if passes.anywhere(rows):
+        known = torch.zeros_like(x_t)
+        if rule.conditional == "online":
+            # A network of one time, and one of two at s = t, has predicted it already.
+            later = rows & (host.s < host.t) & objective.two_time
+            known = place(known, rows & ~later, None, prediction)
+            rows = later
+            if velocity is not None:
+                known, rows = place(known, later, None, velocity), torch.zeros_like(later)
+        field = field + a_cond * (known + passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t))
+    rows = table[2] != 0
+    if passes.anywhere(rows):
+        null = draw.y
+        if draw.y is not None and draw.null_label is not None:
+            null = torch.full_like(draw.y, draw.null_label)
+        field = field + a_uncond * passes.on_rows(rule.unconditional, rows, x_t, t, null, t)
     return field
-
-
-def _conditional(
-    objective: ObjectiveSettings,
-    passes: Passes,
-    network: Any,
-    rows: Tensor,
-    x_t: Tensor,
-    online: Tensor | None,
-) -> Tensor:
-    """The prediction with labels at s = t on ``rows`` (a CPU mask), 0 elsewhere.
-
-    ``online`` is F of the gradient pass where that network is the source.
-    """
-    draw, host = passes.draw, passes.draw.host
-    assert host is not None
-    known = torch.zeros_like(x_t)
-    if online is not None:
-        # A one-time network, and a two-time one at s = t, has said it already.
-        fresh = rows & (host.s < host.t) & objective.two_time
-        said = (rows & ~fresh).to(x_t.device, non_blocking=True)
-        known = torch.where(expand(said, x_t), online, known)
-        if passes.velocity is not None:
-            along = fresh.to(x_t.device, non_blocking=True)
-            known = torch.where(expand(along, x_t), passes.velocity, known)
-            fresh = torch.zeros_like(fresh)
-        rows = fresh
-    return known + evaluate(passes, network, rows, x_t, draw.y, draw.t)
-
-
-def _null(draw: Draw) -> Tensor | None:
-    """Labels of the unconditional pass."""
-    if draw.y is None or draw.null_label is None:
-        return draw.y
-    return torch.full_like(draw.y, draw.null_label)

@@ -16,19 +16,18 @@ where every DiT starts, is one over it.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ucgm.objective.draw import Draw
+from ucgm.objective.settings import ObjectiveSettings, Weight
 from ucgm.transport import HALF_PI, Transport
-
-Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Mean (B,) over all axes of (B, ...) but the first."""
+    """(B,) mean of x (B, ...) over all axes but the first."""
     return x.flatten(1).mean(1)
 
 
@@ -63,22 +62,17 @@ def mse_and_cosine(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     return mean_flat((prediction - target).square()) + cosine_loss(prediction, target, floor)
 
 
-def per_sample_loss(
-    prediction: Tensor,
-    target: Tensor,
-    power: tuple[float, float, bool],
-    pseudo_huber_c: float | None,
-    cosine_floor: float | None,
-) -> Tensor:
-    """(B,) unweighted losses: pseudo-Huber if its c is given, else (power, epsilon, total)."""
+def per_sample_loss(objective: ObjectiveSettings, prediction: Tensor, target: Tensor) -> Tensor:
+    """(B,) unweighted losses of F against F_tgt, each (B, ...)."""
     error = prediction - target
-    if pseudo_huber_c is not None:
-        loss = pseudo_huber_loss(error, pseudo_huber_c)
+    if objective.pseudo_huber_c is not None:
+        loss = pseudo_huber_loss(error, objective.pseudo_huber_c)
     else:
-        loss = power_loss(error, *power)
-    if cosine_floor is None:
+        power, epsilon = objective.loss_power, objective.loss_epsilon
+        loss = power_loss(error, power, epsilon, objective.loss_sum)
+    if not objective.cosine_loss:
         return loss
-    return loss + cosine_loss(prediction, target, cosine_floor)
+    return loss + cosine_loss(prediction, target, objective.cosine_floor)
 
 
 def time_weight(
@@ -88,8 +82,7 @@ def time_weight(
 
     cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), the
     squared error of X over the gap of noise levels (ECT); share: (t - m) / (t - s), 1 at m = t
-    (AlphaFlow);
-    twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t.
+    (AlphaFlow); twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t.
     """
     if name is None:
         return torch.ones_like(t)
@@ -129,3 +122,22 @@ class LogVariance(nn.Module):
         """(B,) log-variances at the times (B,)."""
         waves = torch.cos(t[:, None].to(self.frequencies) * self.frequencies + self.phases)
         return self.linear(waves * math.sqrt(2.0 / waves.shape[1]))[:, 0]
+
+
+def weighted_mean(
+    objective: ObjectiveSettings, per_sample: Tensor, draw: Draw, log_variance: LogVariance | None
+) -> Tensor:
+    """Scalar mean of the losses (B,), weighted over time and by the learned variance.
+
+    Raises:
+        ValueError: the objective learns a variance, and there is no module for it.
+    """
+    assert draw.s is not None and draw.m is not None
+    weight = time_weight(objective.time_weight, objective.transport, draw.t, draw.s, draw.m)
+    rows = weight * per_sample
+    if objective.log_variance:
+        if log_variance is None:
+            raise ValueError("objective.log_variance needs a LogVariance module")
+        u = log_variance(draw.t)
+        rows = rows * torch.exp(-u) + u
+    return rows.mean()

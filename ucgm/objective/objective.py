@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ucgm.objective.additions import (
     Alignment,
-    flow_anchor,
     matching_term,
     own_samples,
     terminal_velocity,
@@ -27,9 +26,9 @@ from ucgm.objective.additions import (
 from ucgm.objective.anchors import anchor
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.fields import field_at, sources_of
-from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, time_weight
+from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
-from ucgm.objective.residual import consistency_target, own_velocity
+from ucgm.objective.residual import consistency_target
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
@@ -59,12 +58,6 @@ class Objective(ObjectiveSettings):
     def _destination(self) -> Destination:
         return self.destination or (SameTime() if self.diffusion else Data())
 
-    def _anchor(self, t: Tensor, s: Tensor, progress: float) -> Tensor:
-        m = anchor(self.anchor_schedule, self.consistency_ratio, self.transport, t, s, progress)
-        if self.tangent == "forward":  # the limit by a step of its own
-            m = torch.where(m == t, torch.maximum(t - self.tangent_step, s), m)
-        return m
-
     def draw(
         self,
         x: Tensor,
@@ -83,6 +76,7 @@ class Objective(ObjectiveSettings):
                 None for the global one.
             progress: share of the run that is done, for the anchors that move.
         """
+        destination = self._destination()
         keys = as_random(generator, len(x), torch.device("cpu")).keys
         numbers = RowRandom(keys.cpu(), stream=1)
         noise = RowRandom(keys.to(x.device, non_blocking=True))
@@ -93,20 +87,21 @@ class Objective(ObjectiveSettings):
             dropped = numbers.uniform() < self.label_dropout
             y = torch.where(dropped.to(y.device, non_blocking=True), null_label, y)
         u = numbers.uniform(3, dtype=torch.float64)
-        t, s = self._destination().pair(t, u, self.time_law, self.transport)
+        t, s = destination.pair(t, u, self.time_law, self.transport)
+        part = destination.part(u) if isinstance(destination, TwinFlowSplit) else None
         t, s = t.to(dtype), s.to(dtype)
         guidance = None
         if self.guidance_range is not None:
             low, high = self.guidance_range
             guidance = (low * (high / low) ** numbers.uniform(dtype=torch.float64)).to(dtype)
-        host = HostTimes(t, s, self._anchor(t, s, progress), dropped, guidance)
+        host = HostTimes(t, s, anchor(self, t, s, progress), dropped, guidance)
         z = noise.normal(*x.shape[1:], dtype=dtype)
         if self.coupling == "optimal_transport":
             z = transported(x, z)
         twin = None
-        if isinstance(self.destination, TwinFlowSplit):
+        if part is not None:
             source, again = (noise.normal(*x.shape[1:], dtype=dtype) for _ in range(2))
-            twin = Twin(TwinFlowSplit.part(u), source, again, noise.uniform(dtype=dtype))
+            twin = Twin(part, source, again, noise.uniform(dtype=dtype))
         t, s, m, dropped = (v.to(x.device, non_blocking=True) for v in host[:4])
         if guidance is not None:
             guidance = guidance.to(x.device, non_blocking=True)
@@ -114,10 +109,15 @@ class Objective(ObjectiveSettings):
 
     def complete(self, draw: Draw) -> Draw:
         """A draw made by hand, with the destinations and anchors that the settings prescribe."""
-        present = isinstance(self._destination(), SameTime)
-        s = draw.s if draw.s is not None else draw.t if present else torch.zeros_like(draw.t)
-        m = draw.m if draw.m is not None else self._anchor(draw.t, s, 1.0)
-        return draw.completed(s, m)
+        if draw.host is not None:
+            return draw
+        same_time = isinstance(self._destination(), SameTime)
+        s = draw.s if draw.s is not None else draw.t if same_time else torch.zeros_like(draw.t)
+        m = draw.m if draw.m is not None else anchor(self, draw.t, s, 1.0)
+        dropped = draw.dropped if draw.dropped is not None else torch.zeros_like(draw.t).bool()
+        guidance = None if draw.guidance is None else draw.guidance.cpu()
+        host = HostTimes(draw.t.cpu(), s.cpu(), m.cpu(), dropped.cpu(), guidance)
+        return replace(draw, s=s, m=m, dropped=dropped, host=host)
 
     def terms(
         self,
@@ -141,77 +141,45 @@ class Objective(ObjectiveSettings):
             alignment: the module of representation alignment.
             progress: share of the run that is done, for the tangent warm-up.
         """
-        heads = (log_variance, alignment)
-        return self.terms_and_passes(network, draw, target, teacher, heads, progress)[0]
-
-    def terms_and_passes(
-        self,
-        network: Network,
-        draw: Draw,
-        target: Network | None,
-        teacher: Network | list[Network] | None,
-        heads: tuple[LogVariance | None, Alignment | None],
-        progress: float,
-    ) -> tuple[Terms, Passes]:
-        """:meth:`terms`, and the record of the passes that were made."""
-        log_variance, alignment = heads
-        if self.needs_teacher and not teacher:
-            raise ValueError(
-                f"objective.field = {self.field!r} needs a teacher: start from a trained run"
-            )
-        networks = {"online": network, "target": target or network, "teacher": teacher}
-        passes = Passes(network, self.complete(draw), self.two_time)
-        if passes.draw.twin is not None:
-            passes.draw = own_samples(self, passes)
-        draw = passes.draw
+        draw = self.complete(draw)
+        passes = Passes.over(draw, self.two_time, network, target, teacher)
+        if draw.twin is not None:
+            draw = own_samples(self, passes, draw)
         assert draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
         data = self.transport.target(draw.x, draw.z, draw.t)
-        second, at_s = networks[self.residual_network], None
+        at_destination = at_t = velocity = None
         if self.terminal:
-            (prediction, at_s), at_t = terminal_velocity(self, passes, second, x_t), None
+            prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
+        elif self.flow_anchor:
+            prediction, at_t = passes.gradient_at_two(x_t, draw.t, draw.y, draw.s)
         else:
-            prediction, at_t = flow_anchor(self, passes, x_t)
+            prediction = passes.gradient(x_t, draw.t, draw.y, draw.s)
         with torch.no_grad():
+            known = prediction.detach()
             if self.own_velocity:
-                passes.velocity = own_velocity(passes, x_t)
-            field = field_at(self, passes, x_t, data, prediction.detach(), networks)
-            wanted = field
-            if at_s is not None:
-                wanted = torch.where(expand(draw.s < draw.t, field), at_s, field)
-            elif not self.diffusion:
-                wanted = consistency_target(
-                    self, passes, second, x_t, prediction.detach(), field, progress
+                velocity = passes.velocity(draw, x_t)
+            field = field_at(self, passes, draw, x_t, data, known, velocity)
+            if at_destination is not None:
+                f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
+            elif self.diffusion:
+                f_target = field
+            else:
+                direction = field if velocity is None else velocity
+                f_target = consistency_target(
+                    self, passes, draw, x_t, known, field, direction, progress
                 )
-        per_sample = per_sample_loss(
-            prediction,
-            wanted,
-            (self.loss_power, self.loss_epsilon, self.loss_sum),
-            self.pseudo_huber_c,
-            self.cosine_floor if self.cosine_loss else None,
-        )
-        loss = self._weighted_mean(per_sample, draw, log_variance)
+        per_sample = per_sample_loss(self, prediction, f_target)
+        loss = weighted_mean(self, per_sample, draw, log_variance)
         if at_t is not None:
             loss = loss + self.flow_anchor * mse_and_cosine(at_t, field, self.cosine_floor).mean()
         if self.matching:
-            loss = loss + self.matching * matching_term(self, passes, x_t, prediction)
+            loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
         if self.alignment:
             if alignment is None:
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
-        return Terms(loss, per_sample, prediction, wanted), passes
-
-    def _weighted_mean(
-        self, per_sample: Tensor, draw: Draw, log_variance: LogVariance | None
-    ) -> Tensor:
-        assert draw.s is not None and draw.m is not None
-        rows = time_weight(self.time_weight, self.transport, draw.t, draw.s, draw.m) * per_sample
-        if self.log_variance:
-            if log_variance is None:
-                raise ValueError("objective.log_variance needs a LogVariance module")
-            u = log_variance(draw.t)
-            rows = rows * torch.exp(-u) + u
-        return rows.mean()
+        return Terms(loss, per_sample, prediction, f_target)
 
     def with_settings(self, **settings: Any) -> "Objective":
         """A copy with some settings replaced; an unknown name is a ValueError."""

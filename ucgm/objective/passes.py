@@ -1,8 +1,8 @@
 """Network passes: which module runs, on which rows, in which precision, under which dropout mask.
 
-Every evaluation of a network during training goes through :class:`Passes`, so passes can be
-counted, the one that carries the gradient goes through the wrapper of data-parallel training
-(whose hooks it needs) and all others through the bare module.
+Every evaluation of a network during training goes through :class:`Passes`: the one that carries the
+gradient through the wrapper of data-parallel training (whose hooks it needs), all others through
+the bare module.
 
 A pass of a sharded network is a collective: its processes must all make it or all leave it, and
 each has other rows.  Such a network says with ``network.any_rank(condition)`` whether a condition
@@ -10,19 +10,189 @@ holds on any process; one that has no rows of its own for the pass takes its fir
 forgets the result.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ucgm.objective.draw import Draw
+from ucgm.transport import expand
 
 Network = Callable[..., Tensor]
+Source = Literal["online", "target", "teacher"]
 
-# Values of x in a slice of a pass without gradient on a CPU (8 rows of 4x32x32): activations of a
-# whole batch beside the graph of the gradient would be new pages every time, a sixth of the pass.
-_SLICE = 1 << 15
+
+@dataclass(frozen=True)
+class Passes:
+    """The networks of one step and how they are called; no pass changes it.
+
+    With active dropout every pass of the step starts from one random state, so all passes of a
+    sample see one mask and the global generator advances once; passes are then made for all rows,
+    because a mask drawn for fewer rows would be another one.
+
+    Attributes:
+        networks: the networks of every source; several teachers are averaged.
+        two_time: whether they take s as well as t.
+        device: of the batch.
+        guidance: (B,) guidance scales for a network that takes them.
+        sign: (B,) -1 on TwinFlow's own samples, which negative times tell the network; 1 elsewhere.
+        random_state: of the CPU and the device, where dropout is active.
+        any_rank: whether a condition holds on any process that shares the network; bool: none does.
+    """
+
+    networks: dict[Source, list[Network]]
+    two_time: bool
+    device: torch.device
+    guidance: Tensor | None
+    sign: Tensor | None
+    random_state: tuple[Tensor, Tensor | None] | None
+    any_rank: Callable[[bool], bool]
+
+    @classmethod
+    def over(
+        cls,
+        draw: Draw,
+        two_time: bool,
+        network: Network,
+        target: Network | None,
+        teacher: Network | Sequence[Network] | None,
+    ) -> "Passes":
+        """The passes over a draw: of the trained network, its EMA and the teacher or teachers."""
+        teachers = list(teacher) if isinstance(teacher, Sequence) else [teacher] if teacher else []
+        sign, state, device = None, None, draw.x.device
+        if draw.twin is not None:
+            own = (draw.twin.part == 3).to(device, non_blocking=True)
+            sign = torch.where(own, -1.0, 1.0).to(draw.t)
+        if _has_active_dropout(network):
+            cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+            state = torch.get_rng_state(), cuda
+        return cls(
+            {"online": [network], "target": [target or network], "teacher": teachers},
+            two_time,
+            device,
+            draw.guidance,
+            sign,
+            state,
+            getattr(network, "any_rank", bool),
+        )
+
+    def index(self, rows: Tensor) -> Tensor | None:
+        """Indices on the device of a CPU mask (B,); None: all rows."""
+        if self.random_state is not None or bool(rows.all()):
+            return None
+        return rows.nonzero().flatten().to(self.device, non_blocking=True)
+
+    def anywhere(self, rows: Tensor) -> bool:
+        """Whether any process makes a pass for its ``rows``, a CPU mask (B,)."""
+        return self.any_rank(bool(rows.any()))
+
+    def gradient(
+        self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor, index: Tensor | None = None
+    ) -> Tensor:
+        """The pass that carries the gradient; x (R, ...), t, y, s, index (R,)."""
+        return self.call("online", x, t, y, s, index, wrapped=True)
+
+    def gradient_at_two(
+        self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(F at (t, s), F at (t, t)) from one doubled pass; x (B, ...), t, y, s (B,)."""
+        both = torch.arange(len(x), device=x.device).repeat(2)
+        out = self.gradient(x[both], t[both], take(y, both), torch.cat((s, t)), both)
+        at_s, at_t = out.chunk(2)
+        return at_s, at_t
+
+    def call(
+        self,
+        source: Source,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        s: Tensor,
+        index: Tensor | None = None,
+        signed: bool = True,
+        wrapped: bool = False,
+    ) -> Tensor:
+        """A pass for rows that are already selected; its result is in full precision.
+
+        Args:
+            source: which network.
+            x: (R, ...) states.
+            t: (R,) times.
+            y: (R,) labels.
+            s: (R,) destinations; they reach networks with a second time only.
+            index: (R,) which rows of the draw these are; None: all.
+            signed: give own samples of TwinFlow their negative times.
+            wrapped: through the wrapper of data-parallel training, not the bare network.
+        """
+        if self.sign is not None and signed:
+            sign = take(self.sign, index)
+            t, s = sign * t, sign * s
+        inputs = (x, t, y, s) if self.two_time else (x, t, y)
+        extra = {} if self.guidance is None else {"guidance": take(self.guidance, index)}
+        modules = (n if wrapped else bare(n) for n in self.networks[source])
+        results = [full_precision(self._run(module, inputs, extra)) for module in modules]
+        return results[0] if len(results) == 1 else torch.stack(results).mean(0)
+
+    def on_rows(
+        self, source: Source, rows: Tensor, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
+    ) -> Tensor:
+        """A pass for ``rows``, a CPU mask (B,), 0 on the others; x (B, ...), t, y, s (B,)."""
+        nothing = torch.zeros_like(x)
+        if not self.anywhere(rows):
+            return nothing
+        index = self.index(stand_in(rows))
+        x, t, y, s = (take(v, index) for v in (x, t, y, s))
+        part = self.call(source, x, t, y, s, index)
+        return place(nothing, rows, index, part)
+
+    def velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """F of the trained network at s = t where m > s, 0 elsewhere; in float32.  x_t (B, ...)."""
+        assert draw.host is not None
+        with torch.autocast(x_t.device.type, enabled=False):
+            rows = draw.host.m > draw.host.s
+            return self.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
+
+    def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
+        if self.random_state is not None:
+            cpu, cuda = self.random_state
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, self.device)
+        elif self.device.type == "cpu" and self.any_rank is bool:  # no collective
+            return in_slices(module, *inputs, **extra)
+        return module(*inputs, **extra)
+
+
+def in_slices(module: Network, *inputs: Any, **extra: Any) -> Tensor:
+    """A pass without gradient on a CPU, in slices of 2^15 values of x (8 rows of 4x32x32).
+
+    Activations of a whole batch, beside the graph of the gradient, would be new pages of memory
+    every time: slices that reuse theirs save a sixth of the pass.  Other passes are made whole.
+    """
+    x = inputs[0]
+    rows = max(1, (1 << 15) // max(1, x[:1].numel()))
+    if len(x) <= rows or kinds_of_pass(*inputs) != ["forward"]:
+        return module(*inputs, **extra)
+    slices = [slice(i, i + rows) for i in range(0, len(x), rows)]
+    parts = [
+        module(*(take(v, k) for v in inputs), **{n: take(v, k) for n, v in extra.items()})
+        for k in slices
+    ]
+    return torch.cat(parts)
+
+
+def kinds_of_pass(*inputs: Any) -> list[str]:
+    """What a pass makes: the ``gradient``, a ``tangent``, both, or the ``forward`` alone."""
+    dual = any(
+        v.is_floating_point() and forward_ad.unpack_dual(v).tangent is not None
+        for v in inputs
+        if v is not None
+    )
+    kinds = ["gradient"] * torch.is_grad_enabled() + ["tangent"] * dual
+    return kinds or ["forward"]
 
 
 def bare(network: Network) -> Network:
@@ -37,145 +207,33 @@ def _has_active_dropout(network: Network) -> bool:
     return any(isinstance(m, dropout) and m.training and m.p > 0 for m in network.modules())
 
 
-class Passes:
-    """The passes of one step over one complete :class:`Draw`.
-
-    With active dropout every pass of the step replays the random state of the first, so all
-    passes of a sample see one mask and the global generator advances once; passes are then made
-    for all rows, because a mask drawn for fewer rows would be another one.
-
-    Attributes:
-        rows: rows evaluated so far, by kind: with gradient, forward only, with a tangent.
-    """
-
-    def __init__(self, network: Network, draw: Draw, two_time: bool) -> None:
-        self.network = network
-        self.draw = draw
-        self.two_time = two_time
-        self.rows = {"gradient": 0, "forward": 0, "tangent": 0}
-        self.tangent = False
-        self.whole = _has_active_dropout(network)
-        self.sharded = hasattr(network, "any_rank")
-        self.any_rank: Callable[[bool], bool] = getattr(network, "any_rank", bool)
-        self._state: tuple[Tensor, Tensor | None] | None = None
-        # F of the trained network at s = t on the rows that move, when a method goes along it.
-        self.velocity: Tensor | None = None
-        # TwinFlow tells the network's own samples by the sign of their times.
-        self.sign: Tensor | None = None
-        if draw.twin is not None:
-            own = (draw.twin.part == 3).to(draw.t.device, non_blocking=True)
-            self.sign = torch.where(own, -1.0, 1.0).to(draw.t)
-
-    def _rng_state(self) -> tuple[Tensor, Tensor | None]:
-        device = self.draw.x.device
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return torch.get_rng_state(), cuda
-
-    def _replay(self) -> None:
-        """The random state of the first pass, for every later one."""
-        if not self.whole:
-            return
-        if self._state is None:
-            self._state = self._rng_state()
-            return
-        torch.set_rng_state(self._state[0])
-        if self._state[1] is not None:
-            torch.cuda.set_rng_state(self._state[1], self.draw.x.device)
-
-    def index(self, rows: Tensor) -> Tensor | None:
-        """Indices (R,) on the device of a CPU row mask (B,); None: all rows."""
-        if self.whole or bool(rows.all()):
-            return None
-        return rows.nonzero().flatten().to(self.draw.x.device, non_blocking=True)
-
-    def anywhere(self, rows: Tensor) -> bool:
-        """Whether a pass for ``rows`` (B,), a CPU mask, is made: for rows of this process, or
-        others.
-        """
-        return self.any_rank(bool(rows.any()))
-
-    def call(
-        self,
-        network: Network,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        s: Tensor,
-        index: Tensor | None = None,
-        signed: bool = True,
-    ) -> Tensor:
-        """One pass for rows that are already selected; full precision, whatever the autocast.
-
-        Args:
-            network: what to call.
-            x: (R, ...) states.
-            t: (R,) times.
-            y: (R,) labels.
-            s: (R,) destinations; they reach networks with a second time only.
-            index: which rows of the draw these are; None: all.
-            signed: give own samples of TwinFlow their negative times.
-        """
-        kind = "gradient" if torch.is_grad_enabled() else "tangent" if self.tangent else "forward"
-        self.rows[kind] += len(x)
-        self._replay()
-        extra: dict[str, Any] = {}
-        if self.draw.guidance is not None:
-            extra["guidance"] = take(self.draw.guidance, index)
-        if self.sign is not None and signed:
-            sign = take(self.sign, index)
-            t, s = sign * t, sign * s
-        inputs = (x, t, y, s) if self.two_time else (x, t, y)
-        rows = max(1, _SLICE // x[0].numel()) if len(x) else 1
-        sliced = kind == "forward" and x.device.type == "cpu" and len(x) > rows
-        if self.whole or self.sharded or not sliced:
-            return full_precision(network(*inputs, **extra))
-        slices = [slice(i, i + rows) for i in range(0, len(x), rows)]
-        parts = [
-            network(*(take(v, k) for v in inputs), **{n: take(v, k) for n, v in extra.items()})
-            for k in slices
-        ]
-        return full_precision(torch.cat(parts))
-
-    def gradient(self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor) -> Tensor:
-        """The pass (B, ...) that carries the gradient, through the wrapper, in the ambient
-        precision.
-        """
-        return self.call(self.network, x, t, y, s)
-
-    def on_rows(
-        self,
-        network: Network,
-        rows: Tensor,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        s: Tensor,
-    ) -> Tensor:
-        """A pass (B, ...) of the bare network for ``rows`` (B,), a CPU mask; 0 on the others."""
-        if not self.anywhere(rows):
-            return torch.zeros_like(x)
-        index = self.index(stand_in(rows))
-        part = self.call(
-            bare(network), take(x, index), take(t, index), take(y, index), take(s, index), index
-        )
-        return put(torch.zeros_like(x), index, part) if bool(rows.any()) else torch.zeros_like(x)
-
-
 def stand_in(rows: Tensor) -> Tensor:
     """The mask ``rows`` (B,), or the first row where it is empty."""
     return rows if bool(rows.any()) else torch.arange(len(rows)) == 0
 
 
 def take(x: Any, index: Tensor | slice | None) -> Any:
-    """Rows ``index`` (R,) of a tensor (B, ...); all for None, None for None."""
+    """Rows ``index`` (R,) of a tensor; all for None, None for None."""
     return x if x is None or index is None else x[index]
 
 
-def put(x: Tensor, index: Tensor | None, part: Tensor) -> Tensor:
-    """``x`` (B, ...) with rows ``index`` (R,) replaced by ``part`` (R, ...); all for None."""
-    return part.to(x.dtype) if index is None else x.index_copy(0, index, part.to(x.dtype))
+def place(x: Tensor, rows: Tensor, index: Tensor | None, part: Tensor) -> Tensor:
+    """``x`` (B, ...) with ``part`` on the ``rows``, a CPU mask (B,).
+
+    ``part`` (R, ...) was made for the rows ``index`` (R,): None is all of them, and a row more than
+    ``rows`` has is that of :func:`stand_in`.
+    """
+    part = part.to(x.dtype)
+    if index is not None:
+        return x if len(index) > int(rows.sum()) else x.index_copy(0, index, part)
+    if bool(rows.all()):
+        return part
+    return torch.where(expand(rows.to(x.device, non_blocking=True), x), part, x)
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float32 unless already float64, any shape: no residual is formed in half precision."""
+    """``x`` (any shape) as float32 unless already float64.
+
+    Residuals and losses are never formed in half precision.
+    """
     return x if x.dtype == torch.float64 else x.float()

@@ -5,7 +5,7 @@ alone; the optimizer, batch and schedules of a paper are in ``configs/``.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ucgm.objective import few_step, multi_step
 from ucgm.objective.losses import LogVariance
 from ucgm.objective.objective import Objective
+from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
 
 PRESETS: dict[str, Callable[[], Objective]] = {
@@ -69,16 +70,22 @@ def settings_of(objective: Objective) -> dict[str, Any]:
     return {n: getattr(objective, n) for n in names if getattr(objective, n) != getattr(plain, n)}
 
 
+def _described() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Name, method, passes and settings of every preset."""
+    for name, make in PRESETS.items():
+        objective = make()
+        counts = count_passes(objective)
+        passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
+        method = (make.__doc__ or "").strip().splitlines()[0]
+        yield name, method, passes, settings_of(objective)
+
+
 def preset_table() -> str:
     """The presets as Markdown: method, passes per row of the batch, settings."""
     lines = ["| preset | method | passes | settings |", "|---|---|---|---|"]
-    for name, make in PRESETS.items():
-        objective = make()
-        method = (make.__doc__ or "").strip().splitlines()[0]
-        counts = count_passes(objective)
-        passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
-        settings = "<br>".join(f"`{k} = {v}`" for k, v in settings_of(objective).items())
-        lines.append(f"| `{name}` | {method} | {passes} | {settings} |")
+    for name, method, passes, settings in _described():
+        changes = "<br>".join(f"`{k} = {v}`" for k, v in settings.items())
+        lines.append(f"| `{name}` | {method} | {passes} | {changes} |")
     return "\n".join(lines)
 
 
@@ -94,18 +101,15 @@ def print_presets(markdown: bool = False) -> None:
     if markdown:
         print(preset_table())
         return
-    for name, make in PRESETS.items():
-        objective = make()
-        print(f"{name}: {(make.__doc__ or '').strip().splitlines()[0]}")
-        counts = count_passes(objective)
-        passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
+    for name, method, passes, settings in _described():
+        print(f"{name}: {method}")
         print(f"    passes: {passes}")
-        for key, value in settings_of(objective).items():
+        for key, value in settings.items():
             print(f"    {key} = {value}")
 
 
 def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) -> dict[str, float]:
-    """Passes of a step per row of the batch, by kind, counted over a batch of ``rows``.
+    """Passes of a step per row, counted over a batch of ``rows`` and not declared.
 
     Returns:
         ``gradient`` (a forward and its backward), ``forward`` (without gradient) and ``tangent`` (a
@@ -117,9 +121,15 @@ def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) 
     keys = RowRandom.for_rows(0, 0, torch.arange(rows))
     draw = objective.draw(x, y, 1, keys, progress)
 
-    def network(x: Tensor, t: Tensor, y: Tensor, *_: Tensor, **__: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
-    heads = (LogVariance() if objective.log_variance else None, None)
-    passes = objective.terms_and_passes(network, draw, network, network, heads, progress)[1]
-    return {kind: count / rows for kind, count in passes.rows.items()}
+    def network(*inputs: Tensor, guidance: Tensor | None = None) -> Tensor:
+        for kind in kinds_of_pass(*inputs):
+            rows_of[kind] += len(inputs[0])
+        return torch.zeros_like(inputs[0])
+
+    variance = LogVariance() if objective.log_variance else None
+    objective.terms(
+        network, draw, target=network, teacher=network, log_variance=variance, progress=progress
+    )
+    return {kind: count / rows for kind, count in rows_of.items()}

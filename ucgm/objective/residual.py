@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ucgm.objective.passes import Network, Passes, bare, put, stand_in, take
+from ucgm.objective.draw import Draw
+from ucgm.objective.passes import Passes, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
 from ucgm.transport import HALF_PI, Transport, expand
 
@@ -67,14 +68,12 @@ def difference_tangent(
     s: Tensor,
     field: Tensor,
     step: float,
-    central: bool,
 ) -> Tensor:
-    """T (B, ...) = dX/dt along the field by finite differences of width ``step`` on each side.
+    """T = dX/dt along the field by central differences with ``step`` to each side.
 
-    The points stay in [s, 1]: a central difference is one-sided at the borders.
+    x_t, F* (B, ...), t, s (B,).  The points stay in [s, 1]: at the borders one side is shorter.
     """
-    late = (t + step).clamp(max=1.0) if central else t
-    early = torch.maximum(t - step, s)
+    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
     ends = []
     for time in (late, early):
         x = transport.jump(x_t, field, t, time)
@@ -85,7 +84,10 @@ def difference_tangent(
 def jvp_tangent(
     transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
 ) -> Tensor:
-    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s)."""
+    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
+
+    x_t, F* (B, ...), t, s (B,).
+    """
 
     def flow_map(x: Tensor, time: Tensor) -> Tensor:
         return transport.jump(x, evaluate(x, time), time, s)
@@ -97,14 +99,14 @@ def jvp_tangent(
 
 
 def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
-    """b: B(t, m) / (t - m), and its limit where m = t."""
-    limit = m == t
-    gap = torch.where(limit, torch.ones_like(t), t - m)
-    return torch.where(limit, transport.rate(t), transport.map(t, m)[1] / gap)
+    """b (B,): B(t, m) / (t - m) at t, m (B,), and its limit where m = t."""
+    same = m == t
+    gap = torch.where(same, torch.ones_like(t), t - m)
+    return torch.where(same, transport.rate(t), transport.map(t, m)[1] / gap)
 
 
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
-    """Clamp of x (B, ...) to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
+    """x (B, ...) clamped to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
     if normalize is not None:
         rms = x.flatten(1).square().mean(1).sqrt()
         return x / (expand(rms, x) + normalize)
@@ -114,7 +116,7 @@ def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
 def step_factors(
     transport: Transport, rule: StepRule, t: Tensor, s: Tensor, m: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(k, c) of the step rule, each (B,)."""
+    """(k, c) of the step rule at t, s, m (B,), each (B,)."""
     one = torch.ones_like(t)
     if rule == "ucgm":
         at = transport.coefficients(t)
@@ -131,124 +133,87 @@ def step_factors(
     return one, one
 
 
+def composed(
+    transport: Transport,
+    step: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Tensor,
+    time: Tensor,
+    s: Tensor,
+    n: int,
+) -> Tensor:
+    """F (B, ...) whose jump from x (B, ...) at ``time`` (B,) ends at s (B,) where n steps end.
+
+    ``step(x, time, later)`` is F of one step of the network.
+    """
+    state = x
+    for i in range(n):
+        now = time + (s - time) * (i / n)
+        later = s if i == n - 1 else time + (s - time) * ((i + 1) / n)
+        prediction = step(state, now, later)
+        if n == 1:
+            return prediction
+        state = transport.jump(state, prediction, now, later)
+    a, b = (expand(c, x) for c in transport.map(time, s))
+    return (state - a * x) / b
+
+
 def consistency_target(
     objective: ObjectiveSettings,
     passes: Passes,
-    second: Network,
+    draw: Draw,
     x_t: Tensor,
     prediction: Tensor,
     field: Tensor,
+    direction: Tensor,
     progress: float,
 ) -> Tensor:
-    """F_tgt (B, ...): the field itself where m = s, the stepped target elsewhere.
+    """F_tgt = F - c phi(k G) (B, ...) on the rows with m > s, the field itself where m = s.
 
     Args:
-        objective: the settings.
-        passes: makes the passes.
-        second: network of X^-.
+        objective: the settings; X^- is of their ``residual_network``.
+        passes: makes the passes, of the bare networks.
+        draw: the complete draw.
         x_t: (B, ...) states.
         prediction: (B, ...) F of the gradient pass, detached.
         field: (B, ...) F*.
+        direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
         progress: share of the run that is done, for the tangent warm-up.
     """
-    draw, host = passes.draw, passes.draw.host
+    host, transport = draw.host, objective.transport
     assert host is not None and draw.s is not None and draw.m is not None
-    moving = host.m > host.s
-    if not passes.anywhere(moving):
+    rows = host.m > host.s
+    if not passes.anywhere(rows):
         return field
-    index = passes.index(stand_in(moving))
+    continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
+    index = passes.index(stand_in(rows))
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
-    wish, said = take(field, index), take(prediction, index)
-    limit = not passes.any_rank(bool((host.m != host.t)[moving].any()))
-    coarse = torch.is_autocast_enabled(x_t.device.type)
-    tangents = Tangents(objective, passes, second, index, y, s, coarse)
-    along = wish if passes.velocity is None else take(passes.velocity, index)
+    prediction, direction = take(prediction, index), take(direction, index)
+    selected_field = take(field, index)
+
+    def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
+        return passes.call(objective.residual_network, state, now, y, later, index)
+
+    def evaluate(state: Tensor, time: Tensor) -> Tensor:
+        return composed(transport, step, state, time, s, objective.compose_steps)
+
+    # The gradient pass of an autocast is too coarse for the difference over a small step.
+    repeated = objective.tangent == "forward" and objective.consistency_ratio == 1.0
+    repeated &= torch.is_autocast_enabled(x_t.device.type)
     # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
     with torch.autocast(x_t.device.type, enabled=False):
-        tangent = tangents(x, t, m, said, along, limit)
-        residual = tangent / expand(speed(objective.transport, t, m), x) + (along - wish)
+        if continuous and objective.tangent == "jvp":
+            tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
+        elif continuous:
+            width = objective.tangent_step
+            tangent = difference_tangent(transport, evaluate, x, t, s, direction, width)
+        else:
+            late = passes.call("online", x, t, y, s, index) if repeated else prediction
+            tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
+        residual = tangent / expand(speed(transport, t, m), x) + (direction - selected_field)
         if progress < objective.tangent_warmup:
-            plain = said - wish
+            plain = prediction - selected_field
             residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
-        inner, outer = step_factors(objective.transport, objective.step_rule, t, s, m)
-        change = phi(expand(inner, x) * residual, objective.clamp, objective.normalize)
-        stepped = said - expand(outer, x) * change
-    if not bool(moving.any()):
-        return field
-    if index is None and not bool(moving.all()):
-        moves = moving.to(x_t.device, non_blocking=True)
-        return torch.where(expand(moves, x_t), stepped, field)
-    return put(field, index, stepped)
-
-
-def own_velocity(passes: Passes, x_t: Tensor) -> Tensor:
-    """F (B, ...) of the trained network at s = t on the rows that move, 0 elsewhere; in float32."""
-    draw, host = passes.draw, passes.draw.host
-    assert host is not None
-    with torch.autocast(x_t.device.type, enabled=False):
-        moving = host.m > host.s
-        return passes.on_rows(passes.network, moving, x_t, draw.t, draw.y, draw.t)
-
-
-class Tangents:
-    """T of a set of rows by the method of the objective, with passes of the bare network."""
-
-    def __init__(
-        self,
-        objective: ObjectiveSettings,
-        passes: Passes,
-        second: Network,
-        index: Tensor | None,
-        y: Tensor | None,
-        s: Tensor,
-        coarse: bool,
-    ) -> None:
-        self.objective = objective
-        self.passes = passes
-        self.second = bare(second)
-        self.index = index
-        self.y = y
-        self.s = s
-        # Whether the gradient pass ran in half precision.
-        self.coarse = coarse
-
-    @property
-    def transport(self) -> Transport:
-        """The path."""
-        return self.objective.transport
-
-    def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
-        """F^- (R, ...) whose jump ends at s, of one network step or of several composed."""
-        n = self.objective.compose_steps
-        start, state = x, x
-        for i in range(n):
-            now = time + (self.s - time) * (i / n)
-            later = self.s if i == n - 1 else time + (self.s - time) * ((i + 1) / n)
-            said = self.passes.call(self.second, state, now, self.y, later, self.index)
-            if n == 1:
-                return said
-            state = self.transport.jump(state, said, now, later)
-        a, b = (expand(c, x) for c in self.transport.map(time, self.s))
-        return (state - a * start) / b
-
-    def __call__(
-        self, x: Tensor, t: Tensor, m: Tensor, said: Tensor, along: Tensor, limit: bool
-    ) -> Tensor:
-        """T (R, ...) at rows already selected."""
-        objective, transport = self.objective, self.transport
-        if not limit:
-            if objective.tangent == "forward" and objective.consistency_ratio == 1.0:
-                # Too coarse for a difference over a small gap.
-                if self.coarse:
-                    said = self.passes.call(
-                        bare(self.passes.network), x, t, self.y, self.s, self.index
-                    )
-            return finite_tangent(transport, said, self.evaluate, x, (t, self.s, m), along)
-        if objective.tangent == "jvp":
-            self.passes.tangent = True
-            tangent = jvp_tangent(transport, self.evaluate, x, t, self.s, along)
-            self.passes.tangent = False
-            return tangent
-        return difference_tangent(
-            transport, self.evaluate, x, t, self.s, along, objective.tangent_step, True
-        )
+        k, c = step_factors(transport, objective.step_rule, t, s, m)
+        change = phi(expand(k, x) * residual, objective.clamp, objective.normalize)
+        target = prediction - expand(c, x) * change
+    return place(field, rows, index, target)

@@ -6,8 +6,6 @@ Presets fill these fields in, and YAML files change them.
 from dataclasses import dataclass
 from typing import Literal
 
-from ucgm.objective.anchors import AnchorSchedule
-from ucgm.objective.losses import Weight
 from ucgm.objective.times import (
     Below,
     Data,
@@ -33,6 +31,8 @@ FieldName = Literal[
 ]
 TangentMethod = Literal["central", "forward", "jvp"]
 StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
+AnchorSchedule = Literal["constant", "ect", "alpha"]
+Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
 
 _ABOVE_ZERO = ("clamp", "normalize", "compose_steps")
 _NOT_NEGATIVE = (
@@ -122,78 +122,70 @@ class ObjectiveSettings:
     """weight of the distribution matching term (TwinFlow)."""
 
     def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
-        _check(self)
+        """Refuse settings without a meaning.
 
-
-def _check(objective: ObjectiveSettings) -> None:
-    """Refuse settings without a meaning.
-
-    Raises:
-        ValueError: what was given, and what may be.
-    """
-    for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
-        if not 0.0 <= (value := getattr(objective, name)) <= 1.0:
-            raise ValueError(f"objective.{name} must be in [0, 1], got {value}")
-    low, high = objective.enhancement_interval
-    if not 0.0 <= low <= high <= 1.0:
-        raise ValueError(
-            "objective.enhancement_interval must be two rising times in [0, 1], "
-            f"got {objective.enhancement_interval}"
-        )
-    if not 0.0 < objective.tangent_step < 0.5:
-        raise ValueError(
-            f"objective.tangent_step must be in (0, 0.5), got {objective.tangent_step}"
-        )
-    check_choices(objective, "objective")
-    for name in (*_ABOVE_ZERO, *_NOT_NEGATIVE):
-        value = getattr(objective, name)
-        if value is not None and (value < 0 or (value == 0 and name in _ABOVE_ZERO)):
-            least = "above 0" if name in _ABOVE_ZERO else "0 or above"
-            raise ValueError(f"objective.{name} must be {least}, got {value}")
-    scales = objective.guidance_range
-    if scales is not None and not 1.0 <= scales[0] <= scales[1]:
-        raise ValueError(f"objective.guidance_range must rise from 1: {scales}")
-    if objective.field == "scaled" and scales is None and objective.enhancement_ratio <= 0.0:
-        raise ValueError(
-            "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is none, "
-            f"got {objective.enhancement_ratio}"
-        )
-    if objective.matching and not isinstance(objective.destination, TwinFlowSplit):
-        raise ValueError(
-            "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
-        )
-    ratio = objective.consistency_ratio
-    anchored = 0.0 < ratio and (ratio < 1.0 or objective.tangent == "forward")
-    if objective.time_weight == "gap" and objective.anchor_schedule != "ect" and not anchored:
-        raise ValueError(
-            "objective.time_weight gap divides by the gap between t and its anchor m, which is "
-            "not there: set anchor_schedule: ect, or a consistency_ratio between 0 and 1"
-        )
-    if objective.terminal:
-        _check_terminal(objective)
-
-
-def _check_terminal(objective: ObjectiveSettings) -> None:
-    """Refuse a terminal velocity without the network, the derivative or the rows it needs."""
-    if not (objective.two_time and objective.tangent == "jvp"):
-        raise ValueError(
-            "objective.terminal differentiates a network of two times by the second: set two_time: "
-            "true and tangent: jvp"
-        )
-    if objective.flow_anchor:
-        raise ValueError(
-            "objective.terminal learns flow matching on its rows with s = t: set flow_anchor: 0"
-        )
-    if objective.destination is None or isinstance(objective.destination, SameTime | Data | Below):
-        raise ValueError(
-            "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
-            f"velocity: set destination to SortedPair or Dyadic, got {objective.destination}"
-        )
-    neutral = {"own_velocity": False, "clamp": None, "normalize": None, "tangent_warmup": 0.0}
-    for name, value in (neutral | {"step_rule": "one"}).items():
-        if getattr(objective, name) != value:
+        Raises:
+            ValueError: what was given, and what may be.
+        """
+        for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
+            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
+                raise ValueError(f"objective.{name} must be in [0, 1], got {value}")
+        low, high = self.enhancement_interval
+        if not 0.0 <= low <= high <= 1.0:
             raise ValueError(
-                f"objective.{name} is about G, in whose place objective.terminal puts another "
-                f"comparison: leave it at {value}, got {getattr(objective, name)}"
+                "objective.enhancement_interval must be two rising times in [0, 1], "
+                f"got {self.enhancement_interval}"
             )
+        if not 0.0 < self.tangent_step < 0.5:
+            raise ValueError(f"objective.tangent_step must be in (0, 0.5), got {self.tangent_step}")
+        check_choices(self, "objective")
+        for name in (*_ABOVE_ZERO, *_NOT_NEGATIVE):
+            value = getattr(self, name)
+            if value is not None and (value < 0 or (value == 0 and name in _ABOVE_ZERO)):
+                least = "above 0" if name in _ABOVE_ZERO else "0 or above"
+                raise ValueError(f"objective.{name} must be {least}, got {value}")
+        scales = self.guidance_range
+        if scales is not None and not 1.0 <= scales[0] <= scales[1]:
+            raise ValueError(f"objective.guidance_range must rise from 1: {scales}")
+        if self.field == "scaled" and scales is None and self.enhancement_ratio <= 0.0:
+            raise ValueError(
+                "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is "
+                f"none, got {self.enhancement_ratio}"
+            )
+        if self.matching and not isinstance(self.destination, TwinFlowSplit):
+            raise ValueError(
+                "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
+            )
+        ratio = self.consistency_ratio
+        anchored = 0.0 < ratio and (ratio < 1.0 or self.tangent == "forward")
+        if self.time_weight == "gap" and self.anchor_schedule != "ect" and not anchored:
+            raise ValueError(
+                "objective.time_weight gap divides by the gap between t and its anchor m, which is "
+                "not there: set anchor_schedule: ect, or a consistency_ratio between 0 and 1"
+            )
+        if self.terminal:
+            self._check_terminal()
+
+    def _check_terminal(self) -> None:
+        """Refuse a terminal velocity without the network, the derivative or the rows it needs."""
+        if not (self.two_time and self.tangent == "jvp"):
+            raise ValueError(
+                "objective.terminal differentiates a network of two times by the second: set "
+                "two_time: true and tangent: jvp"
+            )
+        if self.flow_anchor:
+            raise ValueError(
+                "objective.terminal learns flow matching on its rows with s = t: set flow_anchor: 0"
+            )
+        if self.destination is None or isinstance(self.destination, SameTime | Data | Below):
+            raise ValueError(
+                "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
+                f"velocity: set destination to SortedPair or Dyadic, got {self.destination}"
+            )
+        neutral = {"own_velocity": False, "clamp": None, "normalize": None, "tangent_warmup": 0.0}
+        for name, value in (neutral | {"step_rule": "one"}).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"objective.{name} is about G, in whose place objective.terminal puts another "
+                    f"comparison: leave it at {value}, got {getattr(self, name)}"
+                )

@@ -1,4 +1,4 @@
-"""Floor 0: laws of training times t, and of destination times s <= t.
+"""Laws of training times t, and of destination times s <= t.
 
 A law on [0, 1] is its quantile function: t = Q(u) with u uniform.  That makes every law a pure
 function of the row's random number, lets a test compare it with its closed form, and needs no
@@ -126,13 +126,15 @@ class ArcTan(TimeDistribution):
         return torch.atan(torch.exp(self.mean + self.std * torch.special.ndtri(u))) / HALF_PI
 
 
+Pair = tuple[Tensor, Tensor]
+"""Times (t, s) of one shape."""
+
+
 @dataclass(frozen=True)
 class Destination:
     """Base of the laws of the destination time s <= t: subclasses give :meth:`pair`."""
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, s) of the shape of ``t``, which may be replaced.
 
         Args:
@@ -148,9 +150,7 @@ class Destination:
 class SameTime(Destination):
     """s = t: diffusion and flow matching."""
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, t)."""
         return t, t
 
@@ -159,9 +159,7 @@ class SameTime(Destination):
 class Data(Destination):
     """s = 0: consistency models."""
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, 0)."""
         return t, torch.zeros_like(t)
 
@@ -170,9 +168,7 @@ class Data(Destination):
 class Below(Destination):
     """s ~ U(0, t): flow maps."""
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, u t)."""
         return t, u[:, 0] * t
 
@@ -189,9 +185,7 @@ class SortedPair(Destination):
         if not 0.0 <= self.equal <= 1.0:
             raise ValueError(f"SortedPair.equal is a share in [0, 1], got {self.equal}")
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(max, min) of two draws, or (max, max)."""
         other = law.quantile(u[:, 0], transport)
         late, early = torch.maximum(t, other), torch.minimum(t, other)
@@ -214,9 +208,7 @@ class Dyadic(Destination):
         if self.levels < 1:
             raise ValueError(f"Dyadic.levels must be at least 1, got {self.levels}")
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t)."""
         size = torch.exp2(-(u[:, 0] * self.levels).floor())
         start = (u[:, 2] / size).floor() * size
@@ -235,9 +227,7 @@ class TwinFlowSplit(Destination):
     share: ClassVar[float] = 0.25
     """expected share of the rows in each part."""
 
-    def pair(
-        self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """Pairs by the part that ``part`` gives the row."""
         part = self.part(u)
         anywhere = (1.0 - u[:, 0]) * t
