@@ -148,24 +148,19 @@ class ShardSet:
         at += (rows - self._starts[number]) * self.row_bytes
         order = np.lexsort((at, number))
         slots = self._buffers.take(len(rows) * self.row_bytes).view(len(rows), -1)
-        copy = self._copy_mapped if self.mapped else self._copy_read
-        copy(slots.numpy(), order.tolist(), number[order].tolist(), at[order].tolist())
+        self._copy(slots.numpy(), order.tolist(), number[order].tolist(), at[order].tolist())
         latents = slots.view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
-    def _copy_mapped(
+    def _copy(
         self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
     ) -> None:
-        size, maps = self.row_bytes, self._maps
+        """Row at ``offsets[i]`` of shard ``numbers[i]`` to ``out[slots[i]]``."""
+        size, mapped, maps, handles = self.row_bytes, self.mapped, self._maps, self._handles
         for slot, number, offset in zip(slots, numbers, offsets, strict=True):
-            out[slot] = maps[number][offset : offset + size]
-
-    def _copy_read(
-        self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
-    ) -> None:
-        handles = self._handles.tolist()
-        for slot, number, offset in zip(slots, numbers, offsets, strict=True):
-            if os.preadv(handles[number], (out[slot],), offset) != self.row_bytes:
+            if mapped:
+                out[slot] = maps[number][offset : offset + size]
+            elif os.preadv(handles[number], (out[slot],), offset) != size:
                 raise ValueError(f"shard {self.shards[number].path} has become shorter.")
 
     def labels(self, number: int) -> np.ndarray:
@@ -176,46 +171,39 @@ class ShardSet:
 
     def _touch(self, number: int) -> None:
         """Open a shard and read its labels, on the first visit."""
-        shard = self.shards[number]
+        path = self.shards[number].path
         with self._lock:
             if self._known[number]:
                 return
             if self._handles[number] < 0:
                 try:
-                    self._handles[number] = os.open(shard.path, os.O_RDONLY)
+                    self._handles[number] = os.open(path, os.O_RDONLY)
                 except OSError as error:
-                    raise ValueError(f"shard {shard.path} has gone: {error}") from error
-            content = self._read(number, "labels", 0, shard.rows).numpy()
+                    raise ValueError(f"shard {path} has gone: {error}") from error
+            content = self.read(number, "labels").numpy()
             count = 2**31 if self.num_classes is None else max(self.num_classes, 1)
             bad = np.flatnonzero((content < 0) | (content >= count))
             if len(bad):
                 raise ValueError(
-                    f"shard {shard.path}: label {content[bad[0]]} in row {bad[0]} is out of range "
+                    f"shard {path}: label {content[bad[0]]} in row {bad[0]} is out of range "
                     f"({len(bad)} such rows); the classes are 0 to {count - 1}."
                 )
             if self.mapped:
-                self._maps[number] = np.asarray(np.memmap(shard.path, np.uint8, "r"))
+                self._maps[number] = np.asarray(np.memmap(path, np.uint8, "r"))
             self._labels[self._starts[number] : self._ends[number]] = content
             self._known[number] = True
 
     def read(self, number: int, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` of array ``name`` of shard ``number``."""
-        self.labels(number)
-        rows = self.shards[number].rows - first
-        return self._read(number, name, first, rows if count is None else min(count, rows))
-
-    def _read(self, number: int, name: str, first: int, count: int) -> Tensor:
-        array = self.shards[number].arrays[name]
+        path, rows, arrays = self.shards[number]
+        array, rest = arrays[name], rows - first
+        rows = rest if count is None else min(count, rest)
+        size, offset = rows * array.row_bytes, array.offset + first * array.row_bytes
+        content = np.fromfile(path, np.uint8, size, offset=offset)
+        if len(content) != size:
+            raise ValueError(f"shard {path} has become shorter.")
         dtype = torch.int64 if name == "labels" else self.dtype
-        rows = torch.empty((count, *array.shape[1:]), dtype=dtype)
-        view = rows.reshape(-1).view(torch.uint8).numpy().data
-        done, at = 0, array.offset + first * array.row_bytes
-        while done < len(view):
-            step = os.preadv(int(self._handles[number]), (view[done:],), at + done)
-            if step == 0:
-                raise ValueError(f"shard {self.shards[number].path} has become shorter.")
-            done += step
-        return rows
+        return torch.from_numpy(content).view(dtype).view(rows, *array.shape[1:])
 
 
 def _allow_open_files(count: int) -> None:
