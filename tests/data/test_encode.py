@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import ucgm.data.encoding.command
 from tests import group
 from tests.data import toys
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.data import CodecSettings, Latents, check_card, keep_card, open_for_sampling
 from ucgm.data.encoding.command import encode_data
 from ucgm.data.latents.autoencoder import open_autoencoder

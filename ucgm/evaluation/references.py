@@ -97,7 +97,7 @@ def _compared(
 
 
 def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
-    """Measured of extractor outputs that are in memory."""
+    """Statistics of extractor outputs (N, ...) that are in memory, with labels (N,)."""
     rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
     moments = {
         name: moments_of(values)

@@ -96,11 +96,7 @@ def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
-    """Write arrays of equal length as safetensors: verified, synced, and renamed into place.
-
-    Args:
-        path: the file.
-        arrays: ``latents`` (n, C, h, w), ``labels`` (n,), and ``latents_flip`` where there are any.
+    """Write arrays (rows, ...) of equal length as safetensors: verified, synced, and renamed.
 
     Returns:
         ``file``, ``rows``, ``bytes`` and ``sha256`` for the manifest.
