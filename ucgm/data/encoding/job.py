@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.data.encoding.encoder import Encoder
-from ucgm.data.latents.autoencoder import Autoencoder, open_autoencoder
+from ucgm.data.latents.autoencoder import Autoencoder, Store, open_autoencoder
 from ucgm.data.latents.codec import Codec, CodecSettings
 from ucgm.data.latents.statistics import normalisation
 from ucgm.data.sources.listing import ShardSource, Source
@@ -59,14 +58,20 @@ class Job:
     shape: tuple[int, int, int]
 
     @property
+    def store(self) -> Store:
+        """What of a posterior is kept."""
+        assert self.recipe.codec.store is not None
+        return self.recipe.codec.store
+
+    @property
+    def pixels(self) -> bool:
+        """Whether rows are uint8 images."""
+        return self.autoencoder.kind == "identity"
+
+    @property
     def num_shards(self) -> int:
         """Number of shards."""
         return -(-len(self.source) // self.recipe.shard_size)
-
-    @property
-    def moment_channels(self) -> int:
-        """Channels of a mean and a deviation per latent channel."""
-        return 2 * self.shape[0]
 
     def items(self, number: int) -> range:
         """Items of shard ``number``."""
@@ -78,15 +83,6 @@ class Job:
         items, size = self.items(number), self.recipe.batch_size
         return [items[i : i + size] for i in range(0, len(items), size)]
 
-    def encoder(self, device: str) -> Encoder:
-        """What turns batches into rows."""
-        recipe = self.recipe
-        assert recipe.codec.store is not None
-        dtype = DTYPES[recipe.dtype]
-        return Encoder(
-            self.autoencoder, recipe.codec.store, dtype, recipe.flips, recipe.seed, device
-        )
-
     def codec(self, data: tuple[Tensor, Tensor] | None) -> Codec:
         """The codec of the shards, given mean (C,) and deviation (C,) of what they hold.
 
@@ -94,19 +90,17 @@ class Job:
             ValueError: statistics that cannot be read, or are of another autoencoder.
         """
         asked, model = self.recipe.codec, self.autoencoder
-        assert asked.store is not None and asked.normalise is not None
+        assert asked.normalise is not None
         mean, std, scale = normalisation(asked.normalise, model, data, self.shape[0])
+        values: dict[str, Any] = asdict(asked)
         return Codec(
-            vae=asked.vae,
             kind=model.kind,
             digest=model.digest,
-            size=asked.size,
             shape=self.shape,
-            store=asked.store,
-            normalise=asked.normalise,
             mean=mean,
             std=std,
             scale=scale,
+            **values,
         )
 
     def num_bytes(self) -> int:
@@ -115,7 +109,7 @@ class Job:
         numbers *= 2 if self.recipe.codec.store == "moments" else 1
         return (numbers * DTYPES[self.recipe.dtype].itemsize + 8) * len(self.source)
 
-    def claim(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Any]:
         """What is being made, as JSON."""
         source = self.source
         return {
