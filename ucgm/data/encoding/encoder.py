@@ -11,6 +11,7 @@ so that a row does not depend on the batch, the process or the restart that made
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -41,22 +42,21 @@ class Batch(NamedTuple):
     failure: str | None = None
 
 
+@dataclass(frozen=True)
 class Reader(torch.utils.data.Dataset):
     """Batches of a source by the numbers of their items, for a DataLoader.
 
-    Args:
+    Attributes:
         source: the items.
         size: side of the crop of images.
-        channels: rows of a ``moments`` file, two per latent channel.
+        channels: of a ``moments`` file, two per latent channel.
         flips: read ``latents_flip`` of foreign shards.
     """
 
-    def __init__(self, source: Source, size: int, channels: int, flips: bool) -> None:
-        self.source, self.size, self.channels, self.flips = source, size, channels, flips
-
-    def __len__(self) -> int:
-        """Number of items."""
-        return len(self.source)
+    source: Source
+    size: int
+    channels: int
+    flips: bool
 
     def __getitem__(self, items: Sequence[int]) -> Batch:
         """Read a batch; nothing is raised here, because it would cross a process as a traceback."""

@@ -4,6 +4,7 @@ Shard k holds the rows of items [k S, (k + 1) S) of the source, in order, less t
 be read; batches do not cross shards.  So every byte of a shard follows from the job and k.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,12 +34,12 @@ class Recipe:
     """
 
     codec: CodecSettings
-    flips: bool = True
-    dtype: str = "float16"
-    num_classes: int | None = None
-    shard_size: int = 4096
-    batch_size: int = 32
-    seed: int = 0
+    flips: bool
+    dtype: str
+    num_classes: int | None
+    shard_size: int
+    batch_size: int
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,30 +93,21 @@ class Job:
         asked, model = self.recipe.codec, self.autoencoder
         assert asked.normalise is not None
         mean, std, scale = normalisation(asked.normalise, model, data, self.shape[0])
-        values: dict[str, Any] = asdict(asked)
-        return Codec(
-            kind=model.kind,
-            digest=model.digest,
-            shape=self.shape,
-            mean=mean,
-            std=std,
-            scale=scale,
-            **values,
-        )
+        digest, shape, store = model.digest, self.shape, self.store
+        statistics = (asked.normalise, mean, std, scale)
+        return Codec(asked.vae, model.kind, digest, asked.size, shape, store, *statistics)
 
     def num_bytes(self) -> int:
         """About the size of the finished set."""
-        numbers = torch.Size(self.shape).numel() * (1 + self.recipe.flips)
-        numbers *= 2 if self.recipe.codec.store == "moments" else 1
+        numbers = math.prod(self.shape) * (1 + self.recipe.flips) * (1 + (self.store == "moments"))
         return (numbers * DTYPES[self.recipe.dtype].itemsize + 8) * len(self.source)
 
     def protocol(self) -> dict[str, Any]:
         """What is being made, as JSON."""
-        source = self.source
         return {
-            "content": source.content,
-            "items": len(source),
-            "items_sha256": source.names_digest(),
+            "content": self.source.content,
+            "items": len(self.source),
+            "items_sha256": self.source.names_digest(),
             "vae_sha256": self.autoencoder.digest,
             "shape": list(self.shape),
             **asdict(self.recipe),
@@ -136,14 +128,15 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
     flips, dtype = recipe.flips, recipe.dtype
     if isinstance(source, ShardSource):
         codec = _fit_shards(source, recipe.codec, codec, shape)
+        flips &= source.rows.flips
+    elif source.content == "moments":
+        flips = False
     if autoencoder.kind == "identity":
         if source.content != "images":
             raise ValueError(
                 f"{source.where} holds {source.content}: identity encodes images only."
             )
         flips, dtype = False, "uint8"  # a pixel row is mirrored when it is read
-    elif isinstance(source, ShardSource) and not source.rows.flips or source.content == "moments":
-        flips = False
     count = _count_classes(source, recipe.num_classes)
     recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
     job = Job(source, recipe, autoencoder, shape)
