@@ -1,4 +1,4 @@
-"""What is in a data set: ``ucgm data DIR``, for shards, image folders and configurations alike.
+"""What is in a data set: ``ucgm data DIR``, for shards and for images.
 
     report.json   rows, classes, counts per class, channel statistics, codec, problems
     grid.png      decoded samples, spread evenly over the set
@@ -54,10 +54,8 @@ def describe_data(
         text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"
         write_atomic(folder / "report.json", lambda p: p.write_text(text))
         if images and not (shards and problems):
-            config = (
-                Latents(path, None, vae_path, False) if shards else Images(path, size, flips=False)
-            )
-            dataset = config.open()
+            latents, pixels = Latents(path, None, vae_path), Images(path, size, flips=False)
+            dataset = (latents if shards else pixels).open()
             # Evenly over the set, in its order: classes come one after another.
             rows = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().long()
             sheet = grid(dataset.decode(dataset.__getitems__(rows)[0]))

@@ -21,13 +21,13 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uin
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows are made and cut; all of it decides bytes.
+    """How rows are made and cut into shards; every setting changes the files.
 
     Attributes:
         codec: autoencoder, size, what is stored, normalisation.
         flips: whether mirrored latents are stored.
         dtype: of the latents.
-        num_classes: None: as the source says.
+        num_classes: labels lie below; None: as the source says.
         shard_size: items per shard.
         batch_size: images per forward pass; the last bits of a latent may depend on it.
         seed: of posterior samples.
@@ -44,7 +44,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A recipe without nulls, and what it is applied to.
+    """A recipe in which nothing is left open, and what it is applied to.
 
     Attributes:
         source: the items.
@@ -90,12 +90,13 @@ class Job:
         Raises:
             ValueError: statistics that cannot be read, or are of another autoencoder.
         """
-        asked, model = self.recipe.codec, self.autoencoder
-        assert asked.normalise is not None
-        mean, std, scale = normalisation(asked.normalise, model, data, self.shape[0])
-        digest, shape, store = model.digest, self.shape, self.store
-        statistics = (asked.normalise, mean, std, scale)
-        return Codec(asked.vae, model.kind, digest, asked.size, shape, store, *statistics)
+        asked, model, shape, store = self.recipe.codec, self.autoencoder, self.shape, self.store
+        rule = asked.normalise
+        assert rule is not None
+        mean, std, scale = normalisation(rule, model, data, shape[0])
+        return Codec(
+            asked.vae, model.kind, model.digest, asked.size, shape, store, rule, mean, std, scale
+        )
 
     def num_bytes(self) -> int:
         """About the size of the finished set."""

@@ -159,7 +159,7 @@ class Codec:
         )
 
     def check(self, other: "Codec", mine: str, others: str) -> None:
-        """Refuse ``other`` unless it is this codec; ``mine`` and ``others`` say whose they are.
+        """Refuse ``other`` unless it is this codec; ``mine`` and ``others`` name the two in errors.
 
         Raises:
             ValueError: naming both sides and what differs.

@@ -38,7 +38,7 @@ class Buffers:
         self._pool: list[np.ndarray] = []
 
     def take(self, size: int) -> Tensor:
-        """(size,) uint8 that nobody else reads or writes."""
+        """(size,) uint8 that no other batch uses."""
         with self._lock:
             for place in range(len(self._pool)):
                 if len(self._pool[place]) == size and _references(self._pool, place) == _FREE:
@@ -59,7 +59,7 @@ _FREE = _references([np.empty(0, dtype=np.uint8)], 0)
 
 
 class ShardSet:
-    """Rows of many shards under one index; keeps O(shards) in memory, and labels once touched.
+    """Rows of many shards under one index; keeps O(shards) in memory, and labels of opened shards.
 
     May be read from several threads.
 
@@ -98,30 +98,21 @@ class ShardSet:
             [[s.arrays.get(n, (0,))[0] for s in self.shards] for n in ("latents", "latents_flip")]
         )
         self.mapped = len(self) * self.row_bytes * (1 + self.flips) <= MAP_BELOW
-        self._enter_process()
+        self._labels = np.empty(len(self), dtype=np.int32)  # no memory until a shard is opened
+        self._opened = np.zeros(len(self.shards), dtype=bool)
+        self._handles = np.full(len(self.shards), -1)
+        self._maps: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._buffers = Buffers()
         _allow_open_files(len(self.shards) * (1 + self.mapped))  # a map keeps a descriptor too
 
     def __len__(self) -> int:
         """Number of rows."""
         return int(self._ends[-1])
 
-    def __getstate__(self) -> dict[str, object]:
-        """Everything but what belongs to a process: labels, open files, maps, buffers, locks."""
-        own = ("_labels", "_known", "_handles", "_maps", "_lock", "_buffers")
-        return {k: v for k, v in self.__dict__.items() if k not in own}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._enter_process()
-
-    def _enter_process(self) -> None:
-        # Virtual until a shard is touched: 4 bytes a row.
-        self._labels = np.empty(len(self), dtype=np.int32)
-        self._known = np.zeros(len(self.shards), dtype=bool)
-        self._handles = np.full(len(self.shards), -1)
-        self._maps: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-        self._buffers = Buffers()
+    def __reduce__(self) -> tuple[type, tuple[list[Path], int | None]]:
+        """Opened again by another process: files, maps, buffers and locks belong to one."""
+        return ShardSet, ([shard.path for shard in self.shards], self.num_classes)
 
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):
@@ -142,13 +133,13 @@ class ShardSet:
             ValueError: a file has become shorter, or a label is out of range.
         """
         number = np.searchsorted(self._ends, rows, side="right")
-        for n in np.unique(number[~self._known[number]]).tolist():
-            self._touch(n)
-        at = self._offsets[flipped.astype(np.int64), number]
-        at += (rows - self._starts[number]) * self.row_bytes
-        order = np.lexsort((at, number))
+        for n in np.unique(number[~self._opened[number]]).tolist():
+            self.labels(n)
+        offsets = self._offsets[flipped.astype(np.int64), number]
+        offsets += (rows - self._starts[number]) * self.row_bytes
+        order = np.lexsort((offsets, number))
         slots = self._buffers.take(len(rows) * self.row_bytes).view(len(rows), -1)
-        self._copy(slots.numpy(), order.tolist(), number[order].tolist(), at[order].tolist())
+        self._copy(slots.numpy(), order.tolist(), number[order].tolist(), offsets[order].tolist())
         latents = slots.view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
@@ -164,17 +155,11 @@ class ShardSet:
                 raise ValueError(f"shard {self.shards[number].path} has become shorter.")
 
     def labels(self, number: int) -> np.ndarray:
-        """(n,) int32 labels of shard ``number``, checked when first read."""
-        if not self._known[number]:
-            self._touch(number)
-        return self._labels[self._starts[number] : self._ends[number]]
-
-    def _touch(self, number: int) -> None:
-        """Open a shard and read its labels, on the first visit."""
-        path = self.shards[number].path
+        """(n,) int32 labels of shard ``number``, which is opened and checked on the first visit."""
+        path, rows = self.shards[number].path, slice(self._starts[number], self._ends[number])
         with self._lock:
-            if self._known[number]:
-                return
+            if self._opened[number]:
+                return self._labels[rows]
             if self._handles[number] < 0:
                 try:
                     self._handles[number] = os.open(path, os.O_RDONLY)
@@ -190,8 +175,9 @@ class ShardSet:
                 )
             if self.mapped:
                 self._maps[number] = np.asarray(np.memmap(path, np.uint8, "r"))
-            self._labels[self._starts[number] : self._ends[number]] = content
-            self._known[number] = True
+            self._labels[rows] = content
+            self._opened[number] = True
+            return self._labels[rows]
 
     def read(self, number: int, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` of array ``name`` of shard ``number``."""
