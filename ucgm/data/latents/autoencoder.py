@@ -1,4 +1,4 @@
-"""Autoencoders: pixels to raw latents and back; the only file of the package that needs diffusers.
+"""Autoencoders: pixels to raw latents and back; the one file of the room that needs diffusers.
 
     posterior(images in [-1, 1]) = (mean, std)  of the raw latent;   decode(raw) = images
 
