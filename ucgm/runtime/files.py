@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -58,15 +59,17 @@ def plain(value: Any) -> Any:
 def claim_folder(
     folder: Path,
     protocol: dict[str, Any],
+    overwrite: bool = False,
     record: str = "protocol.json",
     option: str = "out_dir",
 ) -> Path:
     """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
 
     Args:
-        folder: made when it is not there.
+        folder: is made.
         protocol: JSON values that decide what will be in the folder.
-        record: file of the folder that keeps them.
+        overwrite: empty a folder of another protocol.
+        record: file of the folder that keeps the protocol.
         option: what the user gave the folder with, for errors.
 
     Raises:
@@ -75,6 +78,9 @@ def claim_folder(
     path = folder / record
     if path.is_file():
         there = current_names(json.loads(path.read_text()))
+        if overwrite and there != protocol:
+            shutil.rmtree(folder)
+            there = protocol
         for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
                 raise ValueError(

@@ -33,7 +33,7 @@ def open_folder(folder: Path, job: Job) -> None:
         ValueError: it belongs to something else, cannot be written, or the disk is too small.
     """
     try:
-        claim_folder(folder, job.protocol(), "encode.json", "--out")
+        claim_folder(folder, job.protocol(), record="encode.json", option="--out")
         (folder / PROGRESS).mkdir(exist_ok=True)
         _unpack_manifest(folder)
         free = shutil.disk_usage(folder).free

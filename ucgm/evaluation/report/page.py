@@ -63,7 +63,7 @@ def page(
     }
     # No tag can begin in the data: JSON allows the escaped "<".  One pass: what is put in is data.
     parts = {"__TITLE__": html.escape(title), "__DATA__": json.dumps(data).replace("<", "\\u003c")}
-    template = files(__package__).joinpath("page.html").read_text()
+    template = files("ucgm.evaluation.report").joinpath("page.html").read_text()
     return re.sub("__TITLE__|__DATA__", lambda found: parts[found[0]], template)
 
 
