@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from tests.data import toys
-from ucgm.data.encoding.workfolder import MANIFEST_FILE
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.loader import BatchPlan, batches, flipped_rows, sample_indices
 from ucgm.data.pixels import from_uint8, read_image
 from ucgm.data.sets.image_folder import Images
-from ucgm.data.sets.latent_shards import LatentDataset
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, LatentDataset
 
 SHAPE = (2, 2, 2)
 

@@ -122,7 +122,7 @@ def test_repa_moments(tmp_path):
         open_source(str(tmp_path))
     source = open_source(str(tmp_path / "vae-sd"))
     assert source.content == "moments" and source.labels.tolist() == [3]
-    batch = Reader(source, 32, 8, False).__getitems__([0])
+    batch = Reader(source, 32, 8, False)[[0]]
     assert torch.equal(batch.values[0], torch.from_numpy(array))
 
 
@@ -158,7 +158,7 @@ def test_zip_that_is_cut(tree, tmp_path):
     damaged = bytearray(whole)
     damaged[whole.index(b"n0/001.JPEG") + 300] ^= 255
     path.write_bytes(damaged)
-    batch = Reader(open_source(str(path)), 16, 8, False).__getitems__([0, 1])
+    batch = Reader(open_source(str(path)), 16, 8, False)[[0, 1]]
     assert "a.zip is damaged at n0/001.JPEG" in batch.failure
 
 

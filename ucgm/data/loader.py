@@ -15,8 +15,9 @@ need not cross from process to process, which costs more than reading it (and, i
 shared memory that is always too small).
 """
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from ucgm.runtime.randomness import RowRandom
 _FLIP_STREAM = 1 << 20
 _PREPARE_STREAM = (1 << 20) + 1
 _AHEAD = 2  # batches per worker
+Batch = tuple[Tensor, Tensor]
 
 
 @lru_cache(maxsize=2)
@@ -84,26 +86,6 @@ class BatchPlan(NamedTuple):
         return torch.arange(start, start + self.micro_batch)
 
 
-class _StepSampler:
-    """Index lists of the micro-batches from ``start_step`` on, forever."""
-
-    def __init__(self, dataset: Dataset, seed: int, plan: BatchPlan, start_step: int) -> None:
-        self.size, self.mirrored = len(dataset), dataset.mirrored
-        self.seed, self.plan, self.start_step = seed, plan, start_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start_step
-        while True:
-            for micro in range(self.plan.accumulation):
-                rows = self.plan.rows(micro)
-                positions = step * self.plan.global_batch + rows
-                indices = sample_indices(self.size, self.seed, positions)
-                if self.mirrored:
-                    indices += self.size * flipped_rows(self.seed, step, rows)
-                yield indices.tolist()
-            step += 1
-
-
 def batches(
     dataset: Dataset,
     plan: BatchPlan,
@@ -126,29 +108,37 @@ def batches(
         x (B, C, H, W) float32 in the network's space, y (B,) int64.
     """
     where = torch.device(device or "cpu")
-    sampler = _StepSampler(dataset, seed, plan, start_step)
-    stored = _read_ahead(dataset, iter(sampler), num_workers, where.type == "cuda")
-    step = start_step
-    while True:
-        for micro in range(plan.accumulation):
-            values, y = (v.to(where, non_blocking=True) for v in next(stored))
-            random = None
-            if dataset.sampled:
-                keys = RowRandom.for_rows(seed, step, plan.rows(micro)).keys
-                random = RowRandom(keys.to(where, non_blocking=True), _PREPARE_STREAM)
-            yield dataset.prepare(values, random), y
-        step += 1
 
-
-def _read_ahead(
-    dataset: Dataset, indices: Iterator[list[int]], num_workers: int, pin: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the data set stores at ``indices``, in order, read by threads before it is asked for."""
+    def indices(step: int, rows: Tensor) -> list[int]:
+        positions = step * plan.global_batch + rows
+        found = sample_indices(len(dataset), seed, positions)
+        if dataset.mirrored:
+            found += len(dataset) * flipped_rows(seed, step, rows)
+        return found.tolist()
 
     def read(wanted: list[int]) -> tuple[Tensor, Tensor]:
         stored, y = dataset.read(wanted)
-        return (stored.pin_memory(), y.pin_memory()) if pin else (stored, y)
+        return (stored.pin_memory(), y.pin_memory()) if where.type == "cuda" else (stored, y)
 
+    def micro_batches() -> Iterator[tuple[int, Tensor]]:
+        for step in itertools.count(start_step):
+            for micro in range(plan.accumulation):
+                yield step, plan.rows(micro)
+
+    stored = _in_order(read, (indices(*place) for place in micro_batches()), num_workers)
+    for (step, rows), batch in zip(micro_batches(), stored, strict=True):
+        values, y = (v.to(where, non_blocking=True) for v in batch)
+        random = None
+        if dataset.sampled:
+            keys = RowRandom.for_rows(seed, step, rows).keys
+            random = RowRandom(keys.to(where, non_blocking=True), _PREPARE_STREAM)
+        yield dataset.prepare(values, random), y
+
+
+def _in_order(
+    read: Callable[[list[int]], Batch], indices: Iterator[list[int]], num_workers: int
+) -> Iterator[Batch]:
+    """``map(read, indices)``, by threads and before it is asked for."""
     if num_workers == 0:
         yield from map(read, indices)
         return

@@ -19,8 +19,10 @@ import math
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255)): round to nearest"
 
@@ -98,19 +100,14 @@ def grid(images: Tensor, columns: int | None = None, upscale: int | None = None)
             f"a grid needs (N, 1 or 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}; "
             "use Dataset.decode first."
         )
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     columns = columns or max(1, round(math.sqrt(count)))
     upscale = upscale or max(1, round(48 / max(height, width)))
     images = images.cpu().repeat_interleave(upscale, 2).repeat_interleave(upscale, 3)
-    height, width = height * upscale, width * upscale
-    rows = -(-count // columns)
-    sheet = torch.full(
-        (channels, rows * (height + 1) + 1, columns * (width + 1) + 1), 255, dtype=torch.uint8
-    )
-    for index, image in enumerate(images):
-        top = (index // columns) * (height + 1) + 1
-        left = (index % columns) * (width + 1) + 1
-        sheet[:, top : top + height, left : left + width] = image
+    empty = -count % columns  # places of the last row
+    cells = functional.pad(images, (1, 0, 1, 0, 0, 0, 0, empty), value=255)
+    sheet = rearrange(cells, "(row column) c h w -> c (row h) (column w)", column=columns)
+    sheet = functional.pad(sheet, (0, 1, 0, 1), value=255)
     return to_pil(sheet)
 
 

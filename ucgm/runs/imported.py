@@ -73,42 +73,27 @@ def import_run(
     Raises:
         ValueError: the file does not fit, or would run code; with what would fit.
     """
-    if architecture is None:
-        raise _missing("--architecture")
-    folder = _new_folder(out)
-    file, found = _locate(Path(checkpoint))
-    given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
-    found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
-    imported = import_weights(
-        architecture, read_checkpoint(file, unsafe_pickle), which=which, **found
-    )
-    config = config_of(architecture, imported, vae, stats, transport)
-    facts = {
-        "architecture": architecture,
-        "file": str(file),
-        "sha256": sha256(file) if file.is_file() else None,
-        "weights": which,
-        "dropped": list(imported.dropped),
-    }
-    _write(folder, config, imported, facts)
-    _report(folder, config, imported)
-    return folder
-
-
-def _missing(option: str) -> ValueError:
-    return ValueError(
-        f"{option} is missing: ucgm import FILE --architecture NAME --out RUN, with NAME one of "
-        f"{', '.join(ARCHITECTURES)}"
-    )
-
-
-def _new_folder(out: str | None) -> Path:
-    """The folder to make, where nothing is yet."""
-    if out is None:
-        raise _missing("--out")
+    if architecture is None or out is None:
+        raise ValueError(
+            f"{'--out' if architecture else '--architecture'} is missing: ucgm import FILE "
+            f"--architecture NAME --out RUN, with NAME one of {', '.join(ARCHITECTURES)}"
+        )
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something, nothing was written: choose another --out")
+    pipeline = Path(checkpoint) / "transformer"
+    file = pipeline if pipeline.is_dir() else Path(checkpoint)
+    beside = file / "config.json"
+    found = json.loads(beside.read_text()) if beside.is_file() else {}
+    given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
+    found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
+    weights = read_checkpoint(file, unsafe_pickle)
+    imported = import_weights(architecture, weights, which=which, **found)
+    config = config_of(architecture, imported, vae, stats, transport)
+    digest = sha256(file) if file.is_file() else None
+    facts = {"architecture": architecture, "file": str(file), "sha256": digest, "weights": which}
+    _write(folder, config, imported, facts)
+    _report(folder, config, imported)
     return folder
 
 
@@ -162,33 +147,18 @@ def codec_of(
     An autoencoder that is on this machine is opened and tried; one on the Hub is only named.
     """
     name = vae or source.vae
-    local = name is not None and Path(name).exists()
-    opened = open_autoencoder(name) if name is not None and local else None
+    opened = open_autoencoder(name) if name is not None and Path(name).exists() else None
     scaling = _scaling(source, shape[0], name, stats)
     if name is None or scaling is None:
         return None
-    known, kind = PUBLIC_VAES.get(name), opened.kind if opened else _kind(name)
-    rule, (mean, std, scale) = scaling
-    return Codec(
-        vae=name,
-        kind=kind,
-        digest=opened.digest if opened else "",
-        size=_side(opened, shape) if opened else shape[1] * source.factor,
-        shape=shape,
-        store=known.store if known else "sample" if kind == "kl" else "mean",
-        normalise=rule,
-        mean=mean,
-        std=std,
-        scale=scale,
-    )
-
-
-def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights, and the settings beside them; a pipeline's folder has them in transformer/."""
-    if (path / "transformer").is_dir():
-        path = path / "transformer"
-    beside = path / "config.json"
-    return path, json.loads(beside.read_text()) if beside.is_file() else {}
+    known, normalise, (mean, std, scale) = PUBLIC_VAES.get(name), *scaling
+    if opened is not None:
+        kind, digest, size = opened.kind, opened.digest, _side(opened, shape)
+    else:
+        kind = next((kind for kind in ("dc", "rae") if name.startswith(f"{kind}-")), "kl")
+        digest, size = "", shape[1] * source.factor
+    store = known.store if known else "sample" if kind == "kl" else "mean"
+    return Codec(name, kind, digest, size, shape, store, normalise, mean, std, scale)
 
 
 def _path(name: str, **settings: Any) -> Transport:
@@ -220,10 +190,6 @@ def _scaling(
     return "channel", (mean, std, 1.0)
 
 
-def _kind(name: str) -> str:
-    return next((kind for kind in ("dc", "rae") if name.startswith(f"{kind}-")), "kl")
-
-
 def _side(autoencoder: Autoencoder, shape: tuple[int, int, int]) -> int:
     """Side of the images, found by decoding one."""
     if autoencoder.kind in ("kl", "dc"):
@@ -246,7 +212,7 @@ def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, An
         "num_classes": imported.num_classes,
         "ema_updates": 0,
         "skipped": 0,
-        "imported": facts,
+        "imported": {**facts, "dropped": list(imported.dropped)},
     }
     weights = host_copies(imported.network.state_dict())
     save_checkpoint(temporary, 0, {"network": weights, "ema": weights}, manifest, keep=1)
@@ -255,20 +221,20 @@ def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, An
 
 
 def _report(folder: Path, config: Config, imported: Imported) -> None:
-    guidance, data = config.guidance, config.data.open()
+    guidance, data, dropped = config.guidance, config.data.open(), imported.dropped
     inside = f" in {list(guidance.interval)}" if guidance.interval != (0.0, 1.0) else ""
     first = f", first {guidance.channels} channels" if guidance.channels else ""
-    dropped = f"\n  not needed: {', '.join(imported.dropped[:4])}" if imported.dropped else ""
-    more = f" and {len(imported.dropped) - 4} more" if len(imported.dropped) > 4 else ""
+    latents = data.codec.describe() if data.codec else "pixels" if data.decodes else "not known"
     print(
         f"run {folder}: {type(imported.network).__name__} with "
         f"{count_parameters(imported.network):,} parameters, {data.num_classes} classes\n"
         f"  transport {config.objective.transport}, {config.sampler.steps} steps, guidance "
         f"{guidance.scale}{inside}{first}\n"
-        f"  latents {'x'.join(map(str, data.shape))}: "
-        f"{data.codec.describe() if data.codec else 'pixels' if data.decodes else 'not known'}"
-        f"{dropped}{more}"
+        f"  latents {'x'.join(map(str, data.shape))}: {latents}"
     )
+    if dropped:
+        more = f" and {len(dropped) - 4} more" if len(dropped) > 4 else ""
+        print(f"  not needed: {', '.join(dropped[:4])}{more}")
     if not data.decodes:
         print(
             "  `ucgm sample` will write latents: the statistics of these are in a file beside the "

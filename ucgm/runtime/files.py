@@ -56,33 +56,43 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
-def claim_folder(folder: Path, protocol: dict[str, Any], overwrite: bool = False) -> Path:
+def claim_folder(
+    folder: Path,
+    protocol: dict[str, Any],
+    overwrite: bool = False,
+    record: str = "protocol.json",
+    option: str = "out_dir",
+) -> Path:
     """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
 
     Args:
         folder: is made.
-        protocol: JSON values.
+        protocol: JSON values that decide what will be in the folder.
         overwrite: empty a folder of another protocol.
+        record: file of the folder that keeps the protocol.
+        option: what the user gave the folder with, for errors.
 
     Raises:
         ValueError: naming what differs; nothing was written.
     """
-    record = folder / "protocol.json"
-    if folder.exists() and any(folder.iterdir()):
-        if not record.is_file():
-            raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
-        there = current_names(json.loads(record.read_text()))
+    path = folder / record
+    if path.is_file():
+        there = current_names(json.loads(path.read_text()))
         if overwrite and there != protocol:
             shutil.rmtree(folder)
             there = protocol
-        for key in there.keys() | protocol.keys():
+        for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
                 raise ValueError(
                     f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
-                    "nothing was overwritten. Choose another out_dir, or delete it."
+                    f"nothing was overwritten. Choose another {option}, or delete it."
                 )
+    elif folder.exists() and not all(p.name.startswith(f".{record}") for p in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds other files, nothing was written: choose another {option}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(record, lambda path: path.write_text(json.dumps(protocol, indent=2) + "\n"))
+    write_atomic(path, lambda p: p.write_text(json.dumps(protocol, indent=2) + "\n"))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What is in a data set: ``ucgm data DIR``, for shards, image folders and configurations alike.
+"""What is in a data set: ``ucgm data DIR``, for shards and for images.
 
     report.json   rows, classes, counts per class, channel statistics, codec, problems
     grid.png      decoded samples, spread evenly over the set
@@ -10,37 +10,23 @@ one set.  Problems are listed, and the command fails when there are any.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.data.dataset import Dataset
-from ucgm.data.encoding.encoder import channel_moments, merge_moments
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shard_format import read_header
 from ucgm.data.latents.shards import ShardSet
+from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.pixels import UnreadableImage, grid, read_image
-from ucgm.data.sets.image_folder import ImageDataset, Images
-from ucgm.data.sets.latent_shards import MANIFEST_FILE, LatentDataset, read_manifest
+from ucgm.data.sets.image_folder import Images
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, Latents, read_manifest
 from ucgm.runtime.files import sha256, write_atomic
 
 _SLICE = 512  # rows in memory at a time
-
-
-@dataclass
-class Report:
-    """What was found.
-
-    Attributes:
-        facts: JSON values, in the order of the report.
-        problems: one line each.
-    """
-
-    facts: dict[str, Any]
-    problems: list[str]
 
 
 def describe_data(
@@ -60,40 +46,40 @@ def describe_data(
     """
     place = Path(path)
     shards = place.is_dir() and any(place.glob("*.safetensors"))
-    report = _check_shards(place) if shards else _check_images(path, size)
+    problems: list[str] = []
+    facts = _check_shards(place, problems) if shards else _check_images(path, size, problems)
     folder = Path(out) if out else (place if place.is_dir() else place.parent) / "description"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**report.facts, "problems": report.problems}, indent=1) + "\n"
+        text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"
         write_atomic(folder / "report.json", lambda p: p.write_text(text))
-        if images and not (shards and report.problems):
-            dataset: Dataset
-            if shards:
-                dataset = LatentDataset(place, vae_path, mirrored=False)
-            else:
-                dataset = Images(path, size, flips=False).open()
-            _save_grid(dataset, folder / "grid.png", images)
+        if images and not (shards and problems):
+            latents, pixels = Latents(path, None, vae_path), Images(path, size, flips=False)
+            dataset = (latents if shards else pixels).open()
+            # Evenly over the set, in its order: classes come one after another.
+            rows = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().long()
+            sheet = grid(dataset.decode(dataset.__getitems__(rows)[0]))
+            write_atomic(folder / "grid.png", lambda p: sheet.save(p, format="PNG"))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): choose another --out.") from error
-    print("\n".join(_lines(report.facts)))
+    print("\n".join(_lines(facts)))
     print(f"report: {folder}")
-    if report.problems:
-        shown = "; ".join(report.problems[:5])
-        raise ValueError(f"{len(report.problems)} problems in {path}: {shown}.")
+    if problems:
+        raise ValueError(f"{len(problems)} problems in {path}: {'; '.join(problems[:5])}.")
     return folder
 
 
-def _check_shards(folder: Path) -> Report:
+def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
     """Read every shard in full and compare it with manifest and codec."""
     manifest, codec = read_manifest(folder), Codec.load(folder)
-    problems: list[str] = []
     counts = torch.zeros(max(manifest["num_classes"], 1), dtype=torch.int64)
     moments: list[tuple[int, Tensor, Tensor]] = []
-    rows = 0
+    headers = []
     for record in manifest["shards"]:
-        path = folder / record["file"]
+        name, path = record["file"], folder / record["file"]
         try:
             header = read_header(path)
+            headers.append(header)
             shard = ShardSet([path], manifest["num_classes"])
             if tuple(shard.row_shape) != codec.stored_shape:
                 raise ValueError(
@@ -104,22 +90,20 @@ def _check_shards(folder: Path) -> Report:
         except ValueError as error:
             problems.append(str(error).rstrip("."))
             continue
-        rows += header.rows
         if header.rows != record["rows"]:
-            problems.append(f"{record['file']} has {header.rows} rows of {record['rows']}")
+            problems.append(f"{name} has {header.rows} rows of {record['rows']}")
         if sha256(path) != record["sha256"]:
-            problems.append(f"{record['file']} is not what was written: delete it and encode again")
-        moments += _shard_moments(shard, codec, record["file"], problems)
+            problems.append(f"{name} is not what was written: delete it and encode again")
+        moments += _shard_moments(shard, codec, name, problems)
     known = {record["file"] for record in manifest["shards"]}
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name not in known:
-            problems.append(f"{path.name} is not in the manifest")
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in known)
+    problems += [f"{name} is not in the manifest" for name in others]
     facts = {
         "path": str(folder),
-        "rows": rows,
+        "rows": int(counts.sum()),
         "shards": len(manifest["shards"]),
-        "flips": all("latents_flip" in read_header(p).arrays for p in _there(folder, known)),
-        "bytes": sum(p.stat().st_size for p in _there(folder, known)),
+        "flips": all("latents_flip" in header.arrays for header in headers),
+        "bytes": sum(header.path.stat().st_size for header in headers),
         "codec": codec.to_dict(),
         "codec_line": codec.describe(),
         "skipped": manifest["skipped"],
@@ -129,19 +113,7 @@ def _check_shards(folder: Path) -> Report:
         mean, std = merge_moments(moments)
         facts["normalised_mean"], facts["normalised_std"] = mean.tolist(), std.tolist()
         _check_scale(mean, std, codec, problems)
-    return Report(facts, problems)
-
-
-def _there(folder: Path, names: set[str]) -> list[Path]:
-    """The readable ones among ``names``."""
-    paths = []
-    for name in sorted(names):
-        try:
-            read_header(folder / name)
-        except ValueError:
-            continue
-        paths.append(folder / name)
-    return paths
+    return facts
 
 
 def _shard_moments(
@@ -154,10 +126,11 @@ def _shard_moments(
     for array in ("latents", "latents_flip")[: 1 + shard.flips]:
         for first in range(0, len(shard), _SLICE):
             stored = shard.read(0, array, first, _SLICE).float()
-            bad = torch.nonzero(~torch.isfinite(stored).flatten(1).all(dim=1)).flatten().tolist()
-            if bad:
-                problems.append(f"{name}: {array} of row {first + bad[0]} are not finite")
-                stored = stored[[i for i in range(len(stored)) if i not in set(bad)]]
+            finite = torch.isfinite(stored).flatten(1).all(dim=1)
+            if not finite.all():
+                bad = first + int(torch.nonzero(~finite)[0])
+                problems.append(f"{name}: {array} of row {bad} are not finite")
+                stored = stored[finite]
             if not len(stored):
                 continue
             if codec.store == "moments":
@@ -183,29 +156,22 @@ def _check_scale(mean: Tensor, std: Tensor, codec: Codec, problems: list[str]) -
         )
 
 
-def _check_images(path: str, size: int) -> Report:
+def _check_images(path: str, size: int, problems: list[str]) -> dict[str, Any]:
     """Decode every file once."""
-    dataset: ImageDataset = Images(path, size, flips=False).open()
-    problems = []
-    for item in range(len(dataset)):
+    dataset = Images(path, size, flips=False).open()
+    source = dataset.source
+    for item in range(len(source)):
         try:
-            read_image(dataset.source.content_of(item), size)
+            read_image(source.content_of(item), size)
         except (UnreadableImage, OSError) as error:
-            problems.append(f"{dataset.source.entry(item)} cannot be read ({error})")
-    counts = torch.bincount(
-        torch.from_numpy(dataset.source.labels), minlength=max(dataset.num_classes, 1)
-    )
-    classes = list(dataset.class_names)
-    facts = {
-        "path": path,
-        "rows": len(dataset),
-        **_class_facts(counts, dataset.num_classes, classes, problems),
-    }
-    return Report(facts, problems)
+            problems.append(f"{source.entry(item)} cannot be read ({error})")
+    counts = torch.bincount(torch.from_numpy(source.labels), minlength=max(dataset.num_classes, 1))
+    classes = _class_facts(counts, dataset.num_classes, source.classes, problems)
+    return {"path": path, "rows": len(source), **classes}
 
 
 def _class_facts(
-    counts: Tensor, num_classes: int, names: list[str], problems: list[str]
+    counts: Tensor, num_classes: int, names: Sequence[str], problems: list[str]
 ) -> dict[str, Any]:
     """Counts per class, and classes without samples."""
     if num_classes == 0:
@@ -242,10 +208,3 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"skipped when encoded: {len(facts['skipped'])}")
         lines += [f"  {name}: {reason}" for name, reason in facts["skipped"][:10]]
     return lines
-
-
-def _save_grid(dataset: Dataset, path: Path, count: int) -> None:
-    """Decoded samples in the order of the set: classes come one after another."""
-    indices = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long()
-    sheet = grid(dataset.decode(dataset.__getitems__(indices)[0]))
-    write_atomic(path, lambda p: sheet.save(p, format="PNG"))

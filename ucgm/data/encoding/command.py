@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ucgm.data.encoding.encoder import Batch, Reader
+from ucgm.data.encoding.encoder import Reader, encode_rows
 from ucgm.data.encoding.job import Job, Recipe, make_job
-from ucgm.data.encoding.workfolder import claim_folder, finish, read_record, write_rows
+from ucgm.data.encoding.workfolder import finish, open_folder, read_record, write_rows
 from ucgm.data.latents.autoencoder import Store
 from ucgm.data.latents.codec import CodecSettings
 from ucgm.data.sources.listing import open_source
@@ -83,22 +83,6 @@ def encode_data(
     return run_job(job, Path(out), world, num_workers)
 
 
-def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
-    """Make what is missing of ``job`` in ``folder``, on all processes."""
-    if world.first:
-        claim_folder(folder, job)
-    world.wait()
-    # Every process lists what is missing before any makes a new one: all share the same list.
-    missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
-    world.wait()
-    _encode_shards(folder, job, world, world.share(missing), num_workers)
-    world.wait()
-    if world.first:
-        finish(folder, job)
-    world.leave()
-    return folder
-
-
 def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
     """The data.codec section of a configuration file, with the flags that were given on top.
 
@@ -119,19 +103,32 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
     return replace(settings, **{name: v for name, v in flags.items() if v is not None})
 
 
+def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
+    """Make what is missing of ``job`` in ``folder``, on all processes."""
+    if world.first:
+        open_folder(folder, job)
+    world.wait()
+    # Every process lists what is missing before any makes a new one: all share the same list.
+    missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
+    world.wait()
+    _encode_shards(folder, job, world, world.share(missing), num_workers)
+    world.wait()
+    if world.first:
+        finish(folder, job)
+    world.leave()
+    return folder
+
+
 def _encode_shards(
     folder: Path, job: Job, world: World, numbers: Sequence[int], num_workers: int
 ) -> None:
     """Make the shards ``numbers``: one loader for all of them, one shard in memory at a time."""
     plan = [(number, batch) for number in numbers for batch in job.batches(number)]
-    encoder = job.encoder(world.device)
-    reader = Reader(job.source, job.recipe.codec.size, job.moment_channels, job.recipe.flips)
-    items_of: Any = [batch for _, batch in plan]
     loader = DataLoader(
-        reader,  # its __getitems__ makes whole batches
-        batch_sampler=items_of,
+        Reader(job.source, job.recipe.codec.size, 2 * job.shape[0], job.recipe.flips),
+        sampler=[batch for _, batch in plan],
+        batch_size=None,  # the reader makes whole batches
         num_workers=num_workers if plan else 0,
-        collate_fn=_as_is,
     )
     progress = Progress(sum(len(b) for _, b in plan), "encoding", not world.first)
     parts: list[dict[str, Tensor]] = []
@@ -141,12 +138,8 @@ def _encode_shards(
             raise ValueError(f"{job.source.where}: {batch.failure}. Finished shards are kept.")
         skipped += batch.skipped
         if len(batch.items):
-            parts.append(encoder.rows(batch, job.source))
+            parts.append(encode_rows(job, batch, world.device))
         if items[-1] == job.items(number)[-1]:
             write_rows(folder, job, number, parts, skipped)
             parts, skipped = [], []
         progress.add(len(items))
-
-
-def _as_is(batch: Any) -> Batch:
-    return batch

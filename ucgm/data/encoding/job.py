@@ -4,14 +4,14 @@ Shard k holds the rows of items [k S, (k + 1) S) of the source, in order, less t
 be read; batches do not cross shards.  So every byte of a shard follows from the job and k.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.data.encoding.encoder import Encoder
-from ucgm.data.latents.autoencoder import Autoencoder, open_autoencoder
+from ucgm.data.latents.autoencoder import Autoencoder, Store, open_autoencoder
 from ucgm.data.latents.codec import Codec, CodecSettings
 from ucgm.data.latents.statistics import normalisation
 from ucgm.data.sources.listing import ShardSource, Source
@@ -21,30 +21,30 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uin
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows are made and cut; all of it decides bytes.
+    """How rows are made and cut into shards; every setting changes the files.
 
     Attributes:
         codec: autoencoder, size, what is stored, normalisation.
         flips: whether mirrored latents are stored.
         dtype: of the latents.
-        num_classes: None: as the source says.
+        num_classes: labels lie below; None: as the source says.
         shard_size: items per shard.
         batch_size: images per forward pass; the last bits of a latent may depend on it.
         seed: of posterior samples.
     """
 
     codec: CodecSettings
-    flips: bool = True
-    dtype: str = "float16"
-    num_classes: int | None = None
-    shard_size: int = 4096
-    batch_size: int = 32
-    seed: int = 0
+    flips: bool
+    dtype: str
+    num_classes: int | None
+    shard_size: int
+    batch_size: int
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A recipe without nulls, and what it is applied to.
+    """A recipe in which nothing is left open, and what it is applied to.
 
     Attributes:
         source: the items.
@@ -59,14 +59,20 @@ class Job:
     shape: tuple[int, int, int]
 
     @property
+    def store(self) -> Store:
+        """What of a posterior is kept."""
+        assert self.recipe.codec.store is not None
+        return self.recipe.codec.store
+
+    @property
+    def pixels(self) -> bool:
+        """Whether rows are uint8 images."""
+        return self.autoencoder.kind == "identity"
+
+    @property
     def num_shards(self) -> int:
         """Number of shards."""
         return -(-len(self.source) // self.recipe.shard_size)
-
-    @property
-    def moment_channels(self) -> int:
-        """Channels of a mean and a deviation per latent channel."""
-        return 2 * self.shape[0]
 
     def items(self, number: int) -> range:
         """Items of shard ``number``."""
@@ -78,50 +84,31 @@ class Job:
         items, size = self.items(number), self.recipe.batch_size
         return [items[i : i + size] for i in range(0, len(items), size)]
 
-    def encoder(self, device: str) -> Encoder:
-        """What turns batches into rows."""
-        recipe = self.recipe
-        assert recipe.codec.store is not None
-        dtype = DTYPES[recipe.dtype]
-        return Encoder(
-            self.autoencoder, recipe.codec.store, dtype, recipe.flips, recipe.seed, device
-        )
-
     def codec(self, data: tuple[Tensor, Tensor] | None) -> Codec:
         """The codec of the shards, given mean (C,) and deviation (C,) of what they hold.
 
         Raises:
             ValueError: statistics that cannot be read, or are of another autoencoder.
         """
-        asked, model = self.recipe.codec, self.autoencoder
-        assert asked.store is not None and asked.normalise is not None
-        mean, std, scale = normalisation(asked.normalise, model, data, self.shape[0])
+        asked, model, shape, store = self.recipe.codec, self.autoencoder, self.shape, self.store
+        rule = asked.normalise
+        assert rule is not None
+        mean, std, scale = normalisation(rule, model, data, shape[0])
         return Codec(
-            vae=asked.vae,
-            kind=model.kind,
-            digest=model.digest,
-            size=asked.size,
-            shape=self.shape,
-            store=asked.store,
-            normalise=asked.normalise,
-            mean=mean,
-            std=std,
-            scale=scale,
+            asked.vae, model.kind, model.digest, asked.size, shape, store, rule, mean, std, scale
         )
 
     def num_bytes(self) -> int:
         """About the size of the finished set."""
-        numbers = torch.Size(self.shape).numel() * (1 + self.recipe.flips)
-        numbers *= 2 if self.recipe.codec.store == "moments" else 1
+        numbers = math.prod(self.shape) * (1 + self.recipe.flips) * (1 + (self.store == "moments"))
         return (numbers * DTYPES[self.recipe.dtype].itemsize + 8) * len(self.source)
 
-    def claim(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Any]:
         """What is being made, as JSON."""
-        source = self.source
         return {
-            "content": source.content,
-            "items": len(source),
-            "items_sha256": source.names_digest(),
+            "content": self.source.content,
+            "items": len(self.source),
+            "items_sha256": self.source.names_digest(),
             "vae_sha256": self.autoencoder.digest,
             "shape": list(self.shape),
             **asdict(self.recipe),
@@ -142,14 +129,15 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
     flips, dtype = recipe.flips, recipe.dtype
     if isinstance(source, ShardSource):
         codec = _fit_shards(source, recipe.codec, codec, shape)
+        flips &= source.rows.flips
+    elif source.content == "moments":
+        flips = False
     if autoencoder.kind == "identity":
         if source.content != "images":
             raise ValueError(
                 f"{source.where} holds {source.content}: identity encodes images only."
             )
         flips, dtype = False, "uint8"  # a pixel row is mirrored when it is read
-    elif isinstance(source, ShardSource) and not source.rows.flips or source.content == "moments":
-        flips = False
     count = _count_classes(source, recipe.num_classes)
     recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
     job = Job(source, recipe, autoencoder, shape)

@@ -11,44 +11,29 @@ number of processes, or on what was interrupted, so the finished folder is the s
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.data.encoding.encoder import channel_moments, merge_moments
 from ucgm.data.encoding.job import Job
-from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shard_format import write_shard
+from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.sets.latent_shards import MANIFEST_FILE
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import claim_folder, write_atomic
 
-CLAIM_FILE = "encode.json"
 PROGRESS = ".progress"
 
 
-def claim_folder(folder: Path, job: Job) -> None:
+def open_folder(folder: Path, job: Job) -> None:
     """Make ``folder`` that of ``job``; take over the shards of a finished or interrupted one.
 
     Raises:
         ValueError: it belongs to something else, cannot be written, or the disk is too small.
     """
-    path = folder / CLAIM_FILE
-    claim = json.loads(json.dumps(job.claim()))
-    if path.is_file():
-        there = json.loads(path.read_text())
-        for key in (k for k in claim if there.get(k) != claim[k]):
-            raise ValueError(
-                f"{folder} was made with {key} {there.get(key)}, this is {claim[key]}: nothing was "
-                "changed. Choose another --out, or delete it."
-            )
-    elif folder.exists() and not all(p.name.startswith(f".{CLAIM_FILE}") for p in folder.iterdir()):
-        raise ValueError(f"{folder} holds other files, nothing was written: choose another --out.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda p: p.write_text(json.dumps(claim, indent=1) + "\n"))
+        claim_folder(folder, job.protocol(), record="encode.json", option="--out")
         (folder / PROGRESS).mkdir(exist_ok=True)
         _unpack_manifest(folder)
         free = shutil.disk_usage(folder).free
@@ -77,8 +62,8 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def _write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
-    path = _record_path(folder, number)
-    write_atomic(path, lambda p: p.write_text(json.dumps(record) + "\n"))
+    text = json.dumps(record) + "\n"
+    write_atomic(_record_path(folder, number), lambda path: path.write_text(text))
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
@@ -93,8 +78,8 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
 
 def write_rows(
     folder: Path, job: Job, number: int, parts: list[dict[str, Tensor]], skipped: list[Any]
-) -> dict[str, Any]:
-    """Write shard ``number`` from its batches' rows, arrays (B, ...) by name, then its record.
+) -> None:
+    """Write shard ``number`` from the rows (n, ...) of its batches, then its record.
 
     Raises:
         ValueError: no item of the shard could be read, or the disk refuses.
@@ -105,42 +90,40 @@ def write_rows(
             f"({skipped[0][1]}): is {job.source.where} what you think it is?"
         )
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    assert job.recipe.codec.store is not None
-    count, squares = 0, []
-    for name in ("latents", "latents_flip"):
-        if name in rows and job.recipe.dtype != "uint8":
-            squares.append(channel_moments(rows[name], job.recipe.codec.store))
-            count += squares[-1][0]
     record = write_shard(folder / f"shard_{number:05d}.safetensors", rows)
-    record["moments"] = [[n, mean.tolist(), m2.tolist()] for n, mean, m2 in squares]
-    record["skipped"] = [list(pair) for pair in skipped]
+    latents = [] if job.pixels else [rows[n] for n in ("latents", "latents_flip") if n in rows]
+    moments = [channel_moments(part, job.store) for part in latents]
+    record["moments"] = [[n, mean.tolist(), squares.tolist()] for n, mean, squares in moments]
+    record["skipped"] = skipped
     try:
         _write_record(folder, number, record)
     except OSError as error:
         raise ValueError(f"the record of shard {number} could not be written: {error}") from error
-    return record
 
 
-def finish(folder: Path, job: Job, tell: Callable[[str], object] = print) -> Codec:
+def finish(folder: Path, job: Job) -> None:
     """Write codec and manifest from the records; call when every shard has one."""
-    records = [read_record(folder, number) for number in range(job.num_shards)]
-    lost = [number for number, record in enumerate(records) if record is None]
-    if lost:
-        raise ValueError(f"shard {lost[0]} has disappeared from {folder}: run the command again.")
-    whole = [record for record in records if record is not None]
-    parts = [
-        (n, torch.tensor(mean, dtype=torch.float64), torch.tensor(m2, dtype=torch.float64))
-        for record in whole
-        for n, mean, m2 in record["moments"]
+    records = []
+    for number in range(job.num_shards):
+        records.append(read_record(folder, number))
+        if records[-1] is None:
+            raise ValueError(
+                f"shard {number} has disappeared from {folder}: run the command again."
+            )
+    f64 = torch.float64
+    moments = [
+        (count, torch.tensor(mean, dtype=f64), torch.tensor(squares, dtype=f64))
+        for record in records
+        for count, mean, squares in record["moments"]
     ]
-    codec = job.codec(merge_moments(parts) if parts else None)
-    skipped = [pair for record in whole for pair in record["skipped"]]
+    codec = job.codec(merge_moments(moments) if moments else None)
+    skipped = [pair for record in records for pair in record["skipped"]]
     manifest = {
         "format": 1,
         "num_classes": job.recipe.num_classes,
         "classes": list(job.source.classes),
-        "rows": sum(record["rows"] for record in whole),
-        "shards": whole,
+        "rows": sum(record["rows"] for record in records),
+        "shards": records,
         "skipped": skipped,
     }
     codec.save(folder)
@@ -148,9 +131,7 @@ def finish(folder: Path, job: Job, tell: Callable[[str], object] = print) -> Cod
     shutil.rmtree(folder / PROGRESS)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    tell(f"{manifest['rows']:,} rows in {len(whole)} shards: {folder}\n{codec.describe()}")
+    print(f"{manifest['rows']:,} rows in {len(records)} shards: {folder}\n{codec.describe()}")
     if skipped:
-        tell(f"{len(skipped)} items could not be read and are listed in {folder / MANIFEST_FILE}:")
-        for name, reason in skipped[:10]:
-            tell(f"  {name}: {reason}")
-    return codec
+        print(f"{len(skipped)} items could not be read and are listed in {folder / MANIFEST_FILE}:")
+        print("\n".join(f"  {name}: {reason}" for name, reason in skipped[:10]))

@@ -1,4 +1,4 @@
-"""Autoencoders: pixels to raw latents and back; the only file of the package that needs diffusers.
+"""Autoencoders: pixels to raw latents and back; the one file of the room that needs diffusers.
 
     posterior(images in [-1, 1]) = (mean, std)  of the raw latent;   decode(raw) = images
 
@@ -97,7 +97,7 @@ class Autoencoder:
         """Mean and standard deviation of the raw latents (B, C, h, w) of images (B, 3, H, W)."""
         if self.kind == "identity":
             return images, None
-        module = self._on(images.device)
+        module = self.module.to(images.device)
         with exact_float32(images.device):
             if self.kind == "kl":
                 distribution = module.encode(images).latent_dist
@@ -111,7 +111,7 @@ class Autoencoder:
         """Images (B, 3, H, W), about in [-1, 1], of raw latents (B, C, h, w)."""
         if self.kind == "identity":
             return raw
-        module = self._on(raw.device)
+        module = self.module.to(raw.device)
         with exact_float32(raw.device):
             images = module.decode(raw).sample
         return images * 2.0 - 1.0 if self.kind == "rae" else images
@@ -135,9 +135,6 @@ class Autoencoder:
             )
         _, channels, height, width = raw.shape
         return channels, height, width
-
-    def _on(self, device: torch.device) -> Any:
-        return self.module.to(device)
 
 
 @lru_cache(maxsize=2)

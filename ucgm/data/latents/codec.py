@@ -159,7 +159,7 @@ class Codec:
         )
 
     def check(self, other: "Codec", mine: str, others: str) -> None:
-        """Refuse ``other`` unless it is this codec; ``mine`` and ``others`` say whose they are.
+        """Refuse ``other`` unless it is this codec; ``mine`` and ``others`` name the two in errors.
 
         Raises:
             ValueError: naming both sides and what differs.
@@ -233,11 +233,11 @@ class Codec:
         return cls.from_dict(values, str(path), place)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, self.shape[0], 1, 1)
+        """Mean and std (1, C, 1, 1) on the device of ``like``; the host does not wait."""
         if like.ndim != 4 or like.shape[1] != self.shape[0]:
             raise ValueError(
                 f"{self.vae} has {self.shape[0]} latent channels, got {tuple(like.shape)}."
             )
         values = torch.tensor([self.mean, self.std], dtype=torch.float32)
-        values = values.to(like.device, non_blocking=True)  # the host does not wait
-        return values[0].reshape(shape), values[1].reshape(shape)
+        mean, std = values.to(like.device, non_blocking=True).view(2, 1, -1, 1, 1)
+        return mean, std

@@ -65,10 +65,8 @@ def read_ldm_state(path: Path) -> dict[str, Tensor]:
 
 def ldm_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKL for these weights, tensors of any shape by name."""
-    levels = 1 + max(int(m[1]) for k in state if (m := re.match(r"encoder\.down\.(\d+)\.", k)))
-    blocks = 1 + max(
-        int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)", k))
-    )
+    levels = _count(state, r"encoder\.down\.(\d+)\.")
+    blocks = _count(state, r"encoder\.down\.0\.block\.(\d+)")
     down, up = [], []
     for level in range(levels):
         has = f"encoder.down.{level}.attn.0.q.weight" in state
@@ -93,7 +91,7 @@ def ldm_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
 
 def ldm_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, of any shape, under diffusers' names."""
-    levels = 1 + max(int(m[1]) for k in state if (m := re.match(r"decoder\.up\.(\d+)\.", k)))
+    levels = _count(state, r"decoder\.up\.(\d+)\.")
     converted = {}
     for key, value in state.items():
         name = _rename(key, levels)
@@ -101,6 +99,11 @@ def ldm_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
             value = value[:, :, 0, 0]
         converted[name] = value
     return converted
+
+
+def _count(state: dict[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that ``pattern`` finds in a name."""
+    return 1 + max(int(found[1]) for key in state if (found := re.match(pattern, key)))
 
 
 def _rename(key: str, levels: int) -> str:

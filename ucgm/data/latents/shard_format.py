@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ucgm.runtime.files import sha256, sync
+from ucgm.runtime.files import sha256, sync, write_atomic
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 _ALIGN = 4096
@@ -96,8 +96,7 @@ def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
-    """Write arrays (rows, ...) of equal length as safetensors: synced, verified, renamed into
-    place.
+    """Write arrays (rows, ...) of equal length as safetensors: verified, synced, and renamed.
 
     Returns:
         ``file``, ``rows``, ``bytes`` and ``sha256`` for the manifest.
@@ -119,21 +118,20 @@ def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
     text += b" " * (-(len(text) + 8) % _ALIGN)  # the format allows spaces; rows start on a page
     pieces = [struct.pack("<Q", len(text)), text]
     pieces += [v.contiguous().reshape(-1).view(torch.uint8).numpy().data for v in arrays.values()]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        digest = hashlib.sha256()
+    digest = hashlib.sha256()
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             for piece in pieces:
                 digest.update(piece)
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
         if sha256(temporary) != digest.hexdigest():
             raise OSError("what was read back differs from what was written")
-        os.replace(temporary, path)
+
+    try:
+        write_atomic(path, write)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ValueError(
             f"{path} could not be written: {error}. Finished shards are kept: make room, or choose "
             "a folder that can be written, and run the same command again."

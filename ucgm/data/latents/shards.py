@@ -38,7 +38,7 @@ class Buffers:
         self._pool: list[np.ndarray] = []
 
     def take(self, size: int) -> Tensor:
-        """(size,) uint8 that nobody else reads or writes."""
+        """(size,) uint8 that no other batch uses."""
         with self._lock:
             for place in range(len(self._pool)):
                 if len(self._pool[place]) == size and _references(self._pool, place) == _FREE:
@@ -59,7 +59,7 @@ _FREE = _references([np.empty(0, dtype=np.uint8)], 0)
 
 
 class ShardSet:
-    """Rows of many shards under one index; keeps O(shards) in memory, and labels once touched.
+    """Rows of many shards under one index; keeps O(shards) in memory, and labels of opened shards.
 
     May be read from several threads.
 
@@ -98,30 +98,21 @@ class ShardSet:
             [[s.arrays.get(n, (0,))[0] for s in self.shards] for n in ("latents", "latents_flip")]
         )
         self.mapped = len(self) * self.row_bytes * (1 + self.flips) <= MAP_BELOW
-        self._enter_process()
+        self._labels = np.empty(len(self), dtype=np.int32)  # no memory until a shard is opened
+        self._opened = np.zeros(len(self.shards), dtype=bool)
+        self._handles = np.full(len(self.shards), -1)
+        self._maps: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._buffers = Buffers()
         _allow_open_files(len(self.shards) * (1 + self.mapped))  # a map keeps a descriptor too
 
     def __len__(self) -> int:
         """Number of rows."""
         return int(self._ends[-1])
 
-    def __getstate__(self) -> dict[str, object]:
-        """Everything but what belongs to a process: labels, open files, maps, buffers, locks."""
-        own = ("_labels", "_known", "_handles", "_maps", "_lock", "_buffers")
-        return {k: v for k, v in self.__dict__.items() if k not in own}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._enter_process()
-
-    def _enter_process(self) -> None:
-        # Virtual until a shard is touched: 4 bytes a row.
-        self._labels = np.empty(len(self), dtype=np.int32)
-        self._known = np.zeros(len(self.shards), dtype=bool)
-        self._handles = np.full(len(self.shards), -1)
-        self._maps: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-        self._buffers = Buffers()
+    def __reduce__(self) -> tuple[type, tuple[list[Path], int | None]]:
+        """Opened again by another process: files, maps, buffers and locks belong to one."""
+        return ShardSet, ([shard.path for shard in self.shards], self.num_classes)
 
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):
@@ -142,80 +133,63 @@ class ShardSet:
             ValueError: a file has become shorter, or a label is out of range.
         """
         number = np.searchsorted(self._ends, rows, side="right")
-        for n in np.unique(number[~self._known[number]]).tolist():
-            self._touch(n)
-        at = self._offsets[flipped.astype(np.int64), number]
-        at += (rows - self._starts[number]) * self.row_bytes
-        order = np.lexsort((at, number))
+        for n in np.unique(number[~self._opened[number]]).tolist():
+            self.labels(n)
+        offsets = self._offsets[flipped.astype(np.int64), number]
+        offsets += (rows - self._starts[number]) * self.row_bytes
+        order = np.lexsort((offsets, number))
         slots = self._buffers.take(len(rows) * self.row_bytes).view(len(rows), -1)
-        copy = self._copy_mapped if self.mapped else self._copy_read
-        copy(slots.numpy(), order.tolist(), number[order].tolist(), at[order].tolist())
+        self._copy(slots.numpy(), order.tolist(), number[order].tolist(), offsets[order].tolist())
         latents = slots.view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
-    def _copy_mapped(
+    def _copy(
         self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
     ) -> None:
-        size, maps = self.row_bytes, self._maps
+        """Row at ``offsets[i]`` of shard ``numbers[i]`` to ``out[slots[i]]``."""
+        size, mapped, maps, handles = self.row_bytes, self.mapped, self._maps, self._handles
         for slot, number, offset in zip(slots, numbers, offsets, strict=True):
-            out[slot] = maps[number][offset : offset + size]
-
-    def _copy_read(
-        self, out: np.ndarray, slots: list[int], numbers: list[int], offsets: list[int]
-    ) -> None:
-        handles = self._handles.tolist()
-        for slot, number, offset in zip(slots, numbers, offsets, strict=True):
-            if os.preadv(handles[number], (out[slot],), offset) != self.row_bytes:
+            if mapped:
+                out[slot] = maps[number][offset : offset + size]
+            elif os.preadv(handles[number], (out[slot],), offset) != size:
                 raise ValueError(f"shard {self.shards[number].path} has become shorter.")
 
     def labels(self, number: int) -> np.ndarray:
-        """(n,) int32 labels of shard ``number``, checked when first read."""
-        if not self._known[number]:
-            self._touch(number)
-        return self._labels[self._starts[number] : self._ends[number]]
-
-    def _touch(self, number: int) -> None:
-        """Open a shard and read its labels, on the first visit."""
-        shard = self.shards[number]
+        """(n,) int32 labels of shard ``number``, which is opened and checked on the first visit."""
+        path, rows = self.shards[number].path, slice(self._starts[number], self._ends[number])
         with self._lock:
-            if self._known[number]:
-                return
+            if self._opened[number]:
+                return self._labels[rows]
             if self._handles[number] < 0:
                 try:
-                    self._handles[number] = os.open(shard.path, os.O_RDONLY)
+                    self._handles[number] = os.open(path, os.O_RDONLY)
                 except OSError as error:
-                    raise ValueError(f"shard {shard.path} has gone: {error}") from error
-            content = self._read(number, "labels", 0, shard.rows).numpy()
+                    raise ValueError(f"shard {path} has gone: {error}") from error
+            content = self.read(number, "labels").numpy()
             count = 2**31 if self.num_classes is None else max(self.num_classes, 1)
             bad = np.flatnonzero((content < 0) | (content >= count))
             if len(bad):
                 raise ValueError(
-                    f"shard {shard.path}: label {content[bad[0]]} in row {bad[0]} is out of range "
+                    f"shard {path}: label {content[bad[0]]} in row {bad[0]} is out of range "
                     f"({len(bad)} such rows); the classes are 0 to {count - 1}."
                 )
             if self.mapped:
-                self._maps[number] = np.asarray(np.memmap(shard.path, np.uint8, "r"))
-            self._labels[self._starts[number] : self._ends[number]] = content
-            self._known[number] = True
+                self._maps[number] = np.asarray(np.memmap(path, np.uint8, "r"))
+            self._labels[rows] = content
+            self._opened[number] = True
+            return self._labels[rows]
 
     def read(self, number: int, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """Rows ``first`` to ``first + count`` of array ``name`` of shard ``number``."""
-        self.labels(number)
-        rows = self.shards[number].rows - first
-        return self._read(number, name, first, rows if count is None else min(count, rows))
-
-    def _read(self, number: int, name: str, first: int, count: int) -> Tensor:
-        array = self.shards[number].arrays[name]
+        path, rows, arrays = self.shards[number]
+        array, rest = arrays[name], rows - first
+        rows = rest if count is None else min(count, rest)
+        size, offset = rows * array.row_bytes, array.offset + first * array.row_bytes
+        content = np.fromfile(path, np.uint8, size, offset=offset)
+        if len(content) != size:
+            raise ValueError(f"shard {path} has become shorter.")
         dtype = torch.int64 if name == "labels" else self.dtype
-        rows = torch.empty((count, *array.shape[1:]), dtype=dtype)
-        view = rows.reshape(-1).view(torch.uint8).numpy().data
-        done, at = 0, array.offset + first * array.row_bytes
-        while done < len(view):
-            step = os.preadv(int(self._handles[number]), (view[done:],), at + done)
-            if step == 0:
-                raise ValueError(f"shard {self.shards[number].path} has become shorter.")
-            done += step
-        return rows
+        return torch.from_numpy(content).view(dtype).view(rows, *array.shape[1:])
 
 
 def _allow_open_files(count: int) -> None:

@@ -9,6 +9,7 @@ FILE      mean and std of LightningDiT and UCGM {mean, std}, or of REPA-E (2504.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ucgm.data.latents.autoencoder import Autoencoder
+from ucgm.data.latents.autoencoder import Autoencoder, Store
 
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
@@ -76,3 +77,33 @@ def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
     else:
         raise ValueError(f"{path} has {sorted(content)}: it needs mean and std of each channel.")
     return mean.double().flatten(), std.double().flatten()
+
+
+def channel_moments(stored: Tensor, store: Store) -> tuple[int, Tensor, Tensor]:
+    """Count, mean (C,) and sum of squared deviations (C,) of raw latents, in float64.
+
+    Args:
+        stored: (n, C, h, w), or (n, 2C, h, w) of moments, whose samples have the variance of the
+            means plus the mean of the variances.
+        store: what these are.
+    """
+    values = stored.double()
+    extra = torch.zeros((), dtype=torch.float64)
+    if store == "moments":
+        values, std = values.chunk(2, dim=1)
+        extra = std.square().sum(dim=(0, 2, 3))
+    count = values.numel() // values.shape[1]
+    mean = values.mean(dim=(0, 2, 3))
+    squares = (values - mean[None, :, None, None]).square().sum(dim=(0, 2, 3)) + extra
+    return count, mean, squares
+
+
+def merge_moments(parts: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and standard deviation (C,) of the union (Chan, Golub and LeVeque, 1979)."""
+    count, mean, squares = parts[0]
+    for other, other_mean, other_squares in parts[1:]:
+        delta, total = other_mean - mean, count + other
+        mean = mean + delta * (other / total)
+        squares = squares + other_squares + delta.square() * (count * other / total)
+        count = total
+    return mean, (squares / count).sqrt()

@@ -16,31 +16,25 @@ from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
-from ucgm.data.sources.listing import Source, open_source
+from ucgm.data.sources.listing import open_source
 from ucgm.runtime.choices import check_choices
 from ucgm.runtime.randomness import RowRandom
 
 
 class ImageDataset(Dataset):
-    """Files as pixels in [-1, 1].
-
-    Args:
-        source: the files.
-        size: side of the crop.
-        channels: 3, or 1 for grey.
-        mirrored: also answer for flipped images.
-    """
+    """Image files as pixels in [-1, 1]."""
 
     lossless = True
 
-    def __init__(self, source: Source, size: int, channels: int, mirrored: bool) -> None:
+    def __init__(self, config: "Images") -> None:
+        self.source = source = open_source(config.path)
         if source.content != "images":
             raise ValueError(
                 f"{source.where} holds {source.content}: make a data set with `ucgm encode`."
             )
-        self.source, self.mirrored = source, mirrored
+        self.mirrored = config.flips
         self.name = Path(source.where).name
-        self.shape = (channels, size, size)
+        self.shape = (config.channels, config.size, config.size)
         self.class_names = source.classes
         self.num_classes = 0 if source.unlabelled else int(source.labels.max()) + 1
 
@@ -95,7 +89,7 @@ class Images(DataConfig):
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""
-        return ImageDataset(open_source(self.path), self.size, self.channels, self.flips)
+        return ImageDataset(self)
 
     def held_out(self) -> "Images | None":
         """The held-out images, in the same size."""

@@ -11,7 +11,7 @@ checksums are compared by ``ucgm data DIR``.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,8 @@ def check_settings(settings: CodecSettings, codec: Codec, folder: Path) -> None:
         ValueError: naming both sides.
     """
     wanted = settings.resolved(codec.kind != "kl")
-    for name in ("vae", "size", "store", "normalise"):
-        asked, there = getattr(wanted, name), getattr(codec, name)
-        if asked != there:
+    for name, asked in asdict(wanted).items():
+        if asked != (there := getattr(codec, name)):
             raise ValueError(
                 f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds {name} "
                 f"{there} (of {codec.vae}): set data.path to the right set, or "

@@ -50,8 +50,8 @@ class Source:
         return len(self.labels)
 
     def entry(self, index: int) -> str:
-        """Name of an item for people."""
-        raise NotImplementedError
+        """Name of an item for people: of its file, or its row."""
+        return f"row {index}"
 
     def content_of(self, index: int) -> bytes:
         """The item's file.
@@ -187,7 +187,6 @@ class HubSource(Source):
     """
 
     def __init__(self, where: str, rows: Any, image_column: str, label_column: str | None) -> None:
-        datasets = importlib.import_module("datasets")
         for column in (image_column, label_column):
             if column is not None and column not in rows.column_names:
                 raise ValueError(
@@ -195,17 +194,14 @@ class HubSource(Source):
                     "--image-column and --label-column."
                 )
         self.where, self.column = where, image_column
-        self.rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        as_stored = importlib.import_module("datasets").Image(decode=False)
+        self.rows = rows.cast_column(image_column, as_stored)
         if label_column is None:
             self.unlabelled = True
             self.labels = np.zeros(len(rows), dtype=np.int64)
             return
         self.labels = np.asarray(rows[label_column], dtype=np.int64)
         self.classes = tuple(getattr(rows.features[label_column], "names", None) or ())
-
-    def entry(self, index: int) -> str:
-        """Row number."""
-        return f"row {index}"
 
     def content_of(self, index: int) -> bytes:
         """Bytes of the image file in the row."""
@@ -225,10 +221,6 @@ class ShardSource(Source):
         self.rows = ShardSet(paths)
         shards = range(len(self.rows.shards))
         self.labels = np.concatenate([self.rows.labels(n) for n in shards]).astype(np.int64)
-
-    def entry(self, index: int) -> str:
-        """Row number."""
-        return f"row {index}"
 
     def names_digest(self) -> str:
         """SHA-256 over file names, row counts and labels."""
