@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.data import Latents
 from ucgm.nn import EDM2Config
 from ucgm.nn.cost import count_parameters

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 
 REPO = Path(__file__).parents[1]
 LAUNCH = REPO / "scripts" / "launch"

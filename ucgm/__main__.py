@@ -1,5 +1,5 @@
 """``python -m ucgm``, the form that ``torchrun`` and ``accelerate launch -m`` start."""
 
-from ucgm.cli.main import main
+from ucgm.cli import main
 
 main()

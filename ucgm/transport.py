@@ -55,7 +55,7 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt at each time, by forward-mode differentiation."""
+    """d function / dt at times of any shape, by forward-mode differentiation."""
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
@@ -68,7 +68,7 @@ class Transport:
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
-        """The four functions at ``t``."""
+        """The four functions at ``t``, of any shape."""
         raise NotImplementedError(f"{type(self).__name__} must define coefficients(t)")
 
     def _broadcast(self, t: Tensor, like: Tensor) -> Coefficients:
@@ -92,14 +92,16 @@ class Transport:
         return x_hat, z_hat
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha', sigma') at ``t``, by forward-mode differentiation of the coefficients."""
+        """(alpha', sigma') at ``t`` of any shape, by forward-mode differentiation of the
+        coefficients.
+        """
         return (
             derivative(lambda time: self.coefficients(time).alpha, t),
             derivative(lambda time: self.coefficients(time).sigma, t),
         )
 
     def velocity(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """v = alpha' x_hat + sigma' z_hat, the derivative of the path along the prediction."""
+        """v = alpha' x_hat + sigma' z_hat along the prediction; x_t, F (B, ...), t (B,)."""
         x_hat, z_hat = self.split(x_t, prediction, t)
         alpha_rate, sigma_rate = self.derivatives(t)
         return expand(alpha_rate, x_t) * x_hat + expand(sigma_rate, x_t) * z_hat
@@ -130,12 +132,12 @@ class Transport:
         return (c.alpha * sigma_rate - c.sigma * alpha_rate) / c.determinant
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2); +inf at a time without noise, -inf without signal."""
+        """log(alpha^2 / sigma^2), any shape; +inf without noise, -inf without signal."""
         c = self.coefficients(t)
         return 2.0 * (c.alpha.log() - c.sigma.log())
 
     def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The inverse of :meth:`log_snr`, by bisection on [0, 1]; ends are clipped."""
+        """The inverse of :meth:`log_snr`, any shape, by bisection on [0, 1]; ends are clipped."""
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(60 if log_snr.dtype == torch.float64 else 30):
             middle = 0.5 * (low + high)

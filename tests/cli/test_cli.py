@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
+from ucgm.cli import options
 from ucgm.objective import PRESETS, preset
 from ucgm.objective.times import Beta, LogitNormal
 from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
@@ -47,7 +48,7 @@ def write(path, **content):
 def test_help_is_fast_and_imports_no_torch():
     start = time.perf_counter()
     code = (
-        "import sys; from ucgm.cli.main import main; main(['--help']); "
+        "import sys; from ucgm.cli import main; main(['--help']); "
         "assert 'torch' not in sys.modules and 'jsonargparse' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -181,7 +182,7 @@ def test_a_run_config_imports_nothing_outside_the_package():
     content["data"]["class_path"] = "ucgm.transport.Linear"
     with pytest.raises(ValueError, match="not a DataConfig"):
         from_dict(Config, content)
-    with pytest.raises(ValueError, match="unknown keys"):
+    with pytest.raises(ValueError, match="unknown setting train.stps; did you mean train.steps"):
         from_dict(Config, {"train": {"stps": 1}})
 
 
@@ -196,14 +197,14 @@ def test_differences_name_the_key():
 
 
 def test_list_options(monkeypatch):
-    assert cli._options(["run", "--steps", "1", "2", "--num-images", "3"], ["steps"]) == [
+    assert options.join_options(["run", "--steps", "1", "2", "--num-images", "3"], ["steps"]) == [
         "run",
         "--steps",
         "[1,2]",
         "--num_images",
         "3",
     ]
-    assert cli._options(["--steps=[4]"], ["steps"]) == ["--steps=[4]"]
+    assert options.join_options(["--steps=[4]"], ["steps"]) == ["--steps=[4]"]
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/**/*.yaml")), ids=lambda p: p.stem)

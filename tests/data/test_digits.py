@@ -40,7 +40,7 @@ def test_decode_keeps_the_grey_levels():
 def test_held_out_and_errors(monkeypatch):
     assert Digits().held_out() == Digits("test")
     assert Digits("test").held_out() is None
-    with pytest.raises(ValueError, match="choose train, test or all"):
+    with pytest.raises(ValueError, match="data.split must be one of train, test, all"):
         Digits("validation").open()
     real = builtins.__import__
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import ucgm.data.encoding.command
 from tests import group
 from tests.data import toys
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.data import CodecSettings, Latents, check_card, keep_card, open_for_sampling
 from ucgm.data.encoding.command import encode_data
 from ucgm.data.latents.autoencoder import open_autoencoder
@@ -133,7 +133,7 @@ def test_identity_keeps_pixels(encode, tree):
         folder / "shard_00000.safetensors"
     )
     dataset = Latents(str(folder)).open()
-    assert dataset.exact and dataset.mirrored and dataset.shape == (3, SIZE, SIZE)
+    assert dataset.lossless and dataset.mirrored and dataset.shape == (3, SIZE, SIZE)
     x, y = dataset.__getitems__([23, 63])
     assert torch.equal(x[0], pixels_of(tree, "n2/003.JPEG")) and torch.equal(x[1], x[0].flip(-1))
     assert y.tolist() == [2, 2]

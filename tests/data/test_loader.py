@@ -225,7 +225,7 @@ def test_errors_of_a_worker_arrive(tmp_path):
 def test_images_on_the_fly(tmp_path):
     folder = toys.image_tree(tmp_path / "tree", 3, 4)
     dataset = Images(str(folder), 16).open()
-    assert dataset.shape == (3, 16, 16) and dataset.num_classes == 3 and dataset.exact
+    assert dataset.shape == (3, 16, 16) and dataset.num_classes == 3 and dataset.lossless
     assert dataset.class_names == ("n0", "n1", "n2")
     x, y = dataset.__getitems__([0, 5, 12 + 5])
     pixels = read_image((folder / "n1" / "001.JPEG").read_bytes(), 16)

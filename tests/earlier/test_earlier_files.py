@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 import ucgm
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.data import Latents
 from ucgm.runs.config import read_config
 

@@ -312,7 +312,7 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
 def test_the_command_takes_every_setting(monkeypatch):
     """Fields of the settings are options like the arguments of the command."""
     import ucgm.evaluation.benchmark as module
-    from ucgm.cli import main as cli
+    from ucgm.cli import commands as cli
 
     seen = {}
 

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.cli import main as cli
 from ucgm.evaluation.tuning.search import FAMILIES, Candidate, Space, fitted, passes, search
 from ucgm.evaluation.tuning.tune import Budget, CandidateScorer, default_of, tune, tune_sampler
-from ucgm.runs.config import Config, from_dict
+from ucgm.runs.config import from_dict
+from ucgm.runs.layers import config_of
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.transport import Linear
 
@@ -140,14 +140,9 @@ def test_what_is_written_can_be_layered(tuned):
     path = folder / "sampler.yaml"
     sections = yaml.safe_load(path.read_text())
     assert from_dict(Sampler, sections["sampler"]).nfe <= 3
-    parser = cli._parser(prog="ucgm train")
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(Config, as_group=False)
-    parser.link_arguments("objective.transport", "sampler.transport", apply_on="parse")
-    words = ["--config", "configs/digits.yaml", "--config", str(path)]
-    values = parser.instantiate(cli._parse(parser, cli._expand_presets(words)))
-    assert values.sampler == from_dict(Sampler, tuned["tuned"]["sampler"])
-    assert values.guidance == from_dict(Guidance, tuned["tuned"]["guidance"])
+    config = config_of(["--config", "configs/digits.yaml", "--config", str(path)])
+    assert config.sampler == from_dict(Sampler, tuned["tuned"]["sampler"])
+    assert config.guidance == from_dict(Guidance, tuned["tuned"]["guidance"])
     trace = json.loads((folder / "trace.json").read_text())
     assert len(trace["trials"]) > 8
     assert (folder / "trace.png").read_bytes()[:4] == b"\x89PNG"

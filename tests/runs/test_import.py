@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, load_run
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.data import Codec, DataSpec, Latents
 from ucgm.data.encoding.command import encode_data
 from ucgm.generation.command import Settings, samples_of_run

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.forked import job, run_jobs
 from tests.training.test_train import same, tiny, weights
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.nn import DiTConfig, EDM2Config
 from ucgm.objective import preset
 from ucgm.runs import checkpoint

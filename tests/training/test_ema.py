@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.training.test_train import same, tiny
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.runs import checkpoint
 from ucgm.runs.averages import coefficients, find_snapshots, inner_products
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, power_exponent, stem_of

@@ -78,14 +78,14 @@ def test_a_nan_image_leaves_out_one_update(runs, kind):
 
 
 def poison(monkeypatch, samples):
-    original = DigitsDataset.__getitems__
+    original = DigitsDataset.read
 
-    def getitems(self, indices):
+    def read(self, indices):
         x, y = original(self, indices)
         x[[samples is None or int(i) in samples for i in indices]] = float("nan")
         return x, y
 
-    monkeypatch.setattr(DigitsDataset, "__getitems__", getitems)
+    monkeypatch.setattr(DigitsDataset, "read", read)
 
 
 def test_a_mean_over_a_period_is_over_the_steps_that_were_taken(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import math
 import pytest
 from PIL import Image
 
-from ucgm.cli import main as cli
+from ucgm.cli import commands as cli
 from ucgm.training.plot import curve, names_of, profile, read_metrics
 
 

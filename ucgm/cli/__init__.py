@@ -1,1 +1,5 @@
-"""The command line."""
+"""The command line: commands, their options, and the texts of their help."""
+
+from ucgm.cli.commands import main
+
+__all__ = ["main"]

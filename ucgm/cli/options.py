@@ -1,19 +1,84 @@
-"""Options of a command: from words to settings, and from a parser's error to one line."""
+"""Options of the commands that are one function: its arguments, by the parser of jsonargparse.
+
+The fields of an argument that is a dataclass are options like the others; an argument ``changes``
+collects ``--config FILE``, ``--sampler.KEY VALUE`` and ``--guidance.KEY VALUE`` as they are, for
+:mod:`ucgm.runs.layers`.
+"""
 
 import argparse
 import dataclasses
 import difflib
+import inspect
+import itertools
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
+_CHANGES = re.compile(r"--(config$|sampler\.|guidance\.)")
+
+
+def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> Any:
+    """Call ``function`` with the arguments that ``words`` give.
+
+    Raises:
+        ValueError: an option that is unknown or has no meaning, with the nearest one.
+    """
+    hints = typing.get_type_hints(function)
+    names = list(inspect.signature(function).parameters)
+    groups = {k: group for k in names if (group := _dataclass_of(hints.get(k)))}
+    for key, group in groups.items():
+        hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(group)
+    given: dict[str, Any] = {}
+    if "changes" in names:
+        given["changes"], words = _split(words)
+    lists = [k for k, hint in hints.items() if re.search(r"\b(list|tuple)\[", str(hint))]
+    if names[:1] == lists[:1]:  # plot RUN RUN ...
+        first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+        words = ([json.dumps(first)] if first else []) + list(words[len(first) :])
+    switches = [k for k, hint in hints.items() if hint is bool]
+    parser = _parser(prog=program)
+    parser.add_function_arguments(function, as_positional=True, skip={*groups, *given})
+    for group in groups.values():
+        parser.add_class_arguments(group, as_group=False)
+    values = parser.instantiate(_parse(parser, join_options(words, lists, switches))).as_dict()
+    for key, group in groups.items():
+        fields = [field.name for field in dataclasses.fields(group)]
+        values[key] = group(**{name: values.pop(name) for name in fields})
+    return function(**values, **given)
+
+
+def help_of_settings(cls: type) -> str:
+    """Every setting of a configuration, with its meaning."""
+    parser = _parser(prog="ucgm train")
+    parser.add_argument("--run_dir", help="folder of the run; the same one continues")
+    parser.add_argument("--config", help="YAML file; several are layered")
+    parser.add_class_arguments(cls, as_group=False)
+    return parser.format_help()
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that change a run's settings, each with its value, and the others."""
+    changes: list[str] = []
+    others: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        option = _CHANGES.match(word.partition("=")[0])
+        (changes if option else others).append(word)
+        if option and "=" not in word and waiting and not waiting[0].startswith("--"):
+            changes.append(waiting.pop(0))
+    return changes, others
+
+
+def _dataclass_of(hint: Any) -> Any:
+    """The dataclass of ``Dataclass | None``; None for other types."""
+    return next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
 
 
 def _parser(**options: Any) -> Any:
-    """A parser that raises instead of exiting, and that reads class choices by their type."""
+    """A parser that raises instead of exiting."""
     import jsonargparse
 
     from ucgm.runs.config import POLYMORPHIC
@@ -28,51 +93,35 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
     """Namespace of ``words``; errors become one ValueError that names the nearest option."""
     import jsonargparse
 
+    shown = [("--help" if word == "--help-all" else word) for word in words]
     try:
-        return parser.parse_args(list(words))
+        return parser.parse_args(shown)
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError) as error:
         raise ValueError(_explain(str(error), parser)) from None
 
 
 def _explain(message: str, parser: Any) -> str:
-    """A parser's message with the nearest valid key."""
+    """A parser's message with the nearest option."""
+    found = re.search(r"unrecognized arguments: --([\w.]+)", message)
+    if not found:
+        return message
     known = {
         name.lstrip("-")
         for action in parser._actions
         for name in (*action.option_strings, action.dest)
-        if not name.endswith((".help", "help", "print_config"))
-    } | _choice_fields()
-    key = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    if key:
-        wrong = f"{key[1]}.{key[2]}"
-    else:
-        flag = re.search(r"unrecognized arguments: --([\w.]+)", message)
-        plain = re.search(r"[Oo]ption '([\w.]+)' is not accepted", message)
-        found = flag or plain or re.search(r"Key '([\w.]+)' is not expected", message)
-        if not found:
-            return message
-        wrong = found[1]
-    near = difflib.get_close_matches(wrong, known, 1, 0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown setting {wrong}{hint}"
+        if not name.endswith(("help", "print_config"))
+    }
+    near = difflib.get_close_matches(found[1], known, 1, 0.5)
+    hint = f"; did you mean --{near[0].replace('_', '-')}?" if near else ""
+    return f"unknown option --{found[1].replace('_', '-')}{hint}"
 
 
-def _choice_fields() -> set[str]:
-    """Names of the settings of every class that a ``class_path`` may name."""
-    from ucgm.runs.config import POLYMORPHIC
-
-    found, todo = set(), list(POLYMORPHIC)
-    while todo:
-        cls = todo.pop()
-        todo += cls.__subclasses__()
-        found |= {f.name for f in dataclasses.fields(cls)}
-    return found
-
-
-def _options(
+def join_options(
     words: Sequence[str], lists: Sequence[str] = (), switches: Sequence[str] = ()
 ) -> list[str]:
-    """``--run-dir`` as ``--run_dir``, ``--steps 1 2`` as ``--steps [1,2]``, ``--on`` as true."""
+    """``--run-dir`` as ``--run_dir``, ``--steps 1 2`` and ``--steps 1,2`` as ``--steps [1,2]``,
+    ``--on`` as true.
+    """
     result: list[str] = []
     i = 0
     while i < len(words):
@@ -82,71 +131,20 @@ def _options(
             result.append(word)
             continue
         name, equals, value = word.partition("=")
-        name = "--" + name[2:].replace("-", "_")
+        name = "--" + (name[2:] if name == "--help-all" else name[2:].replace("-", "_"))
         if name[2:] in switches and words[i : i + 1] not in (["true"], ["false"]) and not equals:
             result.append(name + "=true")
             continue
         if equals or name[2:] not in lists:
             result.append(name + equals + value)
             continue
-        values = []
+        values: list[str] = []
         while i < len(words) and not words[i].startswith("--"):
-            values.append(words[i])
+            numbers = re.fullmatch(r"-?\d+(,-?\d+)+", words[i])
+            values += words[i].split(",") if numbers else [words[i]]
             i += 1
         if not values or values[0][:1] != "[":
             plain = (v if re.fullmatch(r"[\w.+/:-]+", v) else json.dumps(v) for v in values)
             values = [f"[{','.join(plain)}]"]
         result += [name, *values]
     return result
-
-
-def _expand_presets(words: Sequence[str]) -> list[str]:
-    """Put a preset's settings in front of whatever names it, and files in today's names.
-
-    So a file that names a preset starts the objective afresh, its own keys and all later ones
-    override the preset, and a short delta over a longer file means what it says.
-    """
-    from ucgm.objective import preset
-    from ucgm.runs.config import to_dict
-    from ucgm.runtime.earlier import current_names
-
-    result: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        option, equals, value = word.partition("=")
-        if option not in ("--config", "--objective.preset") or not (equals or waiting):
-            result.append(word)
-            continue
-        value = value if equals else waiting.pop(0)
-        name = value
-        if option == "--config":
-            content = _read_yaml(value)
-            section = content.get("objective")
-            name = section.get("preset") if isinstance(section, dict) else None
-            current = current_names(content)
-            if current != content:
-                value = yaml.safe_dump(current)
-        if name is not None:
-            result += ["--config", yaml.safe_dump({"objective": to_dict(preset(name))})]
-        result += [option, value]
-    return result
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    """The sections of a configuration file."""
-    try:
-        with open(path) as file:
-            content = yaml.safe_load(file)
-    except OSError as error:
-        raise ValueError(f"cannot read --config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not readable YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path} must hold sections such as model: and train:")
-    return content
-
-
-def _dataclass_of(hint: Any) -> Any:
-    """The dataclass of ``Dataclass | None``; None for other types."""
-    return next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.latents.codec import Codec
+from ucgm.data.pixels import to_uint8
 from ucgm.runtime.randomness import RowRandom
 
 
@@ -33,7 +34,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
         shape: (C, H, W) of one x.
         num_classes: number of classes; 0 when the data have no labels.
         class_names: one name per class, empty when there are none.
-        exact: whether ``decode`` gives back the real image (pixels do, lossy latents do not), so
+        lossless: whether ``decode`` gives back the stored image (pixels do, latents do not), so
             that the set itself can serve as the reference of a benchmark.
         extractor: name of the feature extractor for such images.
         mirrored: whether index ``len(self) + i`` is sample i flipped left to right.
@@ -46,7 +47,7 @@ class Dataset(torch.utils.data.Dataset, ABC):
     shape: tuple[int, int, int]
     num_classes: int
     class_names: tuple[str, ...]
-    exact: bool = False
+    lossless: bool = False
     extractor: str = "inception"
     mirrored: bool = False
     sampled: bool = False
@@ -58,21 +59,22 @@ class Dataset(torch.utils.data.Dataset, ABC):
         """Number of samples."""
 
     @abstractmethod
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """One gather: x (B, C, H, W) float32 and y (B,) int64."""
-
     def read(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """One gather of what is stored, (B, ...) of any dtype, and y (B,) int64."""
-        return self.__getitems__(indices)
 
     def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
         """What :meth:`read` gave, on any device, to x (B, C, H, W) float32 on that device.
 
         Args:
-            stored: as read.
+            stored: (B, ...) as read.
             random: numbers per row, where a sample is drawn from stored moments; None: the mean.
         """
         return stored
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """One gather: x (B, C, H, W) float32 and y (B,) int64; no random numbers are drawn."""
+        stored, y = self.read(indices)
+        return self.prepare(stored), y
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One sample: x (C, H, W) float32 and y () int64."""
@@ -81,9 +83,9 @@ class Dataset(torch.utils.data.Dataset, ABC):
         x, y = self.__getitems__([index % len(self)])
         return x[0], y[0]
 
-    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float in the network's space to (B, channels, height, width) uint8."""
+        return to_uint8(x) if self.codec is None else self.codec.decode(x)
 
     def describe(self) -> str:
         """One line for the log: name, size, shape, classes."""

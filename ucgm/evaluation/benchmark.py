@@ -31,7 +31,7 @@ from ucgm.evaluation.references import extract_dataset, measure, open_panel
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction, consecutive
-from ucgm.generation.command import Settings, protocol_of, samples_of_run
+from ucgm.generation.command import Settings, protocol_of, samples_of_run, with_changes
 from ucgm.generation.samples import SampleSet
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
@@ -240,6 +240,7 @@ def benchmark_run(
     checkpoint: int | None = None,
     keep_features: bool = True,
     device: str | None = None,
+    changes: list[str] | None = None,
 ) -> dict[str, Any]:
     """FID and its companions against the number of steps, with pictures.
 
@@ -256,12 +257,14 @@ def benchmark_run(
         checkpoint: training step of the checkpoint; the latest when left out.
         keep_features: keep the features, so that another metric costs no sampling.
         device: cpu, cuda, ...; the fastest there is when left out.
+        changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
 
     Returns:
         the content of ``benchmark.json``.
     """
     world = join_world(device)
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
+    run = with_changes(run, changes)
     counts = (1, 2, 4, 8, 16) if steps is None else steps
     result = benchmark(
         run, counts, num_samples, repeats, settings, ruler, out_dir, batch_size, world=world

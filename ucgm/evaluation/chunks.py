@@ -107,7 +107,7 @@ class ChunkFolder:
 
 
 def save_rows(path: Path, rows: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Save tensors with their checksum and some JSON facts, whole or not at all.
+    """Save arrays (N, ...) with their checksum and some JSON facts, whole or not at all.
 
     Raises:
         ValueError: when the disk is full; the files written before stay.
@@ -140,7 +140,7 @@ def load_rows(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def checksum(rows: dict[str, Tensor]) -> str:
-    """sha256 over names, shapes and values."""
+    """sha256 over names, shapes and values of tensors of any shape."""
     digest = hashlib.sha256()
     for name in sorted(rows):
         digest.update(f"{name} {tuple(rows[name].shape)} {rows[name].dtype}".encode())
@@ -223,7 +223,7 @@ class GeneratedImages:
         return self.counter.rows
 
     def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Sampled and decoded tile by tile, both timed."""
+        """Images (B, C, H, W) of ``indices`` (n,), sampled and decoded tile by tile, both timed."""
 
         def make(tile: Tile) -> Tensor:
             with watch.time("sampler", len(tile.rows)):
@@ -235,7 +235,7 @@ class GeneratedImages:
             yield by_tiles(batch, self.samples.tile, make)
 
     def labels_at(self, indices: Tensor) -> Tensor:
-        """The labels that were asked for."""
+        """The labels (n,) that were asked for at ``indices`` (n,)."""
         return self.samples.labels_at(indices)
 
 

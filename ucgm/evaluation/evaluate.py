@@ -46,14 +46,14 @@ class StoredImages:
         self.set, self.batch_size = images, batch_size
 
     def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Images in order, reading timed as decoding."""
+        """Images (B, C, H, W) of ``indices`` (n,) in order, reading timed as decoding."""
         for batch in indices.split(self.batch_size):
             with watch.time("decoder", len(batch)):
                 images = self.set.images(batch)
             yield images
 
     def labels_at(self, indices: Tensor) -> Tensor:
-        """Labels of the set; -1 where there are none."""
+        """Labels (n,) of the set at ``indices`` (n,); -1 where there are none."""
         labels = self.set.labels
         return torch.full_like(indices, -1) if labels is None else labels[indices]
 

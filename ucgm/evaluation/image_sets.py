@@ -51,7 +51,7 @@ class DatasetImages(ImageSet):
     """The images of a data set that holds pixels."""
 
     def __init__(self, data: Dataset) -> None:
-        if not data.exact:
+        if not data.lossless:
             raise ValueError(f"{data.name} holds latents: name the images they were made from.")
         self.data = data
         self.identity = {"images": data.describe()}

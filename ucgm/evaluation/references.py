@@ -97,7 +97,7 @@ def _compared(
 
 
 def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
-    """Measured of extractor outputs that are in memory."""
+    """Statistics of extractor outputs (N, ...) that are in memory, with labels (N,)."""
     rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
     moments = {
         name: moments_of(values)
@@ -120,7 +120,7 @@ def extract_dataset(
             f"the images of {data.name} are not here to compare with: name a file of their "
             "statistics with --reference (see `ucgm reference`)."
         )
-    if not data.exact:
+    if not data.lossless:
         raise ValueError(
             f"{data.name} holds latents, their decoded images are no reference: give a reference "
             "file made by `ucgm reference` from the images."

@@ -89,7 +89,7 @@ class FeatureExtraction:
 
 
 def facts_of(folder: ChunkFolder, parts: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Counts, image hash and times of a finished set, from its files."""
+    """Counts, image hash and times of a finished set of ``parts`` (n,), from its files."""
     count = sum(map(len, parts))
     hashes = []
     rows, seconds, timed = 0, dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)

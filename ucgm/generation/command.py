@@ -5,6 +5,8 @@ and data from a run folder, writes images in index order, and says in ``protocol
 them.
 """
 
+import hashlib
+import json
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,25 +16,17 @@ import torch
 from torch import Tensor
 
 from ucgm.data.pixels import UINT8_RULE, grid
-from ucgm.data.sets.card import open_for_sampling
+from ucgm.data.sets.declared import open_for_sampling
 from ucgm.generation.grids import grid_indices, save_grid, save_image
 from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
 from ucgm.generation.writers import LatentSink, NpzSink, PngSink
 from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runs.config import differences
+from ucgm.runs.layers import config_of
 from ucgm.runtime.files import claim_folder, plain
 from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.sampler import Guidance
-
-__all__ = [
-    "SampleSet",
-    "Settings",
-    "claim_folder",
-    "protocol_of",
-    "sample_run",
-    "samples_of_run",
-    "save_preview",
-]
 
 Format = Literal["png", "npz", "latents"]
 Sink = PngSink | NpzSink
@@ -101,6 +95,28 @@ def samples_of_run(
     return samples if steps is None else samples.with_steps(steps)
 
 
+def with_changes(run: Run, changes: list[str] | None) -> Run:
+    """The run with another sampler and guidance.
+
+    Args:
+        run: stays as it is.
+        changes: ``--sampler.KEY VALUE``, ``--guidance.KEY VALUE`` and ``--config FILE``.
+
+    Raises:
+        ValueError: a setting without a meaning, or one of another section.
+    """
+    if not changes:
+        return run
+    asked = config_of(changes, run.config)
+    config = replace(run.config, sampler=asked.sampler, guidance=asked.guidance)
+    others = differences(config, asked)
+    if others:
+        raise ValueError(
+            f"only sampler and guidance can be set for a run that is trained, not {others[0]}"
+        )
+    return replace(run, config=config)
+
+
 def guidance_of_run(run: Run, settings: Settings) -> Guidance:
     """The guidance in force: the run's, with the scale of ``settings`` when it has one."""
     if settings.guidance_scale is None:
@@ -161,6 +177,8 @@ def sample_run(
     weights: str = "ema",
     checkpoint: int | None = None,
     device: str | None = None,
+    changes: list[str] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Sample images of a trained run to a folder.
 
@@ -177,6 +195,8 @@ def sample_run(
         weights: ema or network.
         checkpoint: training step of the checkpoint; the latest when left out.
         device: cpu, cuda, ...; the fastest there is when left out.
+        changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
+        overwrite: replace what another command put into the folder.
 
     Returns:
         the folder.
@@ -185,14 +205,17 @@ def sample_run(
         raise ValueError("num_images and batch_size must be at least 1.")
     world, settings = join_world(device), settings or Settings()
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
+    run = with_changes(run, changes)
     samples = samples_of_run(run, settings, steps, world.device)
     steps = samples.sampler.steps
     protocol = protocol_of(run, settings, samples) | {"steps": steps, "num_images": num_images}
     name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{settings.seed}"
+    if changes or settings != Settings(seed=settings.seed):
+        name += "_" + _short_digest(protocol)
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
     if world.first:
-        claim_folder(folder, protocol)
+        claim_folder(folder, protocol, overwrite)
         sink_of(format, folder).clear()
     world.wait()
     sink = sink_of(format, folder)
@@ -209,13 +232,14 @@ def sample_run(
     return folder
 
 
+def _short_digest(protocol: dict[str, Any]) -> str:
+    """Eight digits that tell settings apart, whatever the number of images."""
+    made = {key: value for key, value in protocol.items() if key != "num_images"}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _draw(
-    samples: SampleSet,
-    indices: Tensor,
-    batch_size: int,
-    sink: Sink,
-    world: World,
-    shown: Tensor,
+    samples: SampleSet, indices: Tensor, batch_size: int, sink: Sink, world: World, shown: Tensor
 ) -> Tensor:
     """Write this process's share of the samples ``indices``; returns the images of ``shown`` (k,).
 

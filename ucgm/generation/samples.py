@@ -46,7 +46,7 @@ class RowCounter:
         self.rows = 0
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """The network's prediction."""
+        """The network's prediction (B, ...) at x (B, ...), t, y, s (B,)."""
         self.rows += len(x)
         return call(self.network, x, t, y, s)
 

@@ -51,7 +51,7 @@ class DiffusersNetwork:
         self.num_classes = last if self.table else config.get("num_embeds_ada_norm")
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """The prediction, without a learned variance."""
+        """The prediction at x (B, C, H, W), t, y, s (B,), without a learned variance."""
         if s is not None:
             raise ValueError(
                 "a diffusers transformer has one time: choose another solver than jump"

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ucgm.data.pixels import to_uint8
-from ucgm.data.sets.card import open_for_sampling
+from ucgm.data.sets.declared import open_for_sampling
 from ucgm.integrations.foreign import random_of
 from ucgm.integrations.scheduler import UCGMScheduler
 from ucgm.runs.checkpoint import Run

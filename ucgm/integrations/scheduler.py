@@ -225,7 +225,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """The state after one evaluation, in the type of ``model_output``.
+        """The state (B, ...) after one evaluation, in the type of ``model_output`` (B, ...).
 
         ``timestep`` is not read: steps are counted.  ``generator`` is read at the first step that
         draws noise.
@@ -249,7 +249,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """``sample`` itself: the state is what the model sees."""
+        """``sample`` (B, ...) itself: the state is what the model sees."""
         return sample
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return alpha * sample + sigma * noise
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The same as :meth:`scale_noise`, under its older name."""
+        """The same as :meth:`scale_noise`, (B, ...), under its older name."""
         return self.scale_noise(original_samples, timesteps, noise)
 
     def __len__(self) -> int:

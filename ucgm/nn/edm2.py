@@ -31,7 +31,7 @@ MODEL_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448
 
 
 def unit(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """Scale `x` to root mean square one over `dims`, in float32 or wider; the dtype is kept."""
+    """Scale `x`, of any shape, to root mean square one over `dims`, in float32 or wider."""
     count = math.prod(x.shape[d] for d in ((dims,) if isinstance(dims, int) else dims))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=wide)
@@ -39,17 +39,17 @@ def unit(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """Magnitude-preserving SiLU."""
+    """Magnitude-preserving SiLU of any shape."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, r: float) -> Tensor:
-    """Magnitude-preserving sum; `r` is the share of `b`."""
+    """Magnitude-preserving sum of `a` and `b` of any shape; `r` is the share of `b`."""
     return torch.lerp(a, b, r) / math.hypot(1 - r, r)
 
 
 def mp_cat(a: Tensor, b: Tensor, r: float = 0.5) -> Tensor:
-    """Magnitude-preserving concatenation of channels; `r` is the share of `b`."""
+    """Magnitude-preserving concatenation of channels (B, C, H, W); `r` is the share of `b`."""
     na, nb = a.shape[1], b.shape[1]
     scale = math.sqrt(na + nb) / math.hypot(1 - r, r)
     return torch.cat([a * (scale * (1 - r) / math.sqrt(na)), b * (scale * r / math.sqrt(nb))], 1)
@@ -132,7 +132,7 @@ class EDM2Block(nn.Module):
         return x.clamp(-256, 256)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Self-attention over pixels with unit queries, keys and values."""
+        """Self-attention over the pixels of (B, C, H, W) with unit queries, keys and values."""
         assert self.attn_qkv is not None and self.attn_proj is not None
         qkv = self.attn_qkv(x).unflatten(1, (self.num_heads, -1, 3)).flatten(4)
         q, k, v = unit(qkv, 2).transpose(2, 4).unbind(3)

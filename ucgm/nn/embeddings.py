@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 _NUM_FREQUENCIES = 128
@@ -152,13 +153,11 @@ class PatchEmbedder(nn.Module):
         """Map `x` (B, C, H, W) to (B, H W / p^2, width)."""
         # A matrix product: for so few channels it beats the convolution on every device.
         p = self.patch_size
-        patches = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(
-            patches.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias
-        )
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def unpatchify(tokens: Tensor, patch_size: int, grid: int) -> Tensor:
     """Lay tokens (B, grid^2, p^2 C), channel last inside a patch, out as (B, C, H, W)."""
-    patches = tokens.unflatten(-1, (patch_size, patch_size, -1)).unflatten(1, (grid, grid))
-    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    side = {"h": grid, "p": patch_size, "q": patch_size}
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", **side)

@@ -161,7 +161,7 @@ class Network(ModelMixin, ConfigMixin):
         h: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Forward pass of the public architecture, in its own time and sign."""
+        """Forward pass (B, C, H, W) of the public architecture, in its own time and sign."""
         raise NotImplementedError(f"{type(self).__name__} must define native")
 
     def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
@@ -176,7 +176,7 @@ class Network(ModelMixin, ConfigMixin):
         return c
 
     def require_labels(self, y: Tensor | None) -> Tensor:
-        """Return `y`, or raise for a class-conditional network without labels."""
+        """Return `y` (B,), or raise for a class-conditional network without labels."""
         if y is None:
             raise ValueError(
                 f"a class-conditional network needs y; pass y = {self.num_classes} "
@@ -185,7 +185,7 @@ class Network(ModelMixin, ConfigMixin):
         return y
 
     def run(self, blocks: list[nn.Module] | nn.ModuleList, x: Tensor, *args: object) -> Tensor:
-        """Pass `x` through the blocks, which are recomputed in the backward pass if asked for."""
+        """Pass `x` (B, N, D) through the blocks, recomputed in the backward pass if asked for."""
         recompute = self._gradient_checkpointing_func if self.gradient_checkpointing else None
         if recompute is None or not torch.is_grad_enabled():
             for block in blocks:

@@ -25,7 +25,7 @@ from ucgm.transport import expand
 
 
 def transported(x: Tensor, z: Tensor) -> Tensor:
-    """``z`` permuted so that the sum of |x - z|^2 over pairs is least; labels stay with ``x``.
+    """``z`` (B, ...) permuted so that the sum of |x - z|^2 over pairs is least; labels stay with x.
 
     The assignment is made on the host and within the given rows, so it depends on how the global
     batch is cut.
@@ -75,7 +75,7 @@ def own_samples(objective: ObjectiveSettings, passes: Passes) -> Draw:
 def matching_term(
     objective: ObjectiveSettings, passes: Passes, x_t: Tensor, prediction: Tensor
 ) -> Tensor:
-    """Mean over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
+    """Mean () over the one-step rows of |F - stopgrad(F - clamp(F_fake - F_real))|^2, powered.
 
     The sum is divided by the expected number of such rows, a quarter, and not by the number drawn:
     so the mean of several processes, which draw different numbers, is that of one.

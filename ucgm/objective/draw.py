@@ -61,7 +61,7 @@ class Draw:
     host: HostTimes | None = None
 
     def completed(self, s: Tensor, m: Tensor) -> "Draw":
-        """The same draw with destinations, anchors and their CPU copies."""
+        """The same draw with destinations s (B,), anchors m (B,) and their CPU copies."""
         dropped = self.dropped if self.dropped is not None else torch.zeros_like(self.t).bool()
         host = self.host or HostTimes(
             self.t.cpu(),

@@ -109,7 +109,9 @@ def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
 def evaluate(
     passes: Passes, networks: Any, rows: Tensor, x: Tensor, y: Tensor | None, s: Tensor
 ) -> Tensor:
-    """The prediction of a network, or the mean of several, on ``rows``."""
+    """The prediction (B, ...) of a network, or the mean of several, on ``rows`` (B,) of x (B,
+    ...).
+    """
     several = networks if isinstance(networks, Sequence) else [networks]
     t = passes.draw.t
     results = [passes.on_rows(network, rows, x, t, y, s) for network in several]

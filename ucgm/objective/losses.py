@@ -28,7 +28,7 @@ Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
 
 
 def mean_flat(x: Tensor) -> Tensor:
-    """Mean over all axes but the first."""
+    """Mean (B,) over all axes of (B, ...) but the first."""
     return x.flatten(1).mean(1)
 
 

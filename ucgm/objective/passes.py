@@ -83,13 +83,15 @@ class Passes:
             torch.cuda.set_rng_state(self._state[1], self.draw.x.device)
 
     def index(self, rows: Tensor) -> Tensor | None:
-        """Indices on the device of a CPU row mask; None: all rows."""
+        """Indices (R,) on the device of a CPU row mask (B,); None: all rows."""
         if self.whole or bool(rows.all()):
             return None
         return rows.nonzero().flatten().to(self.draw.x.device, non_blocking=True)
 
     def anywhere(self, rows: Tensor) -> bool:
-        """Whether a pass for ``rows`` (a CPU mask) is made: for rows of this process, or others."""
+        """Whether a pass for ``rows`` (B,), a CPU mask, is made: for rows of this process, or
+        others.
+        """
         return self.any_rank(bool(rows.any()))
 
     def call(
@@ -135,7 +137,9 @@ class Passes:
         return full_precision(torch.cat(parts))
 
     def gradient(self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor) -> Tensor:
-        """The pass that carries the gradient, through the wrapper, in the ambient precision."""
+        """The pass (B, ...) that carries the gradient, through the wrapper, in the ambient
+        precision.
+        """
         return self.call(self.network, x, t, y, s)
 
     def on_rows(
@@ -147,7 +151,7 @@ class Passes:
         y: Tensor | None,
         s: Tensor,
     ) -> Tensor:
-        """A pass of the bare network for ``rows`` (a CPU mask); the others' result is 0."""
+        """A pass (B, ...) of the bare network for ``rows`` (B,), a CPU mask; 0 on the others."""
         if not self.anywhere(rows):
             return torch.zeros_like(x)
         index = self.index(stand_in(rows))
@@ -163,15 +167,15 @@ def stand_in(rows: Tensor) -> Tensor:
 
 
 def take(x: Any, index: Tensor | slice | None) -> Any:
-    """Rows ``index`` of a tensor; all for None, None for None."""
+    """Rows ``index`` (R,) of a tensor (B, ...); all for None, None for None."""
     return x if x is None or index is None else x[index]
 
 
 def put(x: Tensor, index: Tensor | None, part: Tensor) -> Tensor:
-    """``x`` with rows ``index`` replaced by ``part``; all for None."""
+    """``x`` (B, ...) with rows ``index`` (R,) replaced by ``part`` (R, ...); all for None."""
     return part.to(x.dtype) if index is None else x.index_copy(0, index, part.to(x.dtype))
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """float32 unless already float64: residuals and losses are never formed in half precision."""
+    """float32 unless already float64, any shape: no residual is formed in half precision."""
     return x if x.dtype == torch.float64 else x.float()

@@ -69,7 +69,7 @@ def difference_tangent(
     step: float,
     central: bool,
 ) -> Tensor:
-    """T = dX/dt along the field by finite differences of width ``step`` on each side used.
+    """T (B, ...) = dX/dt along the field by finite differences of width ``step`` on each side.
 
     The points stay in [s, 1]: a central difference is one-sided at the borders.
     """
@@ -104,7 +104,7 @@ def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
 
 
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
-    """Elementwise clamp to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
+    """Clamp of x (B, ...) to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
     if normalize is not None:
         rms = x.flatten(1).square().mean(1).sqrt()
         return x / (expand(rms, x) + normalize)
@@ -182,7 +182,7 @@ def consistency_target(
 
 
 def own_velocity(passes: Passes, x_t: Tensor) -> Tensor:
-    """F of the trained network at s = t on the rows that move, 0 elsewhere; in float32."""
+    """F (B, ...) of the trained network at s = t on the rows that move, 0 elsewhere; in float32."""
     draw, host = passes.draw, passes.draw.host
     assert host is not None
     with torch.autocast(x_t.device.type, enabled=False):
@@ -218,7 +218,7 @@ class Tangents:
         return self.objective.transport
 
     def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
-        """F^- whose jump ends at s, of one network step or of several composed."""
+        """F^- (R, ...) whose jump ends at s, of one network step or of several composed."""
         n = self.objective.compose_steps
         start, state = x, x
         for i in range(n):

@@ -6,12 +6,16 @@ under which the class is public, whatever file it is in.  Reading imports nothin
 """
 
 import dataclasses
+import difflib
 import importlib
+import math
+import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,6 +24,7 @@ from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
 from ucgm.objective.times import Destination, TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
+from ucgm.runs.yaml_files import Word, read_yaml
 from ucgm.runtime.earlier import current_names
 from ucgm.sampler import Guidance, Sampler
 from ucgm.transport import Transport
@@ -27,6 +32,9 @@ from ucgm.transport import Transport
 POLYMORPHIC = (Transport, TimeDistribution, Destination, NetworkConfig, DataConfig)
 # Packages that export the classes a file may name.
 _PUBLIC = ("transport", "objective", "nn", "data", "integrations")
+# Modules of the user's own that were named with --import.
+_ALLOWED: set[str] = set()
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -72,62 +80,154 @@ def to_dict(value: Any) -> Any:
 
 def class_path(cls: type) -> str:
     """The path under which a class is public, such as ``ucgm.nn.DiTConfig``."""
-    package = ".".join(cls.__module__.split(".")[:2]) if cls.__module__ else ""
-    return f"{package}.{cls.__qualname__}"
+    module = cls.__module__
+    if module.startswith("ucgm."):
+        module = ".".join(module.split(".")[:2])
+    return f"{module}.{cls.__qualname__}"
 
 
-def _choice(expected: type, path: str, where: str) -> type[Any]:
-    """The class named by ``class_path``, which a package of ours must export."""
-    package, _, name = path.rpartition(".")
-    if package not in {f"ucgm.{public}" for public in _PUBLIC}:
-        raise ValueError(f"{where}: class_path {path!r} is not part of ucgm and is not imported")
-    cls = getattr(importlib.import_module(package), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, expected)):
-        raise ValueError(f"{where}: class_path {path!r} is not a {expected.__name__}")
-    return cls
-
-
-def from_dict(expected: Any, value: Any, where: str = "config") -> Any:
-    """The inverse of :func:`to_dict` for the type ``expected``.
+def allow_module(name: str) -> None:
+    """Import a module of the user's own, whose classes configurations may then name.
 
     Raises:
-        ValueError: an unknown key or a class that does not fit, with its place in the file.
+        ValueError: it cannot be imported.
     """
-    origin = typing.get_origin(expected)
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"--import {name} fails: {type(error).__name__}: {error}") from error
+    _ALLOWED.add(name)
+
+
+def _choice(expected: type, path: Any, where: str) -> type[Any]:
+    """The class named by ``class_path``: of a package of ours, or of a module that was allowed.
+
+    Nothing is imported because a file names it.
+    """
+    path = str(path) if isinstance(path, Word) else path
+    if not isinstance(path, str):
+        raise ValueError(f"{where}.class_path must be the name of a class, got {path!r}")
+    package, _, name = path.rpartition(".")
+    packages = [f"ucgm.{public}" for public in _PUBLIC]
+    if package and package not in packages and package not in _ALLOWED:
+        raise ValueError(
+            f"{where}: class_path {path!r} is not part of ucgm and is not imported; to use a class "
+            "of your own, name its module with --import"
+        )
+    for module in [package] if package else [*packages, *_ALLOWED]:
+        cls = getattr(importlib.import_module(module), name, None)
+        if isinstance(cls, type) and issubclass(cls, expected):
+            return cls
+    known = sorted({cls.__name__ for cls in _subclasses(expected)})
+    near = difflib.get_close_matches(name, known, 1, 0.45)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    raise ValueError(f"{where}: class_path {path!r} is not a {expected.__name__}{hint}")
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def from_dict(expected: Any, value: Any, where: str = "") -> Any:
+    """The inverse of :func:`to_dict` for the type ``expected``: every value is checked.
+
+    Raises:
+        ValueError: an unknown key, a value of another type, a number that is not finite, or a class
+            that does not fit, with its place in the file.
+    """
+    if isinstance(value, Word) and expected is not str:
+        value = value.read(where)
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin in (typing.Union, types.UnionType):
-        options = [t for t in typing.get_args(expected) if t is not type(None)]
+        options = [t for t in arguments if t is not type(None)]
         return None if value is None else from_dict(options[0], value, where)
     if origin is tuple:
-        return tuple(value)
-    if not (isinstance(expected, type) and dataclasses.is_dataclass(expected)):
-        return value
-    cls: type[Any] = expected
-    if isinstance(value, dict) and issubclass(cls, POLYMORPHIC):
-        cls = _choice(cls, value.get("class_path", ""), where)
-        value = value.get("init_args") or {}
+        return _tuple(arguments, value, where)
+    if origin is Literal:
+        if any(value == a and type(value) is type(a) for a in arguments):
+            return value
+        raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
+        return _section(expected, value, where)
+    return _plain(expected, value, where)
+
+
+def _plain(expected: Any, value: Any, where: str) -> Any:
+    """A bool, whole number, finite number or text."""
+    if isinstance(value, str) and expected in (int, float) and _NUMBER.fullmatch(value):
+        value = float(value)  # YAML takes 1e-4 for a text
+    if expected is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value),
+        str: isinstance(value, str),
+    }
+    if not fits.get(expected, True):
+        kind = {bool: "true or false", int: "a whole number", float: "a finite number"}
+        raise ValueError(f"{where} must be {kind.get(expected, 'a text')}, got {value!r}")
+    return str(value) if expected is str else float(value) if expected is float else value
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """A list of values of their types."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where} must be a list, got {value!r}")
+    hints = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
+    if len(hints) != len(value):
+        raise ValueError(f"{where} must be a list of {len(hints)} values, got {value!r}")
+    return tuple(
+        from_dict(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _section(cls: type[Any], value: Any, where: str) -> Any:
+    """A dataclass from its section; where the class is a choice the section names it."""
+    chosen = issubclass(cls, POLYMORPHIC)
+    if chosen and isinstance(value, str):
+        value = {"class_path": str(value)}
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a section, got {value!r}")
+        raise ValueError(f"{where or 'the file'} must hold settings, got {value!r}")
+    if chosen:
+        cls = _choice(cls, value.get("class_path", ""), where)
+        where, value = f"{where}.init_args", value.get("init_args") or {}
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must hold settings, got {value!r}")
     hints = typing.get_type_hints(cls)
-    unknown = value.keys() - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {sorted(unknown)} for {cls.__name__}")
-    return cls(**{k: from_dict(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    names = {f.name for f in dataclasses.fields(cls) if f.init}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1, 0.5)
+            hint = f"; did you mean {near[0] if chosen else prefix + near[0]}?" if near else ""
+            raise ValueError(f"unknown setting {prefix}{key}{hint}")
+    return cls(**{k: from_dict(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration as text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(to_yaml(config))
 
 
 def read_config(path: Path) -> Config:
     """Read a resolved configuration; a ValueError names the file and the place."""
+    if not path.parent.is_dir() or not path.exists():
+        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?")
+    content = current_names(read_yaml(path))
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not readable YAML: {error}") from error
-    return from_dict(Config, current_names(content), str(path))
+        return from_dict(Config, content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def flat(config: Config) -> dict[str, Any]:

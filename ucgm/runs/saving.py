@@ -35,7 +35,7 @@ State = dict[str, Tensor]
 
 @torch.no_grad()
 def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> State:
-    """Copies of tensors on the host; wait for the device before reading them.
+    """Copies of tensors of any shape on the host; wait for the device before reading them.
 
     Args:
         values: may be sharded; they are gathered one by one, which every process must join.
@@ -236,7 +236,9 @@ EMA_FOLDER = "ema"
 def save_snapshot(
     run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
 ) -> Path:
-    """Keep a power-function average of relative length ``std`` as it was at ``step``."""
+    """Keep a power-function average (weights of any shape) of relative length ``std`` at
+    ``step``.
+    """
     path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
     return _write(path, state, {"std": std, "step": step, "updates": updates})
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -55,8 +56,13 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
 
 
-def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
+def claim_folder(folder: Path, protocol: dict[str, Any], overwrite: bool = False) -> Path:
     """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
+
+    Args:
+        folder: is made.
+        protocol: JSON values.
+        overwrite: empty a folder of another protocol.
 
     Raises:
         ValueError: naming what differs; nothing was written.
@@ -66,6 +72,9 @@ def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
         if not record.is_file():
             raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
         there = current_names(json.loads(record.read_text()))
+        if overwrite and there != protocol:
+            shutil.rmtree(folder)
+            there = protocol
         for key in there.keys() | protocol.keys():
             if there.get(key) != protocol.get(key):
                 raise ValueError(

@@ -120,18 +120,18 @@ def exchange_gradients(module: nn.Module, wanted: bool) -> None:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part of this process; shares memory with ``tensor``."""
+    """The part of this process, of any shape; shares memory with ``tensor``."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The gathered tensor; every process must call it."""
+    """The whole tensor, of any shape; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def load_shard(tensor: Tensor, value: Tensor) -> None:
-    """Overwrite ``tensor`` with the whole ``value``, of which a sharded one takes its part."""
+    """Overwrite ``tensor`` with its part of ``value``, the whole tensor of any shape."""
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         rows = value.split(-(-len(value) // mesh.size()))

@@ -114,11 +114,11 @@ class Interval:
         return result.index_put((inside.nonzero().flatten(),), part)
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """The prediction inside the interval."""
+        """The prediction (B, ...) inside the interval, at x (B, ...), t, y, s (B,)."""
         raise NotImplementedError(f"{type(self).__name__} must define guided")
 
     def extrapolate(self, bad: Tensor, good: Tensor) -> Tensor:
-        """bad + scale (good - bad), in the channels that are guided."""
+        """bad + scale (good - bad), all (B, C, ...), in the channels that are guided."""
         guided = torch.lerp(bad, good, self.settings.scale)
         channels = self.settings.channels
         if channels is not None and channels < guided.shape[1]:
@@ -207,5 +207,7 @@ class GuidanceInput(Interval):
 def call(
     network: Network, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor | None, **more: Any
 ) -> Tensor:
-    """Call a network; a second time is passed only where there is one."""
+    """Call a network at x (B, ...), t, y (B,); a second time s (B,) is passed only where there
+    is one.
+    """
     return network(x, t, y, **more) if s is None else network(x, t, y, s, **more)

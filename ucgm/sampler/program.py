@@ -93,7 +93,8 @@ class Memory:
         self.kept: dict[Key, Tensor] = {}
 
     def advance(self, i: int, x: Tensor, prediction: Tensor, random: RowRandom | None) -> Tensor:
-        """The state after evaluation ``i``, which saw ``x`` and gave ``prediction``.
+        """The state (B, ...) after evaluation ``i``, which saw ``x`` and gave ``prediction``
+        (B, ...).
 
         A prediction in half precision is widened inside the sums.
         """
@@ -118,7 +119,7 @@ class Memory:
 
 
 def combine(x: Tensor, prediction: Tensor, a: float, b: float) -> Tensor:
-    """a x + b F in a new tensor, in one pass when a or b is 1."""
+    """a x + b F, of any shape, in a new tensor, in one pass when a or b is 1."""
     if abs(a - 1.0) < 1e-13:
         return torch.add(x, prediction, alpha=b)
     if b == 1.0:

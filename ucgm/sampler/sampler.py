@@ -167,7 +167,9 @@ class Sampler:
         y: Tensor | None = None,
         generator: RowRandom | torch.Generator | None = None,
     ) -> Iterator[State]:
-        """The state of every evaluation in order; for most solvers the sample is the last x_hat."""
+        """States of all evaluations from z (B, ...); for most solvers the sample is the last
+        x_hat.
+        """
         run = _Run(self, network, z, y, generator)
         x = run.start
         for i, (step, knot) in enumerate(

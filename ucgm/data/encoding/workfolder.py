@@ -94,7 +94,7 @@ def read_record(folder: Path, number: int) -> dict[str, Any] | None:
 def write_rows(
     folder: Path, job: Job, number: int, parts: list[dict[str, Tensor]], skipped: list[Any]
 ) -> dict[str, Any]:
-    """Write shard ``number`` from the rows of its batches, then its record.
+    """Write shard ``number`` from its batches' rows, arrays (B, ...) by name, then its record.
 
     Raises:
         ValueError: no item of the shard could be read, or the disk refuses.

@@ -220,7 +220,7 @@ def _download(repo: str, file: str) -> Path:
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values of the floating-point tensors."""
+    """SHA-256 over names, shapes and float32 values of the floating-point tensors, of any shape."""
     digest = hashlib.sha256()
     for name in sorted(state):
         if state[name].is_floating_point():

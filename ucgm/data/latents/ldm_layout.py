@@ -64,7 +64,7 @@ def read_ldm_state(path: Path) -> dict[str, Tensor]:
 
 
 def ldm_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKL for these tensors."""
+    """Arguments of diffusers' AutoencoderKL for these weights, tensors of any shape by name."""
     levels = 1 + max(int(m[1]) for k in state if (m := re.match(r"encoder\.down\.(\d+)\.", k)))
     blocks = 1 + max(
         int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)", k))
@@ -92,7 +92,7 @@ def ldm_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def ldm_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under diffusers' names."""
+    """The same tensors, of any shape, under diffusers' names."""
     levels = 1 + max(int(m[1]) for k in state if (m := re.match(r"decoder\.up\.(\d+)\.", k)))
     converted = {}
     for key, value in state.items():

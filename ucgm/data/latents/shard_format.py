@@ -96,7 +96,8 @@ def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
 
 
 def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
-    """Write arrays of equal length as safetensors: synced, verified, and renamed into place.
+    """Write arrays (rows, ...) of equal length as safetensors: synced, verified, renamed into
+    place.
 
     Returns:
         ``file``, ``rows``, ``bytes`` and ``sha256`` for the manifest.

@@ -1,57 +1,63 @@
-"""Data of which only the form is known: shape, classes, codec, and no samples.
+"""Data sets without samples: shape, classes and codec, as a checkpoint or a run declares them.
 
-A public checkpoint arrives without the data it was trained on.  This is what its run says in the
-place of a data set: enough to sample and decode, to tune on the same data when they are there, and
-to refuse others.
+A public checkpoint arrives without the data it was trained on; its run declares them:
 
     data: {class_path: ucgm.data.DataSpec, init_args: {shape: [4, 32, 32], num_classes: 1000, ...}}
+
+A run that was trained here keeps the same of its data in ``RUN/data.json``, its *card*: a model of
+latents needs their codec for ever and their shards only for training.  Both are enough to sample
+and decode, and to refuse other data, with both codecs named.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.latents.codec import Codec
-from ucgm.data.pixels import to_uint8
+from ucgm.runtime.files import write_atomic
+
+CARD_FILE = "data.json"
 
 
 class DataSpecDataset(Dataset):
     """A set without samples: it decodes and describes."""
 
-    def __init__(self, declared: "DataSpec") -> None:
-        self.name = declared.name
-        self.shape = declared.shape
-        self.num_classes = declared.num_classes
-        self.class_names = declared.class_names
-        self.codec = declared.codec
-        if declared.codec is not None and declared.vae_path is not None:
-            self.codec = replace(declared.codec, place=declared.vae_path)
-        self.pixels = declared.pixels
-        self.decodes = self.pixels or self.codec is not None
+    def __init__(self, spec: "DataSpec") -> None:
+        self.name, self.shape = spec.name, spec.shape
+        self.num_classes, self.class_names = spec.num_classes, spec.class_names
+        self.codec = spec.codec
+        if spec.codec is not None and spec.vae_path is not None:
+            self.codec = replace(spec.codec, place=spec.vae_path)
+        self.decodes = spec.pixels or spec.codec is not None
 
     def __len__(self) -> int:
         """Zero."""
         return 0
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> NoReturn:
+    def read(self, indices: Sequence[int] | Tensor) -> NoReturn:
         """There is nothing to read."""
-        raise ValueError(f"{self.name} has no samples here: set data to a set that has.")
+        raise ValueError(
+            f"the samples of {self.name} are not on this machine: set data.path, or data to a set "
+            "that has samples."
+        )
 
     def decode(self, x: Tensor) -> Tensor:
         """(B, C, h, w) float in the network's space to (B, 3, H, W) uint8."""
-        if self.pixels:
-            return to_uint8(x)
-        if self.codec is None:
+        if not self.decodes:
             raise ValueError(
                 f"the autoencoder of {self.name} or its scaling is not known: import it again "
                 "with --vae and --stats, or write latents with `ucgm sample --format latents`."
             )
         try:
-            return self.codec.decode(x)
+            return super().decode(x)
         except ValueError as error:
+            if self.codec is None:
+                raise
             raise ValueError(
                 f"{error} (In config.yaml of the run; or import again with --vae, or write latents "
                 "with `ucgm sample --format latents`.)"
@@ -59,8 +65,8 @@ class DataSpecDataset(Dataset):
 
     def describe(self) -> str:
         """Two lines for the log."""
-        codec = "pixels" if self.pixels else "unknown codec"
-        return f"{super().describe()}\n  {self.codec.describe() if self.codec else codec}"
+        without = "pixels" if self.decodes else "unknown codec"
+        return f"{super().describe()}\n  {self.codec.describe() if self.codec else without}"
 
 
 @dataclass(frozen=True)
@@ -93,3 +99,78 @@ class DataSpec(DataConfig):
     def open(self) -> DataSpecDataset:
         """The set without samples."""
         return DataSpecDataset(self)
+
+
+def keep_card(dataset: Dataset, run_dir: str | Path) -> None:
+    """Write the card of ``dataset`` into a run folder, or compare it with the one there.
+
+    Raises:
+        ValueError: the run was trained on other data; both are named.
+    """
+    path = Path(run_dir) / CARD_FILE
+    if path.exists():
+        check_card(dataset, run_dir)
+        return
+    card = {
+        "name": dataset.name,
+        "shape": list(dataset.shape),
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "extractor": dataset.extractor,
+        "codec": None if dataset.codec is None else dataset.codec.to_dict(),
+    }
+    write_atomic(path, lambda p: p.write_text(json.dumps(card, indent=1) + "\n"))
+
+
+def check_card(dataset: Dataset, run_dir: str | Path) -> None:
+    """Refuse ``dataset`` unless it is what the run in ``run_dir`` was trained on.
+
+    Raises:
+        ValueError: naming both sides and what differs.
+    """
+    spec = _read_card(run_dir)
+    if (spec.codec is None) != (dataset.codec is None):
+        sides = ["latents" if side else "pixels" for side in (spec.codec, dataset.codec)]
+        raise ValueError(
+            f"{run_dir} was trained on {sides[0]}, and {dataset.name} holds {sides[1]}."
+        )
+    if spec.codec is not None and dataset.codec is not None:
+        spec.codec.check(dataset.codec, f"the run {run_dir}", f"the data set {dataset.name}")
+    for key in ("shape", "num_classes"):
+        theirs, mine = getattr(spec, key), getattr(dataset, key)
+        if theirs != mine:
+            raise ValueError(
+                f"the run {run_dir} was trained on {spec.name} with {key} {theirs}, and "
+                f"{dataset.name} has {mine}."
+            )
+
+
+def open_for_sampling(config: DataConfig, run_dir: str | Path) -> Dataset:
+    """The data set of a run, or what its card says when the files are not on this machine.
+
+    Raises:
+        ValueError: the files are here and are not what the run was trained on.
+    """
+    place = getattr(config, "path", None)
+    if not (Path(run_dir) / CARD_FILE).exists():
+        return config.open()
+    if place is None or Path(place).exists():
+        dataset = config.open()
+        check_card(dataset, run_dir)
+        return dataset
+    spec = _read_card(run_dir)
+    if spec.codec is None:
+        return config.open()
+    return replace(spec, vae_path=getattr(config, "vae_path", None)).open()
+
+
+def _read_card(run_dir: str | Path) -> DataSpec:
+    """The card of a run; one of pixels has no codec."""
+    path = Path(run_dir) / CARD_FILE
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    codec = card["codec"] and Codec.from_dict(card["codec"], str(path))
+    classes, names = card["num_classes"], tuple(card["class_names"])
+    return DataSpec(tuple(card["shape"]), classes, card["name"], names, codec is None, codec)

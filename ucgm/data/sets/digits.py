@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
-from ucgm.data.pixels import to_uint8
+from ucgm.runtime.choices import check_choices
 
 
 class DigitsDataset(Dataset):
@@ -30,12 +30,10 @@ class DigitsDataset(Dataset):
     shape = (1, 8, 8)
     num_classes = 10
     class_names = tuple("0123456789")
-    exact = True
+    lossless = True
     extractor = "digits"
 
     def __init__(self, split: str = "train") -> None:
-        if split not in ("train", "test", "all"):
-            raise ValueError(f"split is {split!r}; choose train, test or all.")
         self.name = f"digits-{split}"
         images, labels = _scans()
         test = _held_out(labels)
@@ -47,14 +45,10 @@ class DigitsDataset(Dataset):
         """Number of scans: 1,343 for training, 454 held out."""
         return len(self.y)
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Gather x (B, 1, 8, 8) float32 and y (B,) int64."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self.x[rows], self.y[rows]
-
-    def decode(self, x: Tensor) -> Tensor:
-        """(B, 1, 8, 8) in [-1, 1] to uint8, the rule of :mod:`ucgm.data.pixels`."""
-        return to_uint8(x)
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,10 @@ class Digits(DataConfig):
 
     split: Literal["train", "test", "all"] = "train"
     """train (1,343 scans), test (454 held out, same classes) or all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a split that does not exist."""
+        check_choices(self, "data")
 
     def open(self) -> DigitsDataset:
         """Read the scans from scikit-learn."""

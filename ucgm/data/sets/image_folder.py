@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
-from ucgm.data.pixels import UnreadableImage, from_uint8, read_image, to_uint8
+from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
 from ucgm.data.sources.listing import Source, open_source
+from ucgm.runtime.choices import check_choices
 from ucgm.runtime.randomness import RowRandom
 
 
@@ -30,7 +31,7 @@ class ImageDataset(Dataset):
         mirrored: also answer for flipped images.
     """
 
-    exact = True
+    lossless = True
 
     def __init__(self, source: Source, size: int, channels: int, mirrored: bool) -> None:
         if source.content != "images":
@@ -69,17 +70,8 @@ class ImageDataset(Dataset):
         return stored, torch.from_numpy(self.source.labels[items])
 
     def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
-        """uint8 to [-1, 1] float32."""
+        """(B, C, H, W) uint8 to float32 in [-1, 1]."""
         return from_uint8(stored)
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) float32 in [-1, 1] and y (B,)."""
-        stored, y = self.read(indices)
-        return self.prepare(stored), y
-
-    def decode(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] to uint8."""
-        return to_uint8(x)
 
 
 @dataclass(frozen=True)
@@ -96,6 +88,10 @@ class Images(DataConfig):
     """show half of the samples mirrored."""
     held_out_path: str | None = None
     """real images of the same classes that training does not see."""
+
+    def __post_init__(self) -> None:
+        """Refuse channels that are neither colour nor grey."""
+        check_choices(self, "data")
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""

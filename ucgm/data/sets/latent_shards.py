@@ -46,7 +46,7 @@ class LatentDataset(Dataset):
         self.shape = codec.shape
         self.num_classes = int(manifest["num_classes"])
         self.class_names = tuple(manifest["classes"])
-        self.exact = codec.kind == "identity"
+        self.lossless = codec.kind == "identity"
         self.sampled = codec.store == "moments"
         self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes)
         if self.rows.row_shape != codec.stored_shape:
@@ -54,7 +54,7 @@ class LatentDataset(Dataset):
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
                 f"{codec.describe()} stores {codec.stored_shape}: they do not belong together."
             )
-        self.mirrored = mirrored and (self.rows.flips or self.exact)
+        self.mirrored = mirrored and (self.rows.flips or self.lossless)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -65,14 +65,17 @@ class LatentDataset(Dataset):
         wanted = np.asarray(indices, dtype=np.int64)
         flipped = wanted >= len(self)
         stored, y = self.rows.gather(wanted % len(self), flipped & self.rows.flips)
-        if self.exact and flipped.any():
+        if self.lossless and flipped.any():
             which = torch.from_numpy(flipped)
             stored[which] = stored[which].flip(-1)
         return stored, y
 
     def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
-        """Stored rows to normalised latents float32; moments are sampled with ``random``."""
-        if self.exact:
+        """Stored rows (B, ...) to normalised latents (B, C, h, w) float32.
+
+        Moments are sampled with ``random``, and give their mean without.
+        """
+        if self.lossless:
             return from_uint8(stored)
         raw = stored.float()
         if self.sampled:
@@ -80,15 +83,6 @@ class LatentDataset(Dataset):
             if random is not None:
                 raw = raw + std * random.normal(*self.shape)
         return self.codec.to_network(raw)
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised latents (B, C, h, w), the mean where moments are stored, and y (B,)."""
-        stored, y = self.read(indices)
-        return self.prepare(stored), y
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to images (B, 3, H, W) uint8."""
-        return self.codec.decode(x)
 
     def describe(self) -> str:
         """Two lines for the log."""

@@ -118,7 +118,7 @@ class Extractors:
         self.batch_size = math.lcm(*(extractor.batch_size for extractor in parts.values()))
 
     def __call__(self, images: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
-        """The outputs of all, see :meth:`Extractor.__call__`."""
+        """The outputs (B, ...) of all for images (B, C, H, W), see :meth:`Extractor.__call__`."""
         return {
             prefix + name: rows
             for prefix, extractor in self.parts.items()

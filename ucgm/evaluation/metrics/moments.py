@@ -144,7 +144,7 @@ class RunningMoments:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "RunningMoments":
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`: count (), sum (d,) and lower triangle (d, d)."""
         running = cls(state["sum"].numel())
         running.count = int(state["count"])
         running._sum, running._lower = state["sum"].clone(), state["lower"].clone()

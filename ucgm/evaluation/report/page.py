@@ -7,12 +7,13 @@ Values enter the page as JSON and are placed as text, never as markup.
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ucgm.evaluation.report.tables import footnotes, summarise, table
-from ucgm.evaluation.report.template import TEMPLATE
 
 
 def page(
@@ -60,9 +61,10 @@ def page(
         "protocol": protocol_rows([result for result, _ in results]),
         "notes": footnotes(results[0][0]) if len(results) == 1 else [],
     }
-    # "</script>" inside a string would end the element; JSON allows the escaped slash
-    text = json.dumps(data).replace("</", "<\\/")
-    return TEMPLATE.replace("__TITLE__", html.escape(title)).replace("__DATA__", text)
+    # No tag can begin in the data: JSON allows the escaped "<".  One pass: what is put in is data.
+    parts = {"__TITLE__": html.escape(title), "__DATA__": json.dumps(data).replace("<", "\\u003c")}
+    template = files("ucgm.evaluation.report").joinpath("page.html").read_text()
+    return re.sub("__TITLE__|__DATA__", lambda found: parts[found[0]], template)
 
 
 def lead(result: dict[str, Any]) -> str:

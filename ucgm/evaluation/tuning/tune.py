@@ -96,7 +96,7 @@ class CandidateScorer:
         return self.judge.extractor(torch.cat(parts))["features"]
 
     def distance(self, features: Tensor) -> float:
-        """Score of feature rows."""
+        """Score of feature rows (N, d)."""
         if self.metric == "kid":
             return kernel_distance(features, self.judge.reference_rows)[0]
         return frechet_distance(moments_of(features), self.judge.reference.gaussian)

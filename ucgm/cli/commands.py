@@ -1,25 +1,19 @@
-"""The command line; the only file that knows the argument parser.
+"""The commands of ``ucgm``: names, functions, errors as one line with the remedy and exit code 2.
 
-``ucgm --help`` imports nothing heavy: a command's parser is built when the command is chosen.
-Settings are layered: defaults, the preset of the objective, the ``--config`` files in order, then
-flags.  Every error a user can make ends as one line with the remedy and exit code 2.
+``ucgm --help`` and ``ucgm COMMAND --help`` import nothing heavy.  Settings of a training are
+layered by :mod:`ucgm.runs.layers`; options of the other commands are the arguments of their
+functions (:mod:`ucgm.cli.options`).
 """
 
-import dataclasses
 import difflib
 import importlib
-import inspect
-import itertools
-import json
-import re
 import sys
 import traceback
-import typing
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from ucgm.cli.options import _dataclass_of, _expand_presets, _options, _parse, _parser
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NoReturn
 
 COMMANDS = {
     "train": "train a model, or tune one into a few-step model (--train.init RUN)",
@@ -79,7 +73,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Forward-mode differentiation makes torch warn about a deprecation inside torch.
     warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
     try:
-        _train(rest) if command == "train" else _call(command, rest)
+        if {"-h", "--help"} & set(rest):
+            print(files("ucgm.cli").joinpath("help_texts", f"{command}.txt").read_text(), end="")
+            return
+        own, rest = _taken(rest, "import")
+        if own is not None:
+            from ucgm.runs.config import allow_module
+
+            sys.path.insert(0, str(Path.cwd()))
+            allow_module(own)
+        _train(rest) if command == "train" and "--help-all" not in rest else _call(command, rest)
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and not _said_by_us(error):
             traceback.print_exc()
@@ -111,56 +114,65 @@ def _usage() -> str:
 
 
 def _fail(program: str, message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    """One line on stderr, exit code 2; names of files cannot give orders to the terminal."""
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _train(words: list[str]) -> None:
-    """``ucgm train --config FILE ... --run-dir DIR [--section.key value ...]``."""
-    from ucgm.runs.config import Config
+    """``ucgm train [--config FILE ...] --run-dir RUN [--section.key value ...]``.
 
-    words = _options(words)
-    parser = _parser(prog="ucgm train", description="Train, tune, or continue a run.")
-    parser.add_argument("--config", action="config", help="YAML file; several are layered")
-    parser.add_argument("--run_dir", type=str, help="folder of the run; the same one resumes")
-    parser.add_class_arguments(Config, as_group=False)
-    parser.link_arguments("objective.transport", "sampler.transport", apply_on="parse")
-    settings = _parse(parser, _expand_presets(words))
-    if settings.run_dir is None:
+    Without a file and a preset, a run that is there goes on with its own configuration.
+    """
+    from ucgm.runs.config import read_config, to_yaml
+    from ucgm.runs.layers import config_of
+
+    run_dir, words = _taken(words, "run_dir")
+    base = None
+    names = {word.partition("=")[0].replace("-", "_") for word in words}
+    if run_dir is not None and not names & {"__config", "__objective.preset"}:
+        path = Path(run_dir) / "config.yaml"
+        base = read_config(path) if path.exists() else None
+    show = "--print-config" in words
+    config = config_of([word for word in words if word != "--print-config"], base)
+    if show:
+        print(to_yaml(config), end="")
+        return
+    if run_dir is None:
         raise ValueError("--run-dir is missing: name the folder of the run")
-    values = parser.instantiate(settings)
-    config = Config(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Config)})
 
     from ucgm.training.loop import train
 
-    train(config, settings.run_dir)
+    train(config, run_dir)
+
+
+def _taken(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of the option ``name`` (its last), and the other words."""
+    value, others, waiting = None, [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        option, equals, given = word.partition("=")
+        if option.lstrip("-").replace("-", "_") != name or not option.startswith("--"):
+            others.append(word)
+        elif equals:
+            value = given
+        elif waiting and not waiting[0].startswith("--"):
+            value = waiting.pop(0)
+        else:
+            raise ValueError(f"--{name.replace('_', '-')} needs a value")
+    return value, others
 
 
 def _call(command: str, words: list[str]) -> None:
-    """A command that is one function: its signature is the option list.
+    """A command that is one function."""
+    from ucgm.cli.options import call, help_of_settings
 
-    The fields of an argument that is a dataclass are options like the others.
-    """
+    if command == "train":
+        from ucgm.runs.config import Config
+
+        print(help_of_settings(Config))
+        return
     module, name = _FUNCTIONS[command]
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    hints = typing.get_type_hints(function)
-    names = list(inspect.signature(function).parameters)
-    groups = {k: group for k in names if (group := _dataclass_of(hints.get(k)))}
-    for key, group in groups.items():
-        hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(group)
-    lists = [k for k, hint in hints.items() if re.search(r"\b(list|tuple)\[", str(hint))]
-    if names[:1] == lists[:1]:  # plot RUN RUN ...
-        first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-        words = ([json.dumps(first)] if first else []) + words[len(first) :]
-    switches = [k for k, hint in hints.items() if hint is bool]
-    parser = _parser(prog=f"ucgm {command}")
-    parser.add_function_arguments(function, as_positional=True, skip=set(groups))
-    for group in groups.values():
-        parser.add_class_arguments(group, as_group=False)
-    settings = _parse(parser, _options(words, lists, switches))
-    values = parser.instantiate(settings).as_dict()
-    for key, group in groups.items():
-        fields = [field.name for field in dataclasses.fields(group)]
-        values[key] = group(**{name: values.pop(name) for name in fields})
-    function(**values)
+    call(getattr(importlib.import_module(module), name), f"ucgm {command}", words)
