@@ -29,8 +29,7 @@ from ucgm.integrations.foreign import Generators, own_config, random_of, transpo
 from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Grid, Sampler
-from ucgm.sampler.plan import knots
-from ucgm.sampler.program import Memory
+from ucgm.sampler.plan import History, knots
 from ucgm.transport import Linear, expand
 
 # Settings with the same name here and in Sampler or Grid.
@@ -243,7 +242,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if self._plan[i].noise and self._random is None:
             self._random = random_of(generator, self.config["seed"], sample)
         state = sample if sample.dtype == torch.float64 else sample.float()
-        following = self._memory.advance(i, state, model_output, self._random)
+        following = self._history.advance(i, state, model_output, self._random)
         self._step_index = i + 1
         following = following.to(model_output.dtype)
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
@@ -292,7 +291,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         times = tuple(self._times[(self._begin_index or 0) // self.order :])
         sampler = replace(self.sampler(len(times)), grid=Grid(explicit=times))
         self._plan = sampler.plan()
-        self._memory = Memory(sampler.updates())
+        self._history = History(self._plan)
         self._step_index: int | None = None
         self._random: RowRandom | None = None
 
