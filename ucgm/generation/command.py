@@ -144,7 +144,7 @@ def sample_run(
     changes: list[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Sample images of a trained run to a folder.
+    """Sample images of a trained run to a folder; returns the folder.
 
     Args:
         run_dir: folder of the run.
@@ -161,9 +161,6 @@ def sample_run(
         device: cpu, cuda, ...; the fastest there is when left out.
         changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
         overwrite: replace what another command put into the folder.
-
-    Returns:
-        the folder.
     """
     if num_images < 1 or batch_size < 1:
         raise ValueError("num_images and batch_size must be at least 1.")
