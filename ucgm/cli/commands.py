@@ -86,16 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             allow_module(own)
         _train(rest) if command == "train" and "--help-all" not in rest else _call(command, rest)
     except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and not _said_by_us(error):
+        if isinstance(error, RuntimeError) and not _raised_here(error):
             traceback.print_exc()
         _fail(f"ucgm {command}", str(error))
 
 
-def _said_by_us(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made the error, and not an operation of torch.
-
-    The message of the one is all there is to say; that of the other needs its place.
-    """
+def _raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` statement made the error: the message of another needs its traceback."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (last.line or "").startswith("raise ")
 

@@ -148,8 +148,8 @@ class SampleSet:
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """Classes (B,) int64 of the samples ``indices``."""
-        how = self.settings
-        return labels_of(indices, self.data.num_classes, how.labels, how.seed, how.classes)
+        rule, seed, classes = self.settings.labels, self.settings.seed, self.settings.classes
+        return labels_of(indices, self.data.num_classes, rule, seed, classes)
 
     def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space.

@@ -1,7 +1,7 @@
 """UCGM-S as a diffusers scheduler: any pipeline with any solver of :mod:`ucgm.sampler`.
 
-A scheduler is the same plan as a :class:`ucgm.Sampler`, run one evaluation at a time by somebody
-else's loop:
+A scheduler is the same plan as a :class:`ucgm.Sampler`, run one evaluation at a time by the loop
+of a pipeline:
 
     scheduler = UCGMScheduler.from_config(pipe.scheduler.config, extrapolation=0.4)
     pipe.scheduler = scheduler
@@ -173,7 +173,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at an evaluation in the middle: what comes before is no history."""
+        """Begin at a later evaluation, with an empty history."""
         self._begin_index = begin_index
         if self._times:
             self._start()
@@ -186,7 +186,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Make the plan, and forget what earlier steps left.
+        """Make the plan, with an empty history.
 
         Args:
             num_inference_steps: number of steps.

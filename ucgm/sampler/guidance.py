@@ -79,7 +79,7 @@ class Guidance:
 
 
 class Interval:
-    """A network that does something more inside an interval of times."""
+    """A network under guidance inside an interval of times; the base of the three kinds."""
 
     network: Network
     scale: float
@@ -104,7 +104,7 @@ class Interval:
         return inner(t) if inner else self.network
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """Guided prediction at (B,) times; rows may lie on both sides of the interval."""
+        """Guided prediction (B, ...) at x (B, ...), t, y, s (B,); t may lie in and outside."""
         low, high = self.interval
         inside = (t >= low) & (t <= high)
         if self.scale == 1.0 or not bool(inside.any()):

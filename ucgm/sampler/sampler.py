@@ -2,8 +2,8 @@
 
     F = network(x, t, y[, s]);   x <- sum_j (a_j x_{i-j} + b_j F_{i-j}) + n eps
 
-All coefficients are scalars known before the first evaluation.  Only what a later update refers
-to is kept, and an update is a sum of scaled tensors and nothing else.
+All coefficients are scalars known before the first evaluation (:mod:`ucgm.sampler.plan`).  The
+history keeps what later updates refer to; an update is a sum of scaled tensors and nothing else.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ READS: dict[str, tuple[int, frozenset[str]]] = {
 
 
 class State(NamedTuple):
-    """What an evaluation saw and said: x_t, x_hat, z_hat (B, ...) at the time ``t``."""
+    """Input x_t and estimates x_hat, z_hat (B, ...) of the evaluation at time ``t``."""
 
     x_t: Tensor
     t: float
@@ -224,7 +224,7 @@ def _plan(sampler: Sampler) -> tuple[Step, ...]:
 
 
 class _Run:
-    """One call of a sampler: the plan, its times on the device, and what is kept."""
+    """One call of a sampler: plan, times on the device, history."""
 
     def __init__(
         self,
