@@ -32,7 +32,8 @@ from ucgm import Grid, Sampler, load_run
 from ucgm.evaluation.extractors import open_extractor
 from ucgm.evaluation.metrics import frechet_distance, moments_of
 from ucgm.evaluation.references import reference_of
-from ucgm.generation.command import Settings, samples_of_run
+from ucgm.generation.command import samples_of_run
+from ucgm.generation.samples import SamplingConfig
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import NAMED
 
@@ -102,7 +103,7 @@ class CandidateScorer:
 
     def __init__(self, run_dir, count, seed):
         run = load_run(run_dir)
-        self.samples = samples_of_run(run, Settings(seed=seed))
+        self.samples = samples_of_run(run, SamplingConfig(seed=seed))
         self.network, data = run.network, self.samples.data
         self.extractor = open_extractor(data.extractor)
         self.reference = reference_of(data, self.extractor).gaussian

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from ucgm.data import DataSpec
-from ucgm.generation.samples import SampleSet
+from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.nn import DiTConfig
 from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.randomness import RowRandom
@@ -38,7 +38,7 @@ def plain(samples, count, batch):
 
 def tiled(samples, count, batch):
     """The same in tiles."""
-    parts = torch.arange(count).split(whole_tiles(batch, samples.tile))
+    parts = torch.arange(count).split(whole_tiles(batch, samples.settings.tile))
     return torch.cat([samples.latents(part) for part in parts])
 
 
@@ -76,7 +76,7 @@ def main():
         print(f"{batch:5d}   {moved:5d} {again:5d}")
     print("\n tile   rows computed / asked for   time / plain batches of 256")
     for tile in TILES:
-        these = replace(samples, tile=tile)
+        these = replace(samples, settings=SamplingConfig(tile=tile))
         tiled(these, count, 256)
         ratios = [
             seconds(tiled, these, count, 256) / seconds(plain, samples, count, 256)

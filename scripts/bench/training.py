@@ -200,7 +200,7 @@ def compare(options, folder):
     make_latents(data)
     # A run to start the few-step training from.
     first = configuration("flow_matching", model, data, 1, 1, 1)
-    with contextlib.redirect_stdout(None), mock.patch("ucgm.training.loop.save_preview"):
+    with contextlib.redirect_stdout(None), mock.patch("ucgm.training.loop.save_grid"):
         ucgm.training.loop.train(first, folder / "teacher")
     facts = {"model": f"DiT-{options.size}", "batch": options.batch, "pairs": options.pairs}
     facts |= {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "rows": []}

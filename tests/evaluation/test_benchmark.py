@@ -16,7 +16,7 @@ from ucgm.evaluation.extractors import Extractor, open_extractor, register_extra
 from ucgm.evaluation.metrics import save_reference
 from ucgm.evaluation.references import reference_of
 from ucgm.evaluation.scoring import MetricConfig
-from ucgm.generation.command import Settings
+from ucgm.generation.samples import SamplingConfig
 from ucgm.sampler import Guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
@@ -149,7 +149,7 @@ def test_another_checkpoint_does_not_resume(tmp_path):
     with pytest.raises(ValueError, match="made with weights_sha256 0000.*this is 1111"):
         run_benchmark(tmp_path, digest="1" * 64)
     with pytest.raises(ValueError, match="made with seed 0, this is 1"):
-        run_benchmark(tmp_path, settings=Settings(seed=1))
+        run_benchmark(tmp_path, settings=SamplingConfig(seed=1))
     assert (tmp_path / "out" / "benchmark.json").read_bytes() == before
     # without out_dir each has its own folder
     one = run_benchmark(tmp_path, out_dir=None)
@@ -228,8 +228,8 @@ def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_pat
             "sfid cannot be computed: digits has no spatial",
         ),
         (dict(ruler=MetricConfig(reference="none.npz")), "none.npz does not exist"),
-        (dict(settings=Settings(classes=(12,))), "class 12 is out of range"),
-        (dict(settings=Settings(labels="sorted")), "choose balanced or random"),
+        (dict(settings=SamplingConfig(classes=(12,))), "class 12 is out of range"),
+        (dict(settings=SamplingConfig(labels="sorted")), "choose balanced or random"),
     ],
 )
 def test_bad_input_writes_nothing(tmp_path, kwargs, message):
@@ -324,7 +324,7 @@ def test_the_command_takes_every_setting(monkeypatch):
     words = "RUN --steps 1 2 --seed 3 --classes 4 5 --tile 8 --extractor inception dinov2"
     cli.main(["benchmark", *words.split(), "--reference", "a, b.npz", "default"])
     assert seen["run_dir"] == "RUN" and seen["steps"] == [1, 2]
-    assert seen["settings"] == Settings(seed=3, classes=(4, 5), tile=8)
+    assert seen["settings"] == SamplingConfig(seed=3, classes=(4, 5), tile=8)
     names = ("inception", "dinov2")
     assert seen["ruler"] == MetricConfig(extractor=names, reference=("a, b.npz", "default"))
     assert [choice.reference for choice in seen["ruler"].each()] == ["a, b.npz", None]

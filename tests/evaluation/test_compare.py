@@ -12,7 +12,7 @@ from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.compare import T_975, compare_run, half_width
 from ucgm.evaluation.scoring import MetricConfig
-from ucgm.generation.command import Settings
+from ucgm.generation.samples import SamplingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 RULER = MetricConfig(metrics=("fid", "accuracy"))
@@ -74,7 +74,7 @@ def test_one_repeat_has_no_interval_and_says_so(tmp_path, capsys):
 
 def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
     run = make_run(tmp_path / "run", Affine())
-    other = benchmark(run, (1,), 60, ruler=RULER, settings=Settings(seed=1))["folder"]
+    other = benchmark(run, (1,), 60, ruler=RULER, settings=SamplingConfig(seed=1))["folder"]
     with pytest.raises(ValueError, match="repeats differs: 3 in .*1 in"):
         compare_run([reports[0], other], str(tmp_path / "out"))
     fewer = benchmark(run, (1,), 50, 3, ruler=RULER)["folder"]

@@ -18,7 +18,8 @@ from ucgm.evaluation.image_sets import open_images
 from ucgm.evaluation.metrics import load_reference, moments_of
 from ucgm.evaluation.references import reference_of
 from ucgm.evaluation.scoring import MetricConfig
-from ucgm.generation.command import Settings, samples_of_run
+from ucgm.generation.command import samples_of_run
+from ucgm.generation.samples import SamplingConfig
 from ucgm.generation.writers import NpzSink, PngSink
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for")
@@ -78,7 +79,7 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     run = make_run(tmp_path, Memoriser(), steps=4)
     result = benchmark(run, (4,), 120, out_dir=tmp_path / "bench")
     expected = result["rows"][0]
-    samples = samples_of_run(run, Settings())
+    samples = samples_of_run(run, SamplingConfig())
     (tmp_path / "npz").mkdir()
     npz = write_samples(samples, NpzSink(tmp_path / "npz"), 120)
     png = write_samples(samples, PngSink(tmp_path / "png"), 120)

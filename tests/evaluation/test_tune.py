@@ -86,9 +86,10 @@ def test_scores_do_not_depend_on_how_far_others_got():
 def make_bench(run, seed=0):
     from ucgm.evaluation.references import open_judge
     from ucgm.evaluation.scoring import MetricConfig
-    from ucgm.generation.command import Settings, samples_of_run
+    from ucgm.generation.command import samples_of_run
+    from ucgm.generation.samples import SamplingConfig
 
-    base = samples_of_run(run, Settings(seed=seed))
+    base = samples_of_run(run, SamplingConfig(seed=seed))
     return CandidateScorer(base, open_judge(MetricConfig(), run.config.data, base.data), "fid")
 
 

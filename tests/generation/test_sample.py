@@ -10,16 +10,9 @@ from PIL import Image
 from tests import group
 from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
 from ucgm.data import Digits
-from ucgm.generation.command import (
-    Settings,
-    protocol_of,
-    sample_run,
-    samples_of_run,
-    save_preview,
-    sink_of,
-)
-from ucgm.generation.grids import grid_indices
-from ucgm.generation.samples import SampleSet, labels_of
+from ucgm.generation.command import protocol_of, sample_run, samples_of_run
+from ucgm.generation.samples import RowCounter, SampleSet, SamplingConfig, labels_of
+from ucgm.generation.writers import grid_indices, save_grid, sink_of
 from ucgm.nn import DiTConfig
 from ucgm.runs.checkpoint import load_run, save_checkpoint
 from ucgm.runs.config import write_config
@@ -62,7 +55,7 @@ GUIDED = dict(steps=4, guidance=Guidance(scale=2.0, interval=(0.0, 0.6)))
 def test_a_sample_depends_on_its_index_alone(tmp_path, options, precision):
     """To the last bit, in every precision."""
     run = make_run(tmp_path, perturbed_dit(), **options)
-    samples = samples_of_run(run, Settings(seed=5, precision=precision))
+    samples = samples_of_run(run, SamplingConfig(seed=5, precision=precision))
     everything = samples.latents(torch.arange(103))
     assert everything.shape == (103, 1, 8, 8)
     for batch in (7, 32, 50):
@@ -70,14 +63,14 @@ def test_a_sample_depends_on_its_index_alone(tmp_path, options, precision):
         assert torch.equal(torch.cat(parts), everything)
     shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(0))
     assert torch.equal(samples.latents(shuffled), everything[shuffled])
-    other = samples_of_run(run, Settings(seed=6, precision=precision))
+    other = samples_of_run(run, SamplingConfig(seed=6, precision=precision))
     assert not torch.equal(other.latents(torch.arange(8)), everything[:8])
 
 
 def test_every_call_has_one_shape(tmp_path):
     """Whatever is asked for, network and decoder see whole tiles, and each index its own slot."""
     run = make_run(tmp_path, Recorder(), **GUIDED)
-    samples = samples_of_run(run, Settings(tile=16))
+    samples = samples_of_run(run, SamplingConfig(tile=16))
     decoded, decode = set(), samples.data.decode
     object.__setattr__(samples.data, "decode", lambda x: decoded.add(len(x)) or decode(x))
     requests = (torch.arange(5), torch.arange(37, 70), torch.tensor([3, 19, 35, 4]))
@@ -89,7 +82,7 @@ def test_every_call_has_one_shape(tmp_path):
     alone = samples.latents(torch.tensor([40]))
     assert torch.equal(run.network.seen[-4][8], starts[1][8]) and len(alone) == 1
     with pytest.raises(ValueError, match="tile is 0"):
-        Settings(tile=0)
+        SamplingConfig(tile=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -107,7 +100,7 @@ def test_fp32_means_fp32(tmp_path, precision):
         seen.append((backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32))
 
     with warnings.catch_warnings(record=True) as told:
-        samples = samples_of_run(make_run(tmp_path, Looks()), Settings(precision=precision))
+        samples = samples_of_run(make_run(tmp_path, Looks()), SamplingConfig(precision=precision))
     assert [str(w.message)[:14] for w in told] == ["precision tf32"] * (precision == "tf32")
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     assert before == (False, True)
@@ -128,7 +121,7 @@ class Recorder(Affine):
 
 
 def test_equal_indices_at_every_number_of_steps(tmp_path):
-    samples = samples_of_run(make_run(tmp_path, Memoriser(), steps=8), Settings())
+    samples = samples_of_run(make_run(tmp_path, Memoriser(), steps=8), SamplingConfig())
     indices = torch.arange(20)
     few, many = samples.with_steps(6).images(indices), samples.images(indices)
     # the same noise ends on the same training image, or on one that looks alike
@@ -142,8 +135,8 @@ def test_equal_indices_at_every_number_of_steps(tmp_path):
 def test_guidance_reaches_the_network_and_counts_double(tmp_path):
     run = make_run(tmp_path, steps=4, guidance=Guidance(scale=3.0, interval=(0.0, 0.6)))
     indices = torch.arange(10)
-    guided = samples_of_run(run, Settings())
-    plain = samples_of_run(run, Settings(guidance_scale=1.0))
+    guided = samples_of_run(run, SamplingConfig())
+    plain = samples_of_run(run, SamplingConfig(guidance_scale=1.0))
     assert not torch.equal(guided.images(indices), plain.images(indices))
     assert plain.counter.rows == 40
     inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
@@ -154,19 +147,21 @@ def test_autoguidance_loads_counts_and_records_its_guide(run_dir, tmp_path):
     network, weaker = perturbed_dit(scale=0.1), perturbed_dit()
     guidance = Guidance(2.0, (0.0, 0.6), kind="auto", guide=str(run_dir))
     run = make_run(tmp_path, network, steps=4, guidance=guidance)
-    samples, indices = samples_of_run(run, Settings()), torch.arange(10)
-    by_hand = replace(samples, network=Autoguided(network, weaker, 2.0, (0.0, 0.6)), counter=None)
+    samples, indices = samples_of_run(run, SamplingConfig()), torch.arange(10)
+    by_hand = replace(
+        samples, network=Autoguided(network, weaker, 2.0, (0.0, 0.6)), counter=RowCounter()
+    )
     torch.testing.assert_close(
         samples.latents(indices), by_hand.latents(indices), atol=1e-5, rtol=0
     )
     inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
     assert 0 < inside < 4 and samples.counter.rows == 10 * (4 + inside)
-    protocol = protocol_of(run, Settings(), samples)
+    protocol = protocol_of(run, samples)
     assert protocol["guide_sha256"] == load_run(run_dir).digest
-    plain = samples_of_run(run, Settings(guidance_scale=1.0))
-    assert "guide_sha256" not in protocol_of(run, Settings(), plain)
+    plain = samples_of_run(run, SamplingConfig(guidance_scale=1.0))
+    assert "guide_sha256" not in protocol_of(run, plain)
     with pytest.raises(ValueError, match="guide .* has the classes 10 and .* has 3"):
-        samples_of_run(replace(run, num_classes=3), Settings())
+        samples_of_run(replace(run, num_classes=3), SamplingConfig())
 
 
 def test_divergence_is_an_error():
@@ -185,7 +180,7 @@ def test_preview_has_one_class_per_row(tmp_path):
     assert indices.shape == (10, 10)
     labels = samples.labels_at(indices.flatten()).view(10, 10)
     assert torch.equal(labels, torch.arange(10)[:, None].expand(10, 10))
-    save_preview(samples, tmp_path / "p.png")
+    save_grid(samples, tmp_path / "p.png")
     assert Image.open(tmp_path / "p.png").size == (10 * 49 + 1, 10 * 49 + 1)
 
 
@@ -260,7 +255,7 @@ def test_sample_run_again_and_elsewhere(run_dir, tmp_path):
     sample_run(str(run_dir), 5, out_dir=out, device="cpu")  # the same again: the same files
     assert content() == before and len(before) == 5 + 3
     with pytest.raises(ValueError, match="made with seed 0, this is 1"):
-        sample_run(str(run_dir), 5, settings=Settings(seed=1), out_dir=out, device="cpu")
+        sample_run(str(run_dir), 5, settings=SamplingConfig(seed=1), out_dir=out, device="cpu")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds other files"):
@@ -270,7 +265,7 @@ def test_sample_run_again_and_elsewhere(run_dir, tmp_path):
         sample_run(
             str(run_dir),
             5,
-            settings=Settings(classes=(11,)),
+            settings=SamplingConfig(classes=(11,)),
             out_dir=str(tmp_path / "c"),
             device="cpu",
         )

@@ -20,7 +20,8 @@ from ucgm import UCGMPipeline, load_run
 from ucgm.cli import commands as cli
 from ucgm.data import Codec, DataSpec, Latents
 from ucgm.data.encoding.command import encode_data
-from ucgm.generation.command import Settings, samples_of_run
+from ucgm.generation.command import samples_of_run
+from ucgm.generation.samples import SamplingConfig
 from ucgm.integrations.export import export_run
 from ucgm.nn import EDM2, import_weights
 from ucgm.runs.config import read_config
@@ -159,7 +160,7 @@ def test_guidance_of_an_imported_run_is_exported(name, place, tmp_path):
     run = load_run(run_dir)
     guidance = run.config.guidance
     assert guidance.scale > 1.0 and guidance.channels == (None if name == "ddt" else 3)
-    samples = samples_of_run(run, Settings(), steps=4).images(torch.arange(5))
+    samples = samples_of_run(run, SamplingConfig(), steps=4).images(torch.arange(5))
     pipe = UCGMPipeline.from_pretrained(tmp_path / "out")
     same = by_pipeline(pipe, run, 5, 4)
     assert np.array_equal(same, samples.permute(0, 2, 3, 1).numpy())
@@ -313,7 +314,7 @@ def test_without_statistics_samples_are_latents(tmp_path, capsys, place):
     cli.main(["sample", str(known), "--num-images", "3", "--steps", "2", "--format", "latents"])
     with np.load(known / "samples/step_0000000_ema_steps_02_seed_0/latents.npz") as arrays:
         raw = torch.from_numpy(arrays["arr_0"])
-    samples = samples_of_run(load_run(known), Settings(), 2)
+    samples = samples_of_run(load_run(known), SamplingConfig(), 2)
     assert torch.equal(raw, samples.data.codec.to_raw(samples.latents(torch.arange(3))))
     images = samples.images(torch.arange(3))
     assert torch.equal(images, samples.data.decode(samples.data.codec.to_network(raw)))

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tests.training.test_train import same, tiny, weights
 from ucgm.data import Digits, DigitsDataset
-from ucgm.generation.command import SampleSet, save_preview
-from ucgm.generation.grids import join_grid
+from ucgm.generation.samples import SampleSet
+from ucgm.generation.writers import join_grid, save_grid
 from ucgm.runs import checkpoint, saving
 from ucgm.runs.saving import (
     Writer,
@@ -134,7 +134,7 @@ def test_a_preview_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("no memory")
 
-    monkeypatch.setattr(trainer, "save_preview", fail)
+    monkeypatch.setattr(trainer, "save_grid", fail)
     with pytest.raises(ValueError, match="no memory"):
         train(tiny(), tmp_path / "run")
     assert checkpoint.newest_checkpoint(tmp_path / "run")[1]["step"] == 6
@@ -162,7 +162,7 @@ def test_who_joins_a_preview_makes_its_passes(tmp_path):
     data = Digits().open()
     data.num_classes = 1000  # scattered indices: by their numbers they would fill more tiles
     samples = SampleSet(network, Sampler(steps=2), data)
-    save_preview(samples, tmp_path / "preview.png")
+    save_grid(samples, tmp_path / "preview.png")
     drawn = made.copy()
     made.clear()
     join_grid(samples)

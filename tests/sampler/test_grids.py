@@ -84,7 +84,7 @@ BAD = [
     ({"warp": (0.0, 1.0, 1.0)}, "warp"),
     ({"warp": (1.0, 1.0)}, "warp"),
     ({"shift": 0.0}, "shift"),
-    ({"spacing": "cosine"}, "uniform, log_snr or karras"),
+    ({"spacing": "cosine"}, "one of uniform, log_snr, karras"),
     ({"explicit": (0.5, 0.5)}, "falling times"),
     ({"explicit": (1.2, 0.5)}, "falling times"),
     ({"explicit": ()}, "falling times"),

@@ -10,8 +10,7 @@ from tests.sampler.oracles import gaussian_map, gaussian_network, points
 from tests.test_transport import TRANSPORTS
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import NAMED, Churn, Grid, Restart, Sampler
-from ucgm.sampler.plan import knots
-from ucgm.sampler.program import compile_plan
+from ucgm.sampler.plan import History, knots, spanning
 from ucgm.transport import EDM, VP, Linear, Trig
 
 ROWS = {
@@ -121,10 +120,10 @@ def test_memory_does_not_grow_with_the_steps(name, kept):
 
 def test_a_history_of_one_estimate_is_kept_as_one_tensor():
     for name in ("ab3", "dpmpp_3m", "deis"):
-        plan = Sampler(VP("v"), 8, **NAMED[name]).plan()
-        assert max(len(update.keep) for update in compile_plan(plan)) == 1
-    kept = compile_plan(Sampler(Linear(), 8, **NAMED["ab3"]).plan())[2].keep
-    assert kept[0][1] == (0.0, 1.0)  # the velocity of the linear path is F itself
+        history = History(Sampler(VP("v"), 8, **NAMED[name]).plan())
+        assert max(len(spanning(list(history.uses(i).values()))) for i in range(8)) == 1
+    uses = History(Sampler(Linear(), 8, **NAMED["ab3"]).plan()).uses(2)
+    assert spanning(list(uses.values())) == [(0.0, 1.0)]  # the linear path's velocity is F itself
 
 
 def test_half_precision_predictions_are_summed_in_float32():

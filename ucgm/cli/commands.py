@@ -15,6 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
+from ucgm.cli.options import take_option
+
 COMMANDS = {
     "train": "train a model, or tune one into a few-step model (--train.init RUN)",
     "sample": "draw images from a run",
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if {"-h", "--help"} & set(rest):
             print(files("ucgm.cli").joinpath("help_texts", f"{command}.txt").read_text(), end="")
             return
-        own, rest = _taken(rest, "import")
+        own, rest = take_option(rest, "import")
         if own is not None:
             from ucgm.runs.config import allow_module
 
@@ -84,32 +86,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             allow_module(own)
         _train(rest) if command == "train" and "--help-all" not in rest else _call(command, rest)
     except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and not _said_by_us(error):
+        if isinstance(error, RuntimeError) and not _raised_here(error):
             traceback.print_exc()
         _fail(f"ucgm {command}", str(error))
 
 
-def _said_by_us(error: Exception) -> bool:
-    """Whether a ``raise`` of this package made the error, and not an operation of torch.
-
-    The message of the one is all there is to say; that of the other needs its place.
-    """
+def _raised_here(error: Exception) -> bool:
+    """Whether a ``raise`` statement made the error: the message of another needs its traceback."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (last.line or "").startswith("raise ")
 
 
 def _usage() -> str:
-    lines = [f"  {name:<14}{text}" for name, text in COMMANDS.items()]
     return "\n".join(
-        [
-            "usage: ucgm COMMAND [options]",
-            "",
-            "Continuous generative models: one objective, one sampler, one backbone.",
-            "",
-            *lines,
-            "",
-            "`ucgm COMMAND --help` lists the options of a command.",
-        ]
+        (
+            "usage: ucgm COMMAND [options]\n",
+            "Continuous generative models: one objective, one sampler, one backbone.\n",
+            *(f"  {name:<14}{text}" for name, text in COMMANDS.items()),
+            "\n`ucgm COMMAND --help` lists the options of a command.",
+        )
     )
 
 
@@ -129,7 +124,7 @@ def _train(words: list[str]) -> None:
     from ucgm.runs.config import read_config, to_yaml
     from ucgm.runs.layers import config_of
 
-    run_dir, words = _taken(words, "run_dir")
+    run_dir, words = take_option(words, "run_dir")
     base = None
     names = {word.partition("=")[0].replace("-", "_") for word in words}
     if run_dir is not None and not names & {"__config", "__objective.preset"}:
@@ -146,23 +141,6 @@ def _train(words: list[str]) -> None:
     from ucgm.training.loop import train
 
     train(config, run_dir)
-
-
-def _taken(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of the option ``name`` (its last), and the other words."""
-    value, others, waiting = None, [], list(words)
-    while waiting:
-        word = waiting.pop(0)
-        option, equals, given = word.partition("=")
-        if option.lstrip("-").replace("-", "_") != name or not option.startswith("--"):
-            others.append(word)
-        elif equals:
-            value = given
-        elif waiting and not waiting[0].startswith("--"):
-            value = waiting.pop(0)
-        else:
-            raise ValueError(f"--{name.replace('_', '-')} needs a value")
-    return value, others
 
 
 def _call(command: str, words: list[str]) -> None:

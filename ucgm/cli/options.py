@@ -32,7 +32,7 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
         hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(group)
     given: dict[str, Any] = {}
     if "changes" in names:
-        given["changes"], words = _split(words)
+        given["changes"], words = _split(words, _CHANGES)
     lists = [k for k, hint in hints.items() if re.search(r"\b(list|tuple)\[", str(hint))]
     if names[:1] == lists[:1]:  # plot RUN RUN ...
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
@@ -58,18 +58,32 @@ def help_of_settings(cls: type) -> str:
     return parser.format_help()
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that change a run's settings, each with its value, and the others."""
-    changes: list[str] = []
+def take_option(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of the option ``name`` (its last), and the other words."""
+    taken, others = _split(words, re.compile(f"--+{name.replace('_', '[-_]')}$"))
+    value = None
+    for word, following in itertools.pairwise([*taken, "--"]):
+        if word.startswith("--"):
+            _, equals, value = word.partition("=")
+            if not equals and following.startswith("--"):
+                raise ValueError(f"--{name.replace('_', '-')} needs a value")
+        else:
+            value = word
+    return value, others
+
+
+def _split(words: Sequence[str], wanted: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """The ``wanted`` options, each with its value, and the other words."""
+    taken: list[str] = []
     others: list[str] = []
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
-        option = _CHANGES.match(word.partition("=")[0])
-        (changes if option else others).append(word)
+        option = wanted.match(word.partition("=")[0])
+        (taken if option else others).append(word)
         if option and "=" not in word and waiting and not waiting[0].startswith("--"):
-            changes.append(waiting.pop(0))
-    return changes, others
+            taken.append(waiting.pop(0))
+    return taken, others
 
 
 def _dataclass_of(hint: Any) -> Any:

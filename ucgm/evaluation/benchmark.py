@@ -31,8 +31,8 @@ from ucgm.evaluation.references import extract_dataset, measure, open_panel
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction, consecutive
-from ucgm.generation.command import Settings, protocol_of, samples_of_run, with_changes
-from ucgm.generation.samples import SampleSet
+from ucgm.generation.command import protocol_of, samples_of_run, with_changes
+from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import World, join_world
@@ -50,7 +50,7 @@ def benchmark(
     steps: Sequence[int] = (1, 2, 4, 8, 16),
     num_samples: int = 2000,
     repeats: int = 1,
-    settings: Settings | None = None,
+    settings: SamplingConfig | None = None,
     ruler: MetricConfig | None = None,
     out_dir: str | Path | None = None,
     batch_size: int = 256,
@@ -74,7 +74,7 @@ def benchmark(
     Returns:
         content of ``benchmark.json`` and its ``folder``; the folder alone on the other processes.
     """
-    world, settings, ruler = world or World(), settings or Settings(), ruler or MetricConfig()
+    world, settings, ruler = world or World(), settings or SamplingConfig(), ruler or MetricConfig()
     steps = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings, device=world.device)
     # An autoencoder that is missing fails before the work is done.
@@ -83,7 +83,7 @@ def benchmark(
     panel.warn_if_few(num_samples)
     sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
     facts = sizes | panel.identity() | {"versions": versions()}
-    protocol = protocol_of(run, settings, samples) | facts
+    protocol = protocol_of(run, samples) | facts
     mark = fingerprint(protocol)
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
@@ -232,7 +232,7 @@ def benchmark_run(
     steps: list[int] | None = None,
     num_samples: int = 2000,
     repeats: int = 1,
-    settings: Settings | None = None,
+    settings: SamplingConfig | None = None,
     ruler: MetricConfig | None = None,
     out_dir: str | None = None,
     batch_size: int = 256,

@@ -213,9 +213,8 @@ class GeneratedImages:
     """
 
     def __init__(self, samples: SampleSet, batch_size: int) -> None:
-        assert samples.counter is not None
         self.samples, self.counter = samples, samples.counter
-        self.held = whole_tiles(batch_size, samples.tile)
+        self.held = whole_tiles(batch_size, samples.settings.tile)
 
     @property
     def network_rows(self) -> int:
@@ -232,7 +231,7 @@ class GeneratedImages:
                 return self.samples.decode(latents)
 
         for batch in indices.split(self.held):
-            yield by_tiles(batch, self.samples.tile, make)
+            yield by_tiles(batch, self.samples.settings.tile, make)
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """The labels (n,) that were asked for at ``indices`` (n,)."""

@@ -1,25 +1,26 @@
-"""Samples of a trained run: settings, protocol, PNG and npz sinks.
+"""Samples of a trained run, from its folder to files: ``ucgm sample``.
 
-What makes sample i is in :mod:`ucgm.generation.samples`; this file takes network, sampler, guidance
-and data from a run folder, writes images in index order, and says in ``protocol.json`` what decided
-them.
+    run -> samples (:mod:`ucgm.generation.samples`) -> files (:mod:`ucgm.generation.writers`)
+
+Network, sampler, guidance and data come from the run folder; images are written in index order,
+and ``protocol.json`` says what decided them.
 """
 
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ucgm.data.pixels import UINT8_RULE, grid
 from ucgm.data.sets.declared import open_for_sampling
-from ucgm.generation.grids import grid_indices, save_grid, save_image
-from ucgm.generation.samples import TILE, LabelRule, Precision, RowCounter, SampleSet
-from ucgm.generation.writers import LatentSink, NpzSink, PngSink
+from ucgm.generation.samples import TILE, RowCounter, SampleSet, SamplingConfig
+from ucgm.generation.writers import Format, NpzSink, PngSink, grid_indices, save_image, sink_of
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runs.config import differences
 from ucgm.runs.layers import config_of
@@ -28,36 +29,9 @@ from ucgm.runtime.fixed_batches import whole_tiles
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.sampler import Guidance
 
-Format = Literal["png", "npz", "latents"]
-Sink = PngSink | NpzSink
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is sampled."""
-
-    seed: int = 0
-    """of noise, labels and sampling noise."""
-    labels: LabelRule = "balanced"
-    """balanced (class i mod C) or random."""
-    classes: tuple[int, ...] | None = None
-    """only these classes, in turn."""
-    guidance_scale: float | None = None
-    """weight of classifier-free guidance; 1 is off, the run's when left out."""
-    precision: Precision = "fp32"
-    """fp32, tf32 (products of 10 bits on GPUs), bf16 (autocast of the network) or fp64."""
-    tile: int = TILE
-    """rows of every network and decoder call, whatever is asked for: the last bits of an image
-    depend on it, and on neither batch size nor processes."""
-
-    def __post_init__(self) -> None:
-        """Refuse a tile without rows."""
-        if self.tile < 1:
-            raise ValueError(f"tile is {self.tile}: it must be at least 1.")
-
 
 def samples_of_run(
-    run: Run, settings: Settings, steps: int | None = None, device: str = "cpu"
+    run: Run, settings: SamplingConfig, steps: int | None = None, device: str = "cpu"
 ) -> SampleSet:
     """The samples of a trained run, with its own sampler and guidance unless told otherwise.
 
@@ -75,22 +49,14 @@ def samples_of_run(
     networks = [part.network.to(device) for part in (run, weaker) if part is not None]
     if settings.precision == "fp64":
         networks = [network.double() for network in networks]
-    counter = RowCounter(networks[0])
-    guide = counter.beside(networks[1]) if weaker is not None else None
-    guided = guidance.apply(counter, data.num_classes or None, guide)
-    samples = SampleSet(
-        guided,
-        run.config.sampler,
-        data,
-        settings.seed,
-        settings.labels,
-        settings.classes,
-        settings.precision,
-        device,
-        counter,
-        settings.tile,
-        weaker.digest if weaker is not None else None,
+    counter = RowCounter()
+    guided = guidance.apply(
+        counter.counted(networks[0]),
+        data.num_classes or None,
+        counter.counted(networks[1]) if weaker is not None else None,
     )
+    digest = weaker.digest if weaker is not None else None
+    samples = SampleSet(guided, run.config.sampler, data, settings, device, counter, digest)
     samples.labels_at(torch.arange(1))
     return samples if steps is None else samples.with_steps(steps)
 
@@ -117,7 +83,7 @@ def with_changes(run: Run, changes: list[str] | None) -> Run:
     return replace(run, config=config)
 
 
-def guidance_of_run(run: Run, settings: Settings) -> Guidance:
+def guidance_of_run(run: Run, settings: SamplingConfig) -> Guidance:
     """The guidance in force: the run's, with the scale of ``settings`` when it has one."""
     if settings.guidance_scale is None:
         return run.config.guidance
@@ -142,8 +108,9 @@ def _guide_of(run: Run, guidance: Guidance, device: str) -> Run | None:
     return guide
 
 
-def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, Any]:
+def protocol_of(run: Run, samples: SampleSet) -> dict[str, Any]:
     """What decides the pixels of a set of samples, except the number of steps."""
+    settings = plain(asdict(samples.settings))
     sampler = plain(asdict(samples.sampler))
     sampler.pop("steps")
     transport = sampler.pop("transport")
@@ -155,13 +122,10 @@ def protocol_of(run: Run, settings: Settings, samples: SampleSet) -> dict[str, A
         "data": samples.data.name,
         "transport": {"class": type(samples.sampler.transport).__name__, **transport},
         "sampler": sampler,
-        "guidance": plain(asdict(guidance_of_run(run, settings))),
-        "seed": samples.seed,
-        "labels": samples.labels,
-        "classes": plain(samples.classes),
+        "guidance": plain(asdict(guidance_of_run(run, samples.settings))),
+        **{key: settings[key] for key in ("seed", "labels", "classes")},
         "num_classes": samples.data.num_classes,
-        "precision": samples.precision,
-        "tile": samples.tile,
+        **{key: settings[key] for key in ("precision", "tile")},
         "uint8": UINT8_RULE,
     }
 
@@ -170,7 +134,7 @@ def sample_run(
     run_dir: str,
     num_images: int = 100,
     steps: int | None = None,
-    settings: Settings | None = None,
+    settings: SamplingConfig | None = None,
     out_dir: str | None = None,
     batch_size: int = TILE,
     format: Format | None = None,
@@ -180,7 +144,7 @@ def sample_run(
     changes: list[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Sample images of a trained run to a folder.
+    """Sample images of a trained run to a folder; returns the folder.
 
     Args:
         run_dir: folder of the run.
@@ -197,20 +161,17 @@ def sample_run(
         device: cpu, cuda, ...; the fastest there is when left out.
         changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
         overwrite: replace what another command put into the folder.
-
-    Returns:
-        the folder.
     """
     if num_images < 1 or batch_size < 1:
         raise ValueError("num_images and batch_size must be at least 1.")
-    world, settings = join_world(device), settings or Settings()
+    world, settings = join_world(device), settings or SamplingConfig()
     run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
     run = with_changes(run, changes)
     samples = samples_of_run(run, settings, steps, world.device)
     steps = samples.sampler.steps
-    protocol = protocol_of(run, settings, samples) | {"steps": steps, "num_images": num_images}
+    protocol = protocol_of(run, samples) | {"steps": steps, "num_images": num_images}
     name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{settings.seed}"
-    if changes or settings != Settings(seed=settings.seed):
+    if changes or settings != SamplingConfig(seed=settings.seed):
         name += "_" + _short_digest(protocol)
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
@@ -219,14 +180,12 @@ def sample_run(
         sink_of(format, folder).clear()
     world.wait()
     sink = sink_of(format, folder)
-    shown = _sheet_indices(samples, num_images)
-    kept = _draw(samples, torch.arange(num_images), batch_size, sink, world, shown.flatten())
+    sheet = _draw(samples, num_images, batch_size, sink, world, latent=format == "latents")
     world.wait()
     if world.first:
         path = sink.close()
-        print(f"{'latents:' if format == 'latents' else 'images: '} {path}")
-        if format != "latents":
-            sheet = grid(kept, min(10, shown.shape[1]))
+        print(f"{'latents:' if sheet is None else 'images: '} {path}")
+        if sheet is not None:
             print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
     world.leave()
     return folder
@@ -239,58 +198,33 @@ def _short_digest(protocol: dict[str, Any]) -> str:
 
 
 def _draw(
-    samples: SampleSet, indices: Tensor, batch_size: int, sink: Sink, world: World, shown: Tensor
-) -> Tensor:
-    """Write this process's share of the samples ``indices``; returns the images of ``shown`` (k,).
+    samples: SampleSet,
+    count: int,
+    batch_size: int,
+    sink: PngSink | NpzSink,
+    world: World,
+    latent: bool,
+) -> Image.Image | None:
+    """Write this process's share of the first ``count`` samples; the first makes a contact sheet.
 
-    The first process shows them: those that others drew it draws again, which gives the same.
+    Images of the sheet that others drew it draws again, which gives the same.
     """
-    latent = isinstance(sink, LatentSink)
     if not latent:
         samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
-    share = world.share(indices.split(whole_tiles(batch_size, samples.tile)))
+    share = world.share(torch.arange(count).split(whole_tiles(batch_size, samples.settings.tile)))
     label = f"{samples.sampler.steps} steps:"
     progress = Progress(sum(map(len, share)), label, silent=not world.first)
+    indices = grid_indices(samples, count)
+    shown = indices.flatten().tolist() if world.first and not latent else []
     kept: dict[int, Tensor] = {}
-    wanted = set(shown.tolist())
     for part in share:
-        values = raw_latents(samples, part) if latent else samples.images(part)
+        values = samples.raw_latents(part) if latent else samples.images(part)
         sink.write(part, values, samples.labels_at(part))
-        if world.first and not latent:
-            kept |= {i: v for i, v in zip(part.tolist(), values, strict=True) if i in wanted}
+        kept |= {i: v for i, v in zip(part.tolist(), values, strict=True) if i in shown}
         progress.add(len(part))
-    if latent or not world.first:
-        return torch.empty(0)
-    missing = torch.tensor(sorted(wanted - kept.keys()), dtype=torch.int64)
+    if not shown:
+        return None
+    missing = torch.tensor(sorted(set(shown) - kept.keys()), dtype=torch.int64)
     if len(missing):
         kept |= dict(zip(missing.tolist(), samples.images(missing), strict=True))
-    return torch.stack([kept[i] for i in shown.tolist()])
-
-
-def sink_of(format: Format, folder: Path) -> Sink:
-    """The writer of a format."""
-    if format == "png":
-        return PngSink(folder / "images")
-    return LatentSink(folder) if format == "latents" else NpzSink(folder)
-
-
-def raw_latents(samples: SampleSet, indices: Tensor) -> Tensor:
-    """Samples (B, C, h, w) float32 as the autoencoder takes them, or the network, where that is all
-    that is known.
-    """
-    x, codec = samples.latents(indices).cpu(), samples.data.codec
-    return x if codec is None else codec.to_raw(x)
-
-
-def _sheet_indices(samples: SampleSet, count: int) -> Tensor:
-    """Sample indices (rows, columns) of the sheet of ``count`` images."""
-    indices = grid_indices(samples)
-    if int(indices.max()) < count:
-        return indices
-    return torch.arange(min(count, indices.numel())).view(1, -1)  # too few for a class per row
-
-
-def save_preview(samples: SampleSet, path: Path) -> Path:
-    """A contact sheet of the first samples: one class per row (no classes: reading order)."""
-    save_grid(samples, path)
-    return path
+    return grid(torch.stack([kept[i] for i in shown]), min(10, indices.shape[1]))

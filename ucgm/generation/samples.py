@@ -15,7 +15,7 @@ round otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -33,31 +33,49 @@ Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 TILE = 32
 
 
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a run is sampled."""
+
+    seed: int = 0
+    """of noise, labels and sampling noise."""
+    labels: LabelRule = "balanced"
+    """balanced (class i mod C) or random."""
+    classes: tuple[int, ...] | None = None
+    """only these classes, in turn."""
+    guidance_scale: float | None = None
+    """weight of classifier-free guidance; 1 is off, the run's when left out."""
+    precision: Precision = "fp32"
+    """fp32, tf32 (products of 10 bits on GPUs), bf16 (autocast of the network) or fp64."""
+    tile: int = TILE
+    """rows of every network and decoder call, whatever is asked for: the last bits of an image
+    depend on it, and on neither batch size nor processes."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tile without rows."""
+        if self.tile < 1:
+            raise ValueError(f"tile is {self.tile}: it must be at least 1.")
+
+
+@dataclass
 class RowCounter:
-    """A network that counts the rows it is asked for.
+    """Rows that networks are asked for.
 
     Rows over samples is the number of function evaluations, NFE: an evaluation under
     classifier-free guidance or autoguidance counts two, one outside the guidance interval counts
     one.  Rows that fill up a tile do not count.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.rows = 0
+    rows: int = 0
 
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """The network's prediction (B, ...) at x (B, ...), t, y, s (B,)."""
-        self.rows += len(x)
-        return call(self.network, x, t, y, s)
+    def counted(self, network: Network) -> Network:
+        """``network``, whose rows are counted here."""
 
-    def beside(self, other: Network) -> Network:
-        """Another network whose rows are counted here too."""
-
-        def counted(x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        def forward(x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
             self.rows += len(x)
-            return call(other, x, t, y, s)
+            return call(network, x, t, y, s)
 
-        return counted
+        return forward
 
 
 def labels_of(
@@ -107,27 +125,19 @@ class SampleSet:
         network: with its guidance wrapped around it, in evaluation mode.
         sampler: from noise to data.
         data: gives the shape, the classes and ``decode``.
-        seed: of noise and labels.
-        labels: rule of :func:`labels_of`.
-        classes: restriction of the classes, None for all.
-        precision: ``fp32``; ``tf32``, on GPUs that have it; ``bf16`` for autocast of the network;
-            ``fp64`` for a network in double precision. Decoding is always float32.
+        settings: seed, labels, precision (of the network; decoding is always float32) and tile
+            (twice as many rows of the network under guidance).
         device: where the network is.
         counter: counts the network's rows.
-        tile: rows of every call of network (twice as many under guidance) and decoder.
         guide_digest: sha256 of the weights of the weaker network of autoguidance.
     """
 
     network: Network
     sampler: Sampler
     data: Dataset
-    seed: int = 0
-    labels: LabelRule = "balanced"
-    classes: tuple[int, ...] | None = None
-    precision: Precision = "fp32"
+    settings: SamplingConfig = SamplingConfig()
     device: torch.device | str = "cpu"
-    counter: RowCounter | None = None
-    tile: int = TILE
+    counter: RowCounter = field(default_factory=RowCounter)
     guide_digest: str | None = None
 
     def with_steps(self, steps: int) -> "SampleSet":
@@ -138,7 +148,8 @@ class SampleSet:
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """Classes (B,) int64 of the samples ``indices``."""
-        return labels_of(indices, self.data.num_classes, self.labels, self.seed, self.classes)
+        rule, seed, classes = self.settings.labels, self.settings.seed, self.settings.classes
+        return labels_of(indices, self.data.num_classes, rule, seed, classes)
 
     def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space.
@@ -148,7 +159,7 @@ class SampleSet:
             places: as in :meth:`images`, which makes the same passes.
         """
         slots = indices if places is None else places
-        return by_tiles(slots, self.tile, lambda tile: self.tile_latents(indices, tile))
+        return by_tiles(slots, self.settings.tile, lambda tile: self.tile_latents(indices, tile))
 
     def images(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Images (n, channels, height, width) uint8 of ``indices`` (n,), on the CPU.
@@ -158,11 +169,17 @@ class SampleSet:
             places: (n,) numbers that decide the slots in place of the indices: scattered samples
                 fill fewer tiles, and equal the others up to rounding.
         """
+        slots = indices if places is None else places
         return by_tiles(
-            indices if places is None else places,
-            self.tile,
-            lambda tile: self.decode(self.tile_latents(indices, tile)),
+            slots, self.settings.tile, lambda tile: self.decode(self.tile_latents(indices, tile))
         )
+
+    def raw_latents(self, indices: Tensor) -> Tensor:
+        """Samples (n, C, H, W) float32 of ``indices`` (n,) as the autoencoder takes them, on the
+        CPU; in the network's space where no autoencoder is known.
+        """
+        x, codec = self.latents(indices).cpu(), self.data.codec
+        return x if codec is None else codec.to_raw(x)
 
     def decode(self, x: Tensor) -> Tensor:
         """Images (tile, channels, height, width) uint8 of a whole tile, on the CPU."""
@@ -173,21 +190,19 @@ class SampleSet:
         """Samples (tile, C, H, W) float32 on the device: those of ``indices`` in their slots, and
         others.
         """
-        indices = tile.fill(torch.arange(self.tile), indices.cpu())
-        before = self.counter.rows if self.counter else 0
-        random = RowRandom.for_samples(self.seed, indices)
+        size, precision = self.settings.tile, self.settings.precision
+        indices = tile.fill(torch.arange(size), indices.cpu())
+        before = self.counter.rows
+        random = RowRandom.for_samples(self.settings.seed, indices)
         noise = random.normal(*self.data.shape)
-        if self.precision == "fp64":
+        if precision == "fp64":
             noise = noise.double()
         noise = noise.to(self.device)
         random.keys = random.keys.to(self.device)
         y = self.labels_at(indices).to(self.device)
-        cast = torch.autocast(
-            torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
-        with cast, float32_products(self.precision == "tf32"):
+        device_type = torch.device(self.device).type
+        cast = torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16")
+        with cast, float32_products(precision == "tf32"):
             x = self.sampler(self.network, noise, y, random).float()
-        if self.counter:
-            made = self.counter.rows - before
-            self.counter.rows = before + made * len(tile.rows) // self.tile
+        self.counter.rows = before + (self.counter.rows - before) * len(tile.rows) // size
         return x

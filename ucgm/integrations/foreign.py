@@ -1,9 +1,9 @@
 """What diffusers gives us: configurations of other schedulers, and generators.
 
-Of a configuration everything about the solver is left behind, and everything about the path is kept
-or refused: nothing that would change what the model's output means is dropped in silence.  The
-configuration of a living scheduler does not name its class, and marks the values that were left at
-their defaults so that another class takes its own instead; here both are read as they are.
+The solver of a configuration is dropped.  Its path is kept or refused: nothing that would change
+the meaning of the model's output is dropped in silence.  The configuration of a scheduler object
+does not name its class, and marks default values, which another class would replace by its own;
+here they are read as they are.
 """
 
 from collections.abc import Mapping, Sequence

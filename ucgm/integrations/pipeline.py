@@ -39,9 +39,9 @@ class UCGMPipeline(DiffusionPipeline):
         id2label: class number -> name, or names separated by commas.
         latent_mean: per channel; raw latents are ``x * latent_std + latent_mean``.
         latent_std: per channel.  Without the two, the factor and shift of the autoencoder are used.
-        guidance_scale: of calls that do not say.
-        guidance_interval: times in which guidance is on, of calls that do not say.
-        guidance_channels: first channels that are guided, of calls that do not say; None: all.
+        guidance_scale: default of a call.
+        guidance_interval: times in which guidance is on, default of a call.
+        guidance_channels: first channels that are guided, default of a call; None: all.
     """
 
     model_cpu_offload_seq = "model->vae"

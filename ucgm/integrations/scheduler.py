@@ -1,7 +1,7 @@
 """UCGM-S as a diffusers scheduler: any pipeline with any solver of :mod:`ucgm.sampler`.
 
-A scheduler is the same plan as a :class:`ucgm.Sampler`, run one evaluation at a time by somebody
-else's loop:
+A scheduler is the same plan as a :class:`ucgm.Sampler`, run one evaluation at a time by the loop
+of a pipeline:
 
     scheduler = UCGMScheduler.from_config(pipe.scheduler.config, extrapolation=0.4)
     pipe.scheduler = scheduler
@@ -29,8 +29,7 @@ from ucgm.integrations.foreign import Generators, own_config, random_of, transpo
 from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
 from ucgm.sampler import Grid, Sampler
-from ucgm.sampler.plan import knots
-from ucgm.sampler.program import Memory
+from ucgm.sampler.plan import History, knots
 from ucgm.transport import Linear, expand
 
 # Settings with the same name here and in Sampler or Grid.
@@ -174,7 +173,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at an evaluation in the middle: what comes before is no history."""
+        """Begin at a later evaluation, with an empty history."""
         self._begin_index = begin_index
         if self._times:
             self._start()
@@ -187,7 +186,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Make the plan, and forget what earlier steps left.
+        """Make the plan, with an empty history.
 
         Args:
             num_inference_steps: number of steps.
@@ -243,7 +242,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if self._plan[i].noise and self._random is None:
             self._random = random_of(generator, self.config["seed"], sample)
         state = sample if sample.dtype == torch.float64 else sample.float()
-        following = self._memory.advance(i, state, model_output, self._random)
+        following = self._history.advance(i, state, model_output, self._random)
         self._step_index = i + 1
         following = following.to(model_output.dtype)
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
@@ -292,7 +291,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         times = tuple(self._times[(self._begin_index or 0) // self.order :])
         sampler = replace(self.sampler(len(times)), grid=Grid(explicit=times))
         self._plan = sampler.plan()
-        self._memory = Memory(sampler.updates())
+        self._history = History(self._plan)
         self._step_index: int | None = None
         self._random: RowRandom | None = None
 

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ucgm.runtime.choices import check_choices
 from ucgm.transport import Linear, Transport
 
 
@@ -58,10 +59,7 @@ class Grid:
             )
         if self.rho <= 0 or self.shift <= 0:
             raise ValueError("grid.rho and grid.shift must be positive")
-        if self.spacing not in ("uniform", "log_snr", "karras"):
-            raise ValueError(
-                f"grid.spacing must be uniform, log_snr or karras, got {self.spacing!r}"
-            )
+        check_choices(self, "grid")
         if self.explicit is not None:
             t = [*self.explicit, 0.0]
             if len(t) < 2 or t[0] > 1 or any(b >= a for a, b in zip(t, t[1:], strict=False)):

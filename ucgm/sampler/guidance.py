@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ucgm.runtime.choices import check_choices
+
 Network = Callable[..., Tensor]
 
 
@@ -39,7 +41,8 @@ class Guidance:
     """run folder of the weaker network of autoguidance."""
 
     def __post_init__(self) -> None:
-        """Refuse intervals that are not part of [0, 1]."""
+        """Refuse kinds that do not exist and intervals that are not part of [0, 1]."""
+        check_choices(self, "guidance")
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"guidance.interval must be rising times in [0, 1]: {self.interval}")
@@ -76,17 +79,16 @@ class Guidance:
 
 
 class Interval:
-    """A network that does something more inside an interval of times."""
+    """A network under guidance inside an interval of times; the base of the three kinds."""
 
-    def __init__(
-        self,
-        network: Network,
-        scale: float,
-        interval: tuple[float, float] = (0.0, 1.0),
-        channels: int | None = None,
-    ) -> None:
-        self.network = network
-        self.settings = Guidance(scale, (interval[0], interval[1]), channels)
+    network: Network
+    scale: float
+    interval: tuple[float, float]
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what :class:`Guidance` refuses."""
+        Guidance(self.scale, self.interval, self.channels)
 
     @property
     def num_classes(self) -> int | None:
@@ -95,17 +97,17 @@ class Interval:
 
     def at(self, t: float) -> Network:
         """The network to call when all rows are at time ``t``: no batch is doubled in vain."""
-        low, high = self.settings.interval
-        if self.settings.scale != 1.0 and low <= t <= high:
+        low, high = self.interval
+        if self.scale != 1.0 and low <= t <= high:
             return self.guided
         inner = getattr(self.network, "at", None)
         return inner(t) if inner else self.network
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
-        """Guided prediction at (B,) times; rows may lie on both sides of the interval."""
-        low, high = self.settings.interval
+        """Guided prediction (B, ...) at x (B, ...), t, y, s (B,); t may lie in and outside."""
+        low, high = self.interval
         inside = (t >= low) & (t <= high)
-        if self.settings.scale == 1.0 or not bool(inside.any()):
+        if self.scale == 1.0 or not bool(inside.any()):
             return call(self.network, x, t, y, s)
         if bool(inside.all()):
             return self.guided(x, t, y, s)
@@ -119,34 +121,25 @@ class Interval:
 
     def extrapolate(self, bad: Tensor, good: Tensor) -> Tensor:
         """bad + scale (good - bad), all (B, C, ...), in the channels that are guided."""
-        guided = torch.lerp(bad, good, self.settings.scale)
-        channels = self.settings.channels
+        guided, channels = torch.lerp(bad, good, self.scale), self.channels
         if channels is not None and channels < guided.shape[1]:
             guided = torch.cat((guided[:, :channels], good[:, channels:]), dim=1)
         return guided
 
 
+@dataclass(eq=False, repr=False)
 class Guided(Interval):
-    """A network under classifier-free guidance: one call with twice the rows.
+    """A network under classifier-free guidance: one call with twice the rows."""
 
-    Args:
-        network: the network to guide.
-        scale: weight of the conditional prediction; 1.0 is off.
-        interval: closed interval of t in which guidance is on.
-        null_label: the label of the unconditional pass.
-        channels: guide the first channels alone; None: all.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        scale: float,
-        interval: tuple[float, float] = (0.0, 1.0),
-        null_label: int = 0,
-        channels: int | None = None,
-    ) -> None:
-        super().__init__(network, scale, interval, channels)
-        self.null_label = null_label
+    network: Network
+    scale: float
+    """weight of the conditional prediction; 1.0 is off."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """closed interval of t in which guidance is on."""
+    null_label: int = 0
+    """label of the unconditional pass."""
+    channels: int | None = None
+    """guide the first channels alone; None: all."""
 
     @property
     def num_classes(self) -> int:
@@ -162,52 +155,46 @@ class Guided(Interval):
         return self.extrapolate(bad, good)
 
 
+@dataclass(eq=False, repr=False)
 class Autoguided(Interval):
-    """A network guided away from a weaker one (smaller, or trained for less time).
+    """A network guided away from a weaker one (smaller, or trained for less time)."""
 
-    Args:
-        network: the network to guide.
-        guide: the weaker network, in the same convention.
-        scale: weight of ``network``; 1.0 is off.
-        interval: closed interval of t in which guidance is on.
-        channels: guide the first channels alone; None: all.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        guide: Network,
-        scale: float,
-        interval: tuple[float, float] = (0.0, 1.0),
-        channels: int | None = None,
-    ) -> None:
-        super().__init__(network, scale, interval, channels)
-        self.guide = guide
+    network: Network
+    guide: Network
+    """the weaker network, in the same convention."""
+    scale: float
+    """weight of ``network``; 1.0 is off."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """closed interval of t in which guidance is on."""
+    channels: int | None = None
+    """guide the first channels alone; None: all."""
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """F_guide + scale (F - F_guide)."""
         return self.extrapolate(call(self.guide, x, t, y, s), call(self.network, x, t, y, s))
 
 
+@dataclass(eq=False, repr=False)
 class GuidanceInput(Interval):
     """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
 
-    Args:
-        network: takes the keyword ``guidance``, scales (B,) >= 1.
-        scale: what it is given.
-        interval: closed interval of t in which it is given; outside, nothing is, which means 1.
+    It takes the keyword ``guidance``, scales (B,) >= 1.
     """
+
+    network: Network
+    scale: float
+    """guidance scale inside the interval."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """closed interval of t in which the scale is given; outside, none is, which means 1."""
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """The prediction at the scale."""
-        scale = torch.full((len(x),), self.settings.scale, dtype=t.dtype, device=t.device)
+        scale = torch.full((len(x),), self.scale, dtype=t.dtype, device=t.device)
         return call(self.network, x, t, y, s, guidance=scale)
 
 
 def call(
     network: Network, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor | None, **more: Any
 ) -> Tensor:
-    """Call a network at x (B, ...), t, y (B,); a second time s (B,) is passed only where there
-    is one.
-    """
+    """The prediction at x (B, ...), t, y (B,); s (B,) is passed to networks of two times only."""
     return network(x, t, y, **more) if s is None else network(x, t, y, s, **more)

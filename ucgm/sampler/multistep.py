@@ -8,8 +8,8 @@ is solved exactly between the nodes,
     noise     (alpha_s / alpha_t) x_t + alpha_s int z_hat du      u = sigma / alpha
     data      (sigma_s / sigma_t) x_t + sigma_s int x_hat d(1/u)
 
-and q is replaced by the Lagrange polynomial through its last values in a clock: time, u (called
-sigma) or lambda = log(alpha / sigma) (called log_snr).  So w_j = int L_j(clock) d(measure), by
+and q is replaced by the Lagrange polynomial through its last values in a time variable c: time, u
+(called sigma) or lambda = log(alpha / sigma) (called log_snr).  So w_j = int L_j(c) d(measure), by
 Gauss-Legendre quadrature in a variable in which the measure is smooth.
 
     velocity in time      Adams-Bashforth; with `extrapolation` UCGM-S in state-preserving form
@@ -18,8 +18,8 @@ Gauss-Legendre quadrature in a variable in which the measure is smooth.
                           takes the polynomial at the middle of the step (`integration: midpoint`)
 
 The first step has one value and is of order 1, the second of order 2, and so on; so is a step from
-or to a point where the clock is infinite.  The corrector (UniPC, arXiv 2302.04867) repeats the last
-step with the new value among its nodes; that costs no evaluation and raises the order by one.
+or to a point where the time variable is infinite.  The corrector (UniPC, arXiv 2302.04867) repeats
+the last step with the new value among its nodes; it costs no evaluation and raises the order by 1.
 """
 
 import math
@@ -43,7 +43,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 @dataclass(frozen=True)
 class Rule:
-    """Which estimate is extrapolated, in which clock, on which transport."""
+    """Which estimate is extrapolated, in which time variable, on which transport."""
 
     transport: Transport
     variable: Variable
@@ -71,8 +71,8 @@ class Rule:
             return combined((1.0, (1.0, 0.0)), (to.t - at.t, self.value(at)))
         return at.estimate(*arrival(to))
 
-    def ticks(self, knot: Knot) -> float:
-        """Clock of a knot; infinite where a polynomial in it has no meaning."""
+    def abscissa(self, knot: Knot) -> float:
+        """The time variable at a knot; infinite where a polynomial in it has no meaning."""
         if self.variable == "noise" and knot.alpha <= SMALL:
             return math.inf
         if self.time_variable == "time":
@@ -86,11 +86,11 @@ class Rule:
         """Whether a step to ``to`` can be of higher order than one."""
         if to.t == 0 and self.variable == "velocity":
             clean = abs(to.alpha - 1.0) < SMALL and to.sigma < SMALL
-            return clean and math.isfinite(self.ticks(to))
-        return math.isfinite(self.ticks(to))
+            return clean and math.isfinite(self.abscissa(to))
+        return math.isfinite(self.abscissa(to))
 
     def _at_log_ratio(self, lam: np.ndarray) -> np.ndarray:
-        """Clock at points with lambda = log(alpha / sigma)."""
+        """Time variable at points with lambda = log(alpha / sigma)."""
         if self.time_variable == "sigma":
             return np.exp(-lam)
         if self.time_variable == "log_snr":
@@ -98,17 +98,17 @@ class Rule:
         return self.transport.time_at_log_snr(torch.from_numpy(2.0 * lam)).numpy()
 
     def _at_time(self, t: np.ndarray) -> np.ndarray:
-        """Clock at times."""
+        """Time variable at times."""
         if self.time_variable == "time":
             return t
         lam = 0.5 * self.transport.log_snr(torch.from_numpy(t)).numpy()
         return lam if self.time_variable == "log_snr" else np.exp(-lam)
 
     def points(self, at: Knot, to: Knot) -> tuple[np.ndarray, np.ndarray]:
-        """(clock, mass) of the quadrature between two knots; the masses add up to the measure."""
+        """(time variable, mass) of the quadrature between two knots; total mass: the measure."""
         total = self.carry(at, to)[1]
         if self.integration == "midpoint":
-            return np.array([0.5 * (self.ticks(at) + self.ticks(to))]), np.array([total])
+            return np.array([0.5 * (self.abscissa(at) + self.abscissa(to))]), np.array([total])
         if self.variable == "velocity":
             t = 0.5 * (at.t + to.t) + 0.5 * (to.t - at.t) * _NODES
             return self._at_time(t), 0.5 * total * _WEIGHTS
@@ -120,20 +120,20 @@ class Rule:
         if self.variable == "noise":
             u = at.ratio * (0.5 - 0.5 * _NODES)
             return self._at_log_ratio(-np.log(u)), 0.5 * total * _WEIGHTS
-        return np.array([self.ticks(to)]), np.array([total])  # all of the measure is at the data
+        return np.array([self.abscissa(to)]), np.array([total])  # all of the measure is at the data
 
     def weights(self, nodes: Sequence[Knot], at: Knot, to: Knot) -> list[float]:
         """Weights on q at ``nodes`` for the step between two knots."""
         if len(nodes) == 1:
             return [self.carry(at, to)[1]]
-        time_variable, mass = self.points(at, to)
-        c = [self.ticks(knot) for knot in nodes]
+        points, mass = self.points(at, to)
+        c = [self.abscissa(knot) for knot in nodes]
         result = []
         for j in range(len(c)):
-            basis = np.ones_like(time_variable)
+            basis = np.ones_like(points)
             for i in range(len(c)):
                 if i != j:
-                    basis = basis * (time_variable - c[i]) / (c[j] - c[i])
+                    basis = basis * (points - c[i]) / (c[j] - c[i])
             result.append(float((mass * basis).sum()))
         return result
 
@@ -144,14 +144,14 @@ def adams_plan(
     """The plan over the knots of ``path``; NFE is the number of steps.
 
     Args:
-        rule: estimate and clock.
+        rule: estimate and time variable.
         path: N + 1 knots at falling times.
         order: number of values of the predictor, 1 to 4.
         extrapolation: k: the weights w_1 + 2 k (w_2 - w_1) between those of order 1 (k = 0) and
             2 (k = 1/2), that is q + k (h_i / h_{i-1}) (q - q_prev); needs order 1.
         correct: apply the corrector.
     """
-    usable = [math.isfinite(rule.ticks(knot)) for knot in path]
+    usable = [math.isfinite(rule.abscissa(knot)) for knot in path]
     values = [rule.value(knot) for knot in path[:-1]]
     steps: list[Step] = []
     before: list[float] = []  # weights of the step before, where they can be corrected

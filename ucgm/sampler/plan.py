@@ -7,19 +7,23 @@ a list of evaluations i at (x_i, t_i), each followed by
 
 with scalars computed once, in float64, on the host.  A predictor and its corrector are two
 entries: the corrector refers to the predictor's state and prediction as j = 0 and to where the
-step began as j = 1.  NFE, guidance interval, churn and restart can be read from the list.
+step began as j = 1.  NFE, guidance interval, churn and restart can be read from the list.  A
+:class:`History` computes the sums, in the loop of a sampler or of a diffusers pipeline.
 
 A step to time 0 arrives at the data, alpha = 1 and sigma = 0, also on a path (EDM) whose first
 point is scaled and still carries a little noise.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
+from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import Transport
 
 Pair = tuple[float, float]
@@ -156,3 +160,71 @@ def restart_segments(times: Sequence[float], restart: Restart) -> list[list[floa
     n = restart.steps
     again = [high + (times[j] - high) * k / n for k in range(n)] + [times[j]]
     return [list(times[: j + 1]), *[again] * restart.repeats, list(times[j:])]
+
+
+class History:
+    """The updates of a plan on tensors: what one trajectory keeps between evaluations.
+
+    An evaluation that later updates refer to is kept as the fewest tensors a x_i + b F_i that they
+    are sums of, which is one for every method with a history of one estimate.  The update that
+    needs a tensor last drops it, so memory does not grow with the steps.  A prediction may be kept
+    as it is: a network must not write into what it has returned.
+    """
+
+    def __init__(self, plan: Sequence[Step]) -> None:
+        self.plan = plan
+        self.longest = max(len(step.weights) for step in plan)
+        self.terms: dict[int, list[tuple[float, Tensor]]] = defaultdict(list)  # of later updates
+
+    def advance(self, i: int, x: Tensor, prediction: Tensor, random: RowRandom | None) -> Tensor:
+        """The state (B, ...) after evaluation ``i``, which saw ``x`` and gave ``prediction``
+        (B, ...).
+
+        A prediction in half precision is widened inside the sums.
+        """
+        step = self.plan[i]
+        if prediction.dtype.itemsize > x.dtype.itemsize:
+            prediction = prediction.to(x.dtype)
+        out = combine(x, prediction, *step.weights[0])
+        for weight, tensor in self.terms.pop(i, ()):
+            out.add_(tensor, alpha=weight)
+        if step.noise and random is not None:
+            out.add_(random.normal(*x.shape[1:], dtype=x.dtype), alpha=step.noise)
+        uses = self.uses(i)
+        for base in spanning(list(uses.values())):
+            whole = {(1.0, 0.0): x, (0.0, 1.0): prediction}.get(base)
+            tensor = combine(x, prediction, *base) if whole is None else whole
+            for later, (a, b) in uses.items():
+                if weight := b if base[1] == 1.0 else a:
+                    self.terms[later].append((weight, tensor))
+        return out
+
+    def uses(self, i: int) -> dict[int, Pair]:
+        """Later evaluation -> the weights (a, b) of evaluation ``i`` in its update."""
+        later = range(i + 1, min(i + self.longest, len(self.plan)))
+        weights = {m: self.plan[m].weights for m in later if m - i < len(self.plan[m].weights)}
+        return {m: w[m - i] for m, w in weights.items() if w[m - i] != (0.0, 0.0)}
+
+
+def spanning(pairs: Sequence[Pair]) -> list[Pair]:
+    """The fewest combinations of x and F that all ``pairs`` are multiples of, or sums."""
+    if not pairs:
+        return []
+    a, b = max(pairs, key=lambda pair: abs(pair[0]) + abs(pair[1]))
+    size = abs(a) + abs(b)
+    for other in pairs:
+        cross = a * other[1] - b * other[0]
+        if abs(cross) > 1e-12 * size * (abs(other[0]) + abs(other[1])):
+            return [(1.0, 0.0), (0.0, 1.0)]
+    if abs(a) <= 1e-14 * abs(b):
+        return [(0.0, 1.0)]
+    return [(a / b, 1.0)] if abs(b) >= abs(a) else [(1.0, b / a)]
+
+
+def combine(x: Tensor, prediction: Tensor, a: float, b: float) -> Tensor:
+    """a x + b F, of any shape, in a new tensor, in one pass when a or b is 1."""
+    if abs(a - 1.0) < 1e-13:
+        return torch.add(x, prediction, alpha=b)
+    if b == 1.0:
+        return torch.add(prediction, x, alpha=a)
+    return torch.mul(x, a).add_(prediction, alpha=b)

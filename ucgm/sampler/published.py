@@ -49,8 +49,8 @@ def _trapezoid(here: Knot, there: Knot, old: Knot | None, k: float) -> tuple[Pai
     """Weights of the corrector: on the predicted point, where the step began, two before that.
 
     x_s = (alpha_s / alpha_t) x_t + (sigma_s - alpha_s sigma_t / alpha_t) (z_hat' + z_hat_s) / 2,
-    where z_hat' is extrapolated by k.  A start without any signal (start gap 0) has no clock
-    sigma / alpha; there the same trapezoid is taken of x_hat in alpha / sigma.
+    where z_hat' is extrapolated by k.  A start without any signal (start gap 0) has an
+    infinite sigma / alpha; there the same trapezoid is taken of x_hat in alpha / sigma.
     """
     if here.alpha > SMALL:
         ratio = there.alpha / here.alpha

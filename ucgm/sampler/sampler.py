@@ -2,24 +2,25 @@
 
     F = network(x, t, y[, s]);   x <- sum_j (a_j x_{i-j} + b_j F_{i-j}) + n eps
 
-All coefficients are scalars known before the first evaluation.  Only what a later update refers
-to is kept, and an update is a sum of scaled tensors and nothing else.
+All coefficients are scalars known before the first evaluation (:mod:`ucgm.sampler.plan`).  The
+history keeps what later updates refer to; an update is a sum of scaled tensors and nothing else.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ucgm.runtime.choices import check_choices
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Network, call
 from ucgm.sampler.multistep import Integration, Rule, TimeVariable, Variable, adams_plan
-from ucgm.sampler.named import SolverName, check_settings
 from ucgm.sampler.plan import (
+    History,
     NoiseRule,
     Restart,
     Step,
@@ -28,14 +29,24 @@ from ucgm.sampler.plan import (
     renoised,
     restart_segments,
 )
-from ucgm.sampler.program import Memory, Update, compile_plan
 from ucgm.sampler.published import ucgm_plan
 from ucgm.sampler.singlestep import Churn, euler_maruyama_plan, heun_plan, jump_plan
 from ucgm.transport import Linear, Transport
 
+SolverName = Literal["ucgm", "adams", "unipc", "heun", "euler_maruyama", "jump"]
+# Highest order, and the settings that are read beside steps, grid and restart.
+READS: dict[str, tuple[int, frozenset[str]]] = {
+    "ucgm": (2, frozenset({"stochasticity", "noise", "extrapolation"})),
+    "adams": (4, frozenset({"extrapolation", "variable", "time_variable", "integration"})),
+    "unipc": (3, frozenset({"variable", "time_variable", "integration"})),
+    "heun": (1, frozenset({"variable", "churn"})),
+    "euler_maruyama": (1, frozenset({"stochasticity"})),
+    "jump": (1, frozenset({"stochasticity", "noise"})),
+}
+
 
 class State(NamedTuple):
-    """What an evaluation saw and said: x_t, x_hat, z_hat (B, ...) at the time ``t``."""
+    """Input x_t and estimates x_hat, z_hat (B, ...) of the evaluation at time ``t``."""
 
     x_t: Tensor
     t: float
@@ -82,8 +93,29 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        check_settings(values, {f.name: f.default for f in fields(self)})
+        check_choices(self, "sampler")
+        solver, order, amount = self.solver, self.order, self.stochasticity
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
+        if not 0.0 <= amount <= 1.0:
+            raise ValueError(f"sampler.stochasticity must be in [0, 1], got {amount}")
+        highest, reads = READS[solver]
+        if not 1 <= order <= highest:
+            allowed = f"1 to {highest}" if highest > 1 else "1"
+            raise ValueError(f"sampler.order of solver {solver} must be {allowed}, got {order}")
+        for f in fields(self):
+            others = [name for name, (_, known) in READS.items() if f.name in known]
+            if others and f.name not in reads and getattr(self, f.name) != f.default:
+                raise ValueError(
+                    f"sampler.{f.name} is not a setting of solver {solver}: leave it out, or "
+                    f"choose the solver from {', '.join(others)}"
+                )
+        if order > 1 and amount > 0:
+            raise ValueError(
+                f"sampler.order {order} has no stochastic form: set stochasticity to 0"
+            )
+        if solver == "adams" and order > 1 and self.extrapolation:
+            raise ValueError("sampler.extrapolation of solver adams is a setting of order 1")
 
     @classmethod
     def paper(
@@ -106,16 +138,12 @@ class Sampler:
         Raises:
             ValueError: where the grid has no such times.
         """
-        return list(_prepared(self)[0])
+        return list(_plan(self))
 
     @property
     def nfe(self) -> int:
         """Number of network calls; a guided call is one here and two passes per image."""
-        return len(_prepared(self)[0])
-
-    def updates(self) -> tuple[Update, ...]:
-        """The plan with what is kept between evaluations, for :class:`Memory`."""
-        return _prepared(self)[1]
+        return len(_plan(self))
 
     def _solve(self, times: list[float]) -> list[Step]:
         """The plan of one falling stretch of times."""
@@ -156,7 +184,7 @@ class Sampler:
         run = _Run(self, network, z, y, generator)
         x = run.start
         for i in range(len(run.plan)):
-            x = run.memory.advance(i, x, run.predict(i, x), run.random)
+            x = run.history.advance(i, x, run.predict(i, x), run.random)
         return x
 
     @torch.no_grad()
@@ -178,12 +206,12 @@ class Sampler:
             prediction = run.predict(i, x)
             a, b = knot.estimate(1.0, 0.0), knot.estimate(0.0, 1.0)
             yield State(x, step.t, *(p * x + q * prediction for p, q in (a, b)))
-            x = run.memory.advance(i, x, prediction, run.random)
+            x = run.history.advance(i, x, prediction, run.random)
 
 
 @lru_cache(maxsize=64)
-def _prepared(sampler: Sampler) -> tuple[tuple[Step, ...], tuple[Update, ...]]:
-    """Plan and updates of a sampler."""
+def _plan(sampler: Sampler) -> tuple[Step, ...]:
+    """The plan of a sampler, made once."""
     times = sampler.grid.times(sampler.steps, sampler.transport).tolist()
     segments = restart_segments(times, sampler.restart) if sampler.restart else [times]
     plan: list[Step] = []
@@ -192,11 +220,11 @@ def _prepared(sampler: Sampler) -> tuple[tuple[Step, ...], tuple[Update, ...]]:
             low, high = knots(sampler.transport, [plan[-1].s, segment[0]])
             plan[-1] = renoised(plan[-1], low, high)
         plan += sampler._solve(segment)
-    return tuple(plan), compile_plan(plan)
+    return tuple(plan)
 
 
 class _Run:
-    """One call of a sampler: the plan, its times on the device, and what is kept."""
+    """One call of a sampler: plan, times on the device, history."""
 
     def __init__(
         self,
@@ -206,8 +234,8 @@ class _Run:
         y: Tensor | None,
         generator: RowRandom | torch.Generator | None,
     ) -> None:
-        self.plan, updates = _prepared(sampler)
-        self.memory = Memory(updates)
+        self.plan = _plan(sampler)
+        self.history = History(self.plan)
         dtype = z.dtype if z.dtype == torch.float64 else torch.float32
         self.start = z.to(dtype)
         noisy = any(step.noise for step in self.plan)

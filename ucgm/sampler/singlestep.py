@@ -67,9 +67,9 @@ def heun_plan(rule: Rule, path: Sequence[Knot], churn: Churn) -> list[Step]:
         if there.t == 0:
             steps.append(Step(start.t, 0.0, (start.estimate(1.0, 0.0),)))
             break
-        # A start without signal has no noise clock: the trapezoid is taken of x_hat there.
-        bare = rule.variable == "noise" and start.alpha <= SMALL
-        using = Rule(rule.transport, "data", rule.time_variable) if bare else rule
+        # Without signal sigma / alpha is infinite: there the trapezoid is taken of x_hat.
+        no_signal = rule.variable == "noise" and start.alpha <= SMALL
+        using = Rule(rule.transport, "data", rule.time_variable) if no_signal else rule
         factor, total = using.carry(start, there)
         begin, end = using.value(start), using.value(there)
         steps.append(Step(start.t, there.t, (using.single(start, there),)))

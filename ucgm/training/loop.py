@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ucgm.data.loader import batches, sample_indices
-from ucgm.generation.command import SampleSet, save_preview
-from ucgm.generation.grids import join_grid
+from ucgm.generation.samples import SampleSet
+from ucgm.generation.writers import join_grid, save_grid
 from ucgm.runs.config import Config
 from ucgm.runs.saving import Writer, host_copies, save_checkpoint, save_snapshot
 from ucgm.runtime.precision import autocast, precision
@@ -190,7 +190,7 @@ def _preview(parts: TrainState) -> None:
         join_grid(samples)
         return
     picture = parts.run_dir / "samples" / f"step_{parts.step:07d}.png"
-    save_preview(samples, picture)
+    save_grid(samples, picture)
     track_picture(parts.accelerator, "preview", picture, parts.step)
 
 

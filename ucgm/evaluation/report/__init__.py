@@ -7,8 +7,8 @@ from typing import Any
 from ucgm.evaluation.report.figures import save_curve
 from ucgm.evaluation.report.page import page
 from ucgm.evaluation.report.tables import aligned, csv_text, footnotes, markdown, summarise, table
-from ucgm.generation.grids import save_grid, save_strip
 from ucgm.generation.samples import SampleSet
+from ucgm.generation.writers import save_grid, save_strip
 from ucgm.runtime.files import write_atomic
 
 __all__ = ["summarise", "write_report"]

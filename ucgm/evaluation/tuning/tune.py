@@ -22,8 +22,8 @@ from ucgm.evaluation.references import open_judge
 from ucgm.evaluation.scoring import Evaluator, MetricConfig
 from ucgm.evaluation.tuning.report import RungLog, described, trial_row, write_results
 from ucgm.evaluation.tuning.search import Candidate, Space, fitted, search
-from ucgm.generation.command import Settings, protocol_of, samples_of_run
-from ucgm.generation.samples import SampleSet
+from ucgm.generation.command import protocol_of, samples_of_run
+from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
@@ -165,13 +165,12 @@ def tune(
         raise ValueError("nfe and batch_size must be at least 1.")
     budget = budget or Budget()
     default = default_of(run, nfe)
-    settings = Settings(seed=seed)
     plain = replace(run, config=replace(run.config, guidance=Guidance()))
-    base = samples_of_run(plain, settings, device=device)
+    base = samples_of_run(plain, SamplingConfig(seed=seed), device=device)
     judge = open_judge(ruler or MetricConfig(), run.config.data, base.data, device)
     if metric is None:
         metric = "fid" if budget.samples >= 5 * judge.extractor.dimensions["features"] else "kid"
-    protocol = protocol_of(run, settings, base) | {
+    protocol = protocol_of(run, base) | {
         "nfe": nfe,
         "metric": metric,
         "budget": asdict(budget),
@@ -191,7 +190,9 @@ def tune(
     )
     sizes = (budget.candidates, budget.samples, budget.rungs)
     found, trials = search(space, default, bench, *sizes, seed, RungLog(default))
-    held_out = CandidateScorer(replace(base, seed=seed + 1), judge, metric, batch_size)
+    held_out = CandidateScorer(
+        replace(base, settings=SamplingConfig(seed=seed + 1)), judge, metric, batch_size
+    )
     scores = {
         label: held_out.repeated(candidate, budget.final_samples, budget.repeats)
         for label, candidate in (("default", default), ("tuned", found))
