@@ -124,7 +124,7 @@ def test_a_folder_of_another_configuration_is_refused(six_steps, tmp_path):
 def test_two_trainings_in_one_folder_are_refused(six_steps, tmp_path):
     run = copy_of(six_steps, tmp_path)
     before = (run / "config.yaml").read_text()
-    with folder.alone(run):
+    with folder.lock_run(run):
         mine = f"another training is running.*process {os.getpid()}"
         with pytest.raises(ValueError, match=mine):
             train(tiny(keep_checkpoints=1), run)
