@@ -21,8 +21,9 @@ from ucgm.generation.command import (
 from ucgm.generation.grids import grid_indices
 from ucgm.generation.samples import SampleSet, labels_of
 from ucgm.nn import DiTConfig
-from ucgm.runs.checkpoint import load_run, save_checkpoint
+from ucgm.runs.checkpoint import load_run
 from ucgm.runs.config import write_config
+from ucgm.runs.saving import save_checkpoint
 from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
 

@@ -24,6 +24,7 @@ from ucgm.runs.saving import (
     restore_optimizer,
     save_checkpoint,
 )
+from ucgm.runtime import files
 from ucgm.sampler import Sampler
 from ucgm.training import loop as trainer
 from ucgm.training.loop import train
@@ -192,7 +193,12 @@ def test_latest_is_right_after_a_crash_at_any_instant(tmp_path, monkeypatch):
 
             return call
 
-        for where, name in ((saving.os, "replace"), (saving.shutil, "rmtree"), (saving, "sync")):
+        for where, name in (
+            (saving.os, "replace"),
+            (saving.shutil, "rmtree"),
+            (saving, "sync"),
+            (files, "sync"),
+        ):
             monkeypatch.setattr(where, name, wrap(getattr(where, name)))
         return left
 

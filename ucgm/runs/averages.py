@@ -18,19 +18,22 @@ What is left, as a share of |p|, is the *profile error*: it is known without any
 the average is off by is about that share of how far the weights moved within its length.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.runs.checkpoint import read_facts
 from ucgm.runs.config import read_config
-from ucgm.runs.saving import EMA_FOLDER, _write
 from ucgm.runs.settings import power_exponent, stem_of
+from ucgm.runtime.files import write_atomic
 
+EMA_FOLDER = "ema"
 # Above this the average is one of another length than it says.
 LARGEST_ERROR = 0.1
 
@@ -43,6 +46,38 @@ class Snapshot:
     std: float
     step: int
     updates: int
+
+
+def save_snapshot(
+    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
+) -> None:
+    """Keep a power-function average as it was at ``step``; its ``state`` has any shapes."""
+    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
+    _write(path, state, {"std": std, "step": step, "updates": updates})
+
+
+def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Weights with ``facts`` in their header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in state.items()}
+    # One key: several would be written in an order that changes from process to process.
+    header = {"facts": json.dumps(facts)}
+    write_atomic(path, lambda temporary: save_file(state, temporary, header))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the header of a file of RUN/ema says: step, updates and std.
+
+    Raises:
+        ValueError: not a whole file of this kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
+        ) from error
 
 
 def find_snapshots(run_dir: Path) -> list[Snapshot]:

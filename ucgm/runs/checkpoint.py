@@ -22,26 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from ucgm.runs.averages import EMA_FOLDER, read_facts
 from ucgm.runs.config import Config, read_config
-from ucgm.runs.saving import CHECKPOINTS, EMA_FOLDER, MANIFEST, save_checkpoint
+from ucgm.runs.saving import CHECKPOINTS, MANIFEST
 from ucgm.runtime.files import sha256
 from ucgm.runtime.sharding import load_shard
-
-__all__ = [
-    "CHECKPOINTS",
-    "EMA_FOLDER",
-    "OPTIONAL_INPUTS",
-    "Run",
-    "load_run",
-    "load_weights",
-    "newest_checkpoint",
-    "read_facts",
-    "save_checkpoint",
-    "verify",
-]
 
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
@@ -138,21 +126,6 @@ def _check_names(
             f"{path} does not fit the network of this configuration: {', '.join(facts)}. "
             "Use the model section of the run it came from."
         )
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """What the header of a file of RUN/ema says: step, updates and std.
-
-    Raises:
-        ValueError: not a whole file of this kind.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["facts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
-        ) from error
 
 
 def _find_weights(

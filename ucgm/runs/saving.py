@@ -24,24 +24,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ucgm.runs.settings import stem_of
-from ucgm.runtime.files import sha256, sync, write_atomic, write_text_atomically
+from ucgm.runtime.files import sha256, sync, write_atomic
 from ucgm.runtime.sharding import gather, load_shard
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @torch.no_grad()
-def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> State:
+def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> StateDict:
     """Copies of tensors on the host; wait for the device before reading them.
 
     Args:
         values: may be sharded; they are gathered one by one, which every process must join.
         keep: False for a process that only joins; its result is empty.
     """
-    state: State = {}
+    state: StateDict = {}
     for name, value in values.items():
         full = gather(value.detach())
         if not keep:
@@ -79,7 +78,7 @@ def restore_optimizer(
     Raises:
         ValueError: a state of other parameters.
     """
-    kept: dict[nn.Parameter, State] = {parameter: {} for parameter in names}
+    kept: dict[nn.Parameter, StateDict] = {parameter: {} for parameter in names}
     by_name = {name: parameter for parameter, name in names.items()}
     with safe_open(path, "pt") as file:
         for full in file.keys():
@@ -101,7 +100,7 @@ def restore_optimizer(
 def save_checkpoint(
     run_dir: Path,
     step: int,
-    states: Mapping[str, State],
+    states: Mapping[str, StateDict],
     facts: dict[str, Any],
     keep: int,
     milestone_every: int | None = None,
@@ -133,7 +132,7 @@ def save_checkpoint(
         os.replace(final, folder / f".old-{final.name}")
     os.replace(temporary, final)
     sync(folder)
-    write_text_atomically(run_dir / "latest", final.name + "\n")
+    write_atomic(run_dir / "latest", final.name + "\n")
     # Later ones are damaged: the run was continued from one before them, and makes them again.
     done = [old for old in sorted(folder.glob("step_*")) if int(old.name[5:]) <= step]
     for old in done[:-keep]:
@@ -143,7 +142,7 @@ def save_checkpoint(
     return final
 
 
-def _fill_folder(folder: Path, states: Mapping[str, State], facts: dict[str, Any]) -> None:
+def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str, Any]) -> None:
     """Tensors and the manifest with their sizes and digests, all on the disk on return."""
     folder.mkdir()
     files = {}
@@ -228,24 +227,3 @@ class Writer:
             self.join()
         elif self._thread is not None:
             self._thread.join()  # the error that is on its way out is the one to show
-
-
-EMA_FOLDER = "ema"
-
-
-def save_snapshot(
-    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
-) -> Path:
-    """Keep a power-function average of relative length ``std`` as it was at ``step``."""
-    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
-    return _write(path, state, {"std": std, "step": step, "updates": updates})
-
-
-def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Weights with ``facts`` in their header, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in state.items()}
-    # One key: several would be written in an order that changes from process to process.
-    header = {"facts": json.dumps(facts)}
-    write_atomic(path, lambda temporary: save_file(state, temporary, header))
-    return path
