@@ -15,7 +15,7 @@ The three verbs for a tensor that may be sharded: :func:`local` is this process'
 :func:`whole` gathers it on every process; :func:`fill` writes the own part of a whole tensor.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -138,26 +138,3 @@ def load_shard(tensor: Tensor, value: Tensor) -> None:
         rank = mesh.get_local_rank()
         value = rows[rank] if rank < len(rows) else value[:0]
     local_shard(tensor).copy_(value)
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale all gradients so that their norm is at most ``limit``; no wait for the device.
-
-    Args:
-        parameters: those whose gradients count.
-        limit: largest norm; None: only measure.
-
-    Returns:
-        the norm before, a float32 scalar on the device, alike on every process.
-    """
-    found = [p.grad for p in parameters if p.grad is not None]
-    gradients = [local_shard(g) for g in found]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(found[0], DTensor):
-        norm = norm.square()
-        torch.distributed.all_reduce(norm)
-        norm = norm.sqrt()
-    if limit is not None:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
