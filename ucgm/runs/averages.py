@@ -1,6 +1,7 @@
-"""Averages of any length after the training: ``ucgm ema RUN --std 0.05``.
+"""Averages of the weights in RUN/ema: snapshots that a training leaves, and averages of any length
+made of them afterwards, ``ucgm ema RUN --std 0.05``.
 
-A training with ``ema.tracked`` leaves snapshots of its power-function averages in ``RUN/ema``.
+A training with ``ema.tracked`` keeps snapshots of its power-function averages.
 Each is a sum of the weights of all updates with the profile p_i(k) of :mod:`ucgm.training.ema`,
 so a sum of snapshots is one with the profile sum_i x_i p_i.  The coefficients make that the wanted
 profile p,

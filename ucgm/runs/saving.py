@@ -1,4 +1,4 @@
-"""Writing checkpoints: whole or not at all, and behind the back of the training.
+"""Writing a checkpoint: whole or not at all, in a thread, while the training goes on.
 
 :func:`host_copies` takes what is to be saved to the host; on a GPU the copies go to pinned memory
 in the order of the stream, so that the next step may start at once and change the weights.  A
@@ -14,8 +14,8 @@ At every instant ``latest`` names a checkpoint that is whole.
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,10 @@ StateDict = dict[str, Tensor]
 
 @torch.no_grad()
 def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> StateDict:
-    """Copies of tensors on the host; wait for the device before reading them.
+    """Copies of tensors (any shape) on the host; wait for the device before reading them.
 
-    Args:
-        values: may be sharded; they are gathered one by one, which every process must join.
-        keep: False for a process that only joins; its result is empty.
+    Sharded ones are gathered one by one, for which every process must call this; those that need
+    no copy do so with ``keep=False`` and get an empty result.
     """
     state: StateDict = {}
     for name, value in values.items():
@@ -61,7 +60,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
 ) -> dict[str, Tensor]:
-    """What the optimizer remembers, as ``parameter/key``; its settings are the configuration's."""
+    """State of the optimizer, as ``parameter/key``; its settings are the configuration's."""
     found = {}
     for parameter, name in names.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -163,19 +162,16 @@ def _sweep(folder: Path) -> None:
 
 
 class Writer:
-    """One thread that writes what it is given, one thing at a time.
+    """A thread that writes checkpoints of ``run_dir``, one thing at a time.
 
     Use as a context: leaving it waits for the last one, whatever ended the training.  An error of
     the thread is raised by the next call.
-
-    Args:
-        run_dir: the run folder, for the message.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, "ucgm-checkpoint-writer")
+        self._last: Future[None] | None = None
 
     def submit(self, *jobs: Callable[[], object]) -> None:
         """Run ``jobs`` in order when the device has done what was asked of it so far."""
@@ -184,19 +180,14 @@ class Writer:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             ready = torch.cuda.Event()
             ready.record()
-        self._thread = threading.Thread(
-            target=self._run, args=(ready, jobs), name="ucgm-checkpoint-writer"
-        )
-        self._thread.start()
 
-    def _run(self, ready: torch.cuda.Event | None, jobs: tuple[Callable[[], object], ...]) -> None:
-        try:
+        def run() -> None:
             if ready is not None:
                 ready.synchronize()
             for job in jobs:
                 job()
-        except BaseException as error:  # noqa: BLE001  raised again by the training
-            self._error = error
+
+        self._last = self._pool.submit(run)
 
     def check(self) -> None:
         """Raise what went wrong, without waiting.
@@ -204,26 +195,24 @@ class Writer:
         Raises:
             RuntimeError: the last thing could not be written.
         """
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._last is not None and self._last.done():
+            self.join()
+
+    def join(self) -> None:
+        """Wait until everything is on the disk; raises as :meth:`check`."""
+        last, self._last = self._last, None
+        error = last.exception() if last is not None else None
+        if error is not None:
             raise RuntimeError(
                 f"a checkpoint of {self.run_dir} could not be written: {error}. The checkpoints "
                 "before it are untouched. Free space or lower train.keep_checkpoints, and run the "
                 "same command again: it continues from the newest one."
             ) from error
 
-    def join(self) -> None:
-        """Wait until everything is on the disk; raises as :meth:`check`."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        self._pool.shutdown()
+        if kind is None:  # otherwise the error that is on its way out is the one to show
             self.join()
-        elif self._thread is not None:
-            self._thread.join()  # the error that is on its way out is the one to show

@@ -11,7 +11,6 @@ stay in float32, so it is told "no", and the step opens autocast itself.
 
 import itertools
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,13 +145,7 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
     return accelerator
 
 
-class _Bar(tqdm):
-    """One line that is rewritten."""
-
-    monitor_interval = 0  # no thread of its own
-
-
-class _Lines(_Bar):
+class _Lines(tqdm):
     """Every state on a line of its own: for an output that is no terminal."""
 
     @staticmethod
@@ -180,12 +173,11 @@ class Progress:
 
     def __init__(self, total: int, label: str = "", silent: bool = False) -> None:
         terminal = sys.stdout.isatty()
-        self._bar = (_Bar if terminal else _Lines)(
+        self._bar = (tqdm if terminal else _Lines)(
             total=total,
             desc=label,
             disable=silent,
             file=sys.stdout,
-            ncols=shutil.get_terminal_size().columns if terminal else None,
             position=0,
             miniters=1,
             mininterval=1.0 if terminal else 30.0,

@@ -11,8 +11,9 @@ need a pass is decided by numbers that differ between processes, so a sharded ne
 ``any_rank(condition)``, true where the condition holds on any of them, and
 :class:`ucgm.objective.passes.Passes` asks it.
 
-The three verbs for a tensor that may be sharded: :func:`local` is this process's part, a view;
-:func:`whole` gathers it on every process; :func:`fill` writes the own part of a whole tensor.
+For a tensor that may be sharded, :func:`local_shard` is this process's part, a view;
+:func:`gather` makes it whole on every process; :func:`load_shard` writes this process's part of a
+whole tensor into it.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ T = TypeVar("T")
 
 
 class Sharding:
-    """What the processes of a training agree on, and how networks are spread over them.
+    """How networks are placed on ``world`` processes, and what these agree on.
 
     Args:
-        world: number of processes; the default process group holds them.
+        world: number of processes, those of the default process group.
         device: of this process.
         sharded: spread the networks; without effect in one process.
     """
@@ -49,7 +50,7 @@ class Sharding:
             self._group = torch.distributed.new_group(timeout=_TIMEOUT, backend="gloo")
 
     def any_rank(self, condition: bool) -> bool:
-        """Whether ``condition`` holds on any process; all must ask."""
+        """Whether ``condition`` holds on any process; all must call this."""
         if self._group is None:
             return condition
         flag = torch.tensor(int(condition))
@@ -57,27 +58,27 @@ class Sharding:
         return bool(flag)
 
     def broadcast_from_rank0(self, look: Callable[[], T]) -> T:
-        """What ``look`` finds on the first process, told to the others; all must ask.
+        """What ``look`` returns on the first process, on every process; all must call this.
 
         Raises:
             ValueError: which ``look`` raised, on every process.
         """
         if self._group is None:
             return look()
-        said: list[Any] = [None, None]
+        answer: list[Any] = [None, None]
         if torch.distributed.get_rank() == 0:
             try:
-                said[0] = look()
+                answer[0] = look()
             except ValueError as error:
-                said[1] = str(error)
-        torch.distributed.broadcast_object_list(said, src=0, group=self._group)
-        if said[1] is not None:
-            raise ValueError(said[1])
-        return said[0]
+                answer[1] = str(error)
+        torch.distributed.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[1] is not None:
+            raise ValueError(answer[1])
+        return answer[0]
 
     @torch.no_grad()
     def copy_first(self, network: nn.Module) -> None:
-        """Give a ``network`` on the host the weights of the first process; all must ask."""
+        """Give a ``network`` on the host the weights of the first process; all must call this."""
         if self._group is not None:
             for value in network.state_dict().values():
                 torch.distributed.broadcast(value, src=0, group=self._group)
@@ -120,18 +121,18 @@ def exchange_gradients(module: nn.Module, wanted: bool) -> None:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part of this process; shares memory with ``tensor``."""
+    """The part of ``tensor`` (any shape) on this process; it shares memory with it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The gathered tensor; every process must call it."""
+    """The whole ``tensor`` (any shape); every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def load_shard(tensor: Tensor, value: Tensor) -> None:
-    """Overwrite ``tensor`` with the whole ``value``, of which a sharded one takes its part."""
+    """Overwrite ``tensor`` (any shape) with ``value`` (same shape), a sharded one with its part."""
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         rows = value.split(-(-len(value) // mesh.size()))
