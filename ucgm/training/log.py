@@ -68,8 +68,7 @@ class MetricsLogger:
         """The same batches; the time until each is there counts as waiting for data."""
         while True:
             now = time.perf_counter()
-            if self.start is None:
-                self.start = now
+            self.start = now if self.start is None else self.start
             batch = next(stream)
             self.waited += time.perf_counter() - now
             yield batch
@@ -89,11 +88,8 @@ class MetricsLogger:
         self._sum("loss_by_time", torch.where(own, losses.float(), 0.0).sum(1), own.sum(1))
 
     def _sum(self, name: str, value: Tensor, count: Tensor) -> None:
-        value, count = value.float(), count.float()
-        if name in self.sums:
-            kept = self.sums[name]
-            value, count = kept[0] + value, kept[1] + count
-        self.sums[name] = (value, count)
+        old, number = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (old + value.float(), number + count.float())
 
     def _means(self) -> dict[str, Any]:
         """Means over the period and all processes; None where there was nothing finite."""
@@ -108,13 +104,10 @@ class MetricsLogger:
         return dict(sorted(found.items(), key=lambda pair: isinstance(pair[1], list)))
 
     def write(self, step: int, lr: float, skipped: int, **more: float | None) -> None:
-        """End the period: one line; all processes must call this.
+        """End the period after ``step`` optimizer steps: one line; all processes must call this.
 
-        Args:
-            step: optimizer steps done.
-            lr: learning rate of the last of them.
-            skipped: steps that were not taken, so far.
-            more: what else belongs on the line.
+        ``lr`` is that of the last step, ``skipped`` counts the steps that were not taken so far,
+        and ``more`` is what else belongs on the line.
         """
         means = self._means()
         assert self.start is not None, "a period has at least one batch"
@@ -151,11 +144,8 @@ class MetricsLogger:
 def half_life(weight: float) -> float | None:
     """Steps in which the share of old weights in an average halves, ln 2 / -ln(1 - weight).
 
-    Args:
-        weight: of the newest weights in the next average.
-
-    Returns:
-        steps; 0 for an average that is its newest weights, None for one that never changes.
+    ``weight`` is that of the newest weights in the next average; 0 steps for an average that is
+    them, None for one that never changes.
     """
     if weight <= 0.0:
         return None
