@@ -52,18 +52,20 @@ class Snapshot:
 def save_snapshot(
     run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
 ) -> None:
-    """Keep a power-function average as it was at ``step``; its ``state`` has any shapes."""
-    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
-    _write(path, state, {"std": std, "step": step, "updates": updates})
+    """Keep the weights (any shape) of a power-function average as they are at ``step``."""
+    name = f"step_{step:07d}_{stem_of(std)}"
+    _write(run_dir, name, state, {"std": std, "step": step, "updates": updates})
 
 
-def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Weights with ``facts`` in their header."""
+def _write(run_dir: Path, name: str, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """RUN/ema/NAME.safetensors, with ``facts`` in its header."""
+    path = run_dir / EMA_FOLDER / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in state.items()}
     # One key: several would be written in an order that changes from process to process.
     header = {"facts": json.dumps(facts)}
     write_atomic(path, lambda temporary: save_file(state, temporary, header))
+    return path
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -180,7 +182,6 @@ def make_averages(run_dir: str, std: list[float] | None = None, step: int | None
                 f"{sorted({s.std for s in used})}, or train with a shorter ema.snapshot_every"
             )
         name = stem_of(length) + ("" if step is None else f"_step_{end:07d}")
-        path = folder / EMA_FOLDER / f"{name}.safetensors"
         facts = {"std": length, "step": end, "updates": updates}
-        _write(path, combine([s.path for s in used], shares), facts)
+        path = _write(folder, name, combine([s.path for s in used], shares), facts)
         print(f"{path}: {len(used)} snapshots, profile error {error:.2%}  (--weights {name})")

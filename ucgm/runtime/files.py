@@ -50,7 +50,7 @@ def plain(value: Any) -> Any:
 
 
 def claim_folder(folder: Path, protocol: dict[str, Any]) -> Path:
-    """Make ``folder`` the output of ``protocol``; refuse one of another protocol, or of none.
+    """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
 
     Raises:
         ValueError: naming what differs; nothing was written.

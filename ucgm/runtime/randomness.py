@@ -28,7 +28,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """The bijective finaliser of SplitMix64, on int64 ``x`` of any shape (wrapping)."""
+    """The bijective finaliser of SplitMix64 on int64 (wrapping) arithmetic, any shape."""
     x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
     x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
     return x ^ _shift_right(x, 31)

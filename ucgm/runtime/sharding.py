@@ -121,18 +121,18 @@ def exchange_gradients(module: nn.Module, wanted: bool) -> None:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part of ``tensor`` (any shape) on this process; it shares memory with it."""
+    """The part of this process, of any shape; shares memory with ``tensor``."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The whole ``tensor`` (any shape); every process must call this."""
+    """The whole tensor, of any shape; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def load_shard(tensor: Tensor, value: Tensor) -> None:
-    """Overwrite ``tensor`` (any shape) with ``value`` (same shape), a sharded one with its part."""
+    """Overwrite ``tensor`` with its part of ``value``, the whole tensor of any shape."""
     if isinstance(tensor, DTensor):
         mesh = tensor.device_mesh
         rows = value.split(-(-len(value) // mesh.size()))

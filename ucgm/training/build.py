@@ -50,11 +50,6 @@ class TrainState:
     step: int = 0
 
     @property
-    def null_label(self) -> int | None:
-        """The label of "no class"."""
-        return self.dataset.num_classes or None
-
-    @property
     def progress(self) -> float:
         """Share of the run that is done."""
         return self.step / self.config.train.steps
@@ -62,9 +57,8 @@ class TrainState:
     @contextlib.contextmanager
     def exchanging(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""
-        modules = [m for m in (self.wrapped, self.wrapped_variance) if m is not None]
         with contextlib.ExitStack() as stack:
-            for module in modules:
+            for module in filter(None, (self.wrapped, self.wrapped_variance)):
                 if self.sharding.mesh is not None:
                     exchange_gradients(module, last)
                 elif not last:
@@ -112,7 +106,7 @@ class TrainState:
 def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack) -> TrainState:
     """Open the data, build or restore every part, and print what is about to happen.
 
-    ``held`` is given what has to be let go at the end of the training.
+    ``held`` gets the lock of the run, which it frees at the end of the training.
     """
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
@@ -123,12 +117,10 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
             f"{dataset.name} has no samples on this machine: set data to a set to train on, such "
             "as {class_path: Latents, init_args: {path: DIR}} of `ucgm encode`"
         )
-    world = accelerator.num_processes
-    plan = BatchPlan(
-        config.train.global_batch, config.train.accumulation, accelerator.process_index, world
-    ).check()
+    train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
+    plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
-    sharding = Sharding(world, accelerator.device, config.train.sharding == "fsdp2")
+    sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
@@ -160,11 +152,11 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         trained=trained,
         optimizer=optimizer,
         skipper=NonFiniteSkipper(accelerator.device),
-        log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, config.train, work, peak),
+        log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
     )
     _resume(state)
-    if config.train.tracker:
-        start_tracker(accelerator, config.train.tracker, run_dir, state.step, flat(config))
+    if train.tracker:
+        start_tracker(accelerator, train.tracker, run_dir, state.step, flat(config))
     if accelerator.is_main_process:
         print(state.describe(), flush=True)
     return state

@@ -21,6 +21,7 @@ from torch import Tensor
 from ucgm.data.loader import batches, sample_indices
 from ucgm.generation.command import SampleSet, save_preview
 from ucgm.generation.grids import join_grid
+from ucgm.objective import Draw
 from ucgm.runs.averages import save_snapshot
 from ucgm.runs.config import Config
 from ucgm.runs.saving import Writer, host_copies, save_checkpoint
@@ -46,18 +47,15 @@ def train(config: Config, run_dir: str | Path) -> Path:
     """
     with contextlib.ExitStack() as held:
         state = build_train_state(config, Path(run_dir), held)
-        stream = batches(
-            state.dataset,
-            state.plan,
-            config.train.seed,
-            state.step,
-            config.train.num_workers,
-            state.accelerator.device,
+        settings, device = config.train, state.accelerator.device
+        stream = state.log.waiting(
+            batches(
+                state.dataset, state.plan, settings.seed, state.step, settings.num_workers, device
+            )
         )
-        waiting = state.log.waiting(stream)
         with _signals(state) as received, Writer(state.run_dir) as writer:
-            while state.step < config.train.steps:
-                _step(state, waiting)
+            while state.step < settings.steps:
+                _step(state, stream)
                 stop = _agree_to_stop(state, bool(received))
                 _report(state, writer, stop)
                 if stop:
@@ -77,10 +75,8 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
         group["lr"] = state.config.optimizer.lr_at(state.step, train.steps)
     loss = torch.zeros((), device=device)
     for micro in range(train.accumulation):
-        x, y = (v.to(device, non_blocking=True) for v in next(stream))
-        labels = y if state.null_label is not None else None
-        keys = RowRandom.for_rows(train.seed, state.step, state.plan.rows(micro))
-        draw = objective.draw(x, labels, state.null_label, keys, state.progress)
+        x, y = next(stream)
+        draw = _draw(state, state.step, state.plan.rows(micro), x, y)
         with state.exchanging(last=micro == train.accumulation - 1):
             with autocast(device, sharded=state.sharding.mesh is not None):
                 terms = objective.terms(
@@ -99,6 +95,14 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.log.add_step(loss=torch.where(taken, loss, torch.nan), grad_norm=norm)
+
+
+def _draw(state: TrainState, step: int, rows: Tensor, x: Tensor, y: Tensor) -> Draw:
+    """Everything random of ``rows`` (B,) of the global batch of ``step``."""
+    train, null_label = state.config.train, state.dataset.num_classes or None
+    keys = RowRandom.for_rows(train.seed, step, rows)
+    labels = None if null_label is None else y
+    return state.config.objective.draw(x, labels, null_label, keys, step / train.steps)
 
 
 def _agree_to_stop(state: TrainState, signalled: bool) -> bool:
@@ -159,11 +163,8 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
     jobs: list[Callable[[], object]] = []
     if step % state.config.ema.snapshot_every == 0 or step == train.steps:
         jobs += _snapshots(state)
-    if (
-        step % train.checkpoint_every == 0
-        or (train.milestone_every and step % train.milestone_every == 0)
-        or last
-    ):
+    milestone = train.milestone_every is not None and step % train.milestone_every == 0
+    if step % train.checkpoint_every == 0 or milestone or last:
         jobs.append(_checkpoint(state))
     if jobs and state.accelerator.is_main_process:
         writer.submit(*jobs)
@@ -174,7 +175,7 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
 
 def _snapshots(state: TrainState) -> list[Callable[[], object]]:
     """Jobs that write the power-function averages as they are now."""
-    main, jobs = state.accelerator.is_main_process, []
+    jobs, main = [], state.accelerator.is_main_process
     if not main and state.sharding.mesh is None:
         return []
     for std, average in state.networks.tracked.items():
@@ -196,15 +197,9 @@ def _checkpoint(state: TrainState) -> Callable[[], object]:
         "skipped": skipped,
         "skipped_in_a_row": in_a_row,
     }
-    return functools.partial(
-        save_checkpoint,
-        state.run_dir,
-        state.step,
-        state.states(),
-        facts,
-        train.keep_checkpoints,
-        train.milestone_every,
-    )
+    kept = (train.keep_checkpoints, train.milestone_every)
+    arguments = (state.run_dir, state.step, state.states(), facts, *kept)
+    return functools.partial(save_checkpoint, *arguments)
 
 
 def _preview(state: TrainState) -> None:
@@ -216,9 +211,8 @@ def _preview(state: TrainState) -> None:
     blind = main and not _decodes(state)
     if state.sharding.any_rank(blind) if shared else blind:
         return
-    samples = SampleSet(
-        state.networks.ema.network, state.config.sampler, state.dataset, device=device
-    )
+    network = state.networks.ema.network
+    samples = SampleSet(network, state.config.sampler, state.dataset, device=device)
     if not main:
         join_grid(samples)
         return
@@ -245,9 +239,7 @@ def _describe_batch(state: TrainState, step: int) -> str:
     indices = sample_indices(len(data), train.seed, step * train.global_batch + rows)
     stored, y = data.read(indices)
     x = data.prepare(stored).cpu()
-    keys = RowRandom.for_rows(train.seed, step, rows)
-    labels = y if state.null_label is not None else None
-    draw = state.config.objective.draw(x, labels, state.null_label, keys, step / train.steps)
+    draw = _draw(state, step, rows, x, y)
     finite = x.flatten(1).isfinite().all(1).tolist()
     table = list(zip(indices.tolist(), draw.t.tolist(), finite, strict=True))
     path = state.run_dir / "bad_batch.json"

@@ -14,23 +14,20 @@ from ucgm.training.machine import compile_blocks
 
 @dataclass
 class Networks:
-    """The networks of a training, each where it belongs: whole, or this process's part.
-
-    Attributes:
-        online: the one that is trained.
-        ema: the average that is sampled.
-        target: the average that the objective learns from, where it is another.
-        tracked: power-function averages by their relative length.
-        teacher: frozen, where the objective has one.
-        log_variance: the learned variance of t, where the objective has one.
-    """
+    """The networks of a training, on the device: whole, or this process's part of each."""
 
     online: nn.Module
+    """the one that is trained."""
     ema: EMA
+    """the average that is sampled."""
     target: EMA | None
+    """the average that the objective learns from, where it is another."""
     tracked: dict[float, EMA]
+    """power-function averages by their relative length."""
     teacher: nn.Module | None
+    """frozen, where the objective has one."""
     log_variance: LogVariance | None
+    """the learned variance of t, where the objective has one."""
 
     def named(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file stem."""
@@ -69,12 +66,10 @@ def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Net
     if config.objective.needs_teacher:
         teacher = place(frozen_copy(network))
     if config.objective.log_variance:
-        log_variance = LogVariance()
-        place(log_variance)
+        place(log_variance := LogVariance())
     place(network)
     networks = Networks(network, ema, target, tracked, teacher, log_variance)
     if config.train.compile:
-        for module in (network, teacher, *(average.network for average in networks.averages())):
-            if module is not None:
-                compile_blocks(module)
+        for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
+            compile_blocks(module)
     return networks

@@ -19,7 +19,7 @@ from ucgm.training.ema import EMA
 
 
 def poison_gradients(loss: Tensor) -> Tensor:
-    """The same scalar ``loss``, whose gradients are all NaN where it is not finite."""
+    """The same scalar loss, whose gradients are all NaN where it is not finite."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
