@@ -98,7 +98,7 @@ def evaluate(
         "scores": panel.score(measured),
     }
     text = json.dumps(result, indent=2) + "\n"
-    write_atomic(folder / "evaluation.json", lambda path: path.write_text(text))
+    write_atomic(folder / "evaluation.json", text)
     first = panel.judges[0]
     heads = {name: column(name, first.extractor.name) for name in panel.metrics}
     cells = [f"{result['scores'][name]:.{digits}f}" for name, (_, digits) in heads.items()]
