@@ -4,7 +4,7 @@ Presets fill these fields in, and YAML files change them.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from ucgm.objective.anchors import AnchorSchedule
 from ucgm.objective.losses import Weight
@@ -17,6 +17,7 @@ from ucgm.objective.times import (
     TwinFlowSplit,
     Uniform,
 )
+from ucgm.runtime.choices import check_choices
 from ucgm.transport import Linear, Transport
 
 FieldName = Literal[
@@ -33,15 +34,6 @@ FieldName = Literal[
 TangentMethod = Literal["central", "forward", "jvp"]
 StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
 
-_CHOICES = {
-    "field": get_args(FieldName),
-    "coupling": ("independent", "optimal_transport"),
-    "residual_network": ("online", "target"),
-    "anchor_schedule": get_args(AnchorSchedule),
-    "tangent": get_args(TangentMethod),
-    "step_rule": get_args(StepRule),
-    "time_weight": (None, *get_args(Weight)),
-}
 _ABOVE_ZERO = ("clamp", "normalize", "compose_steps")
 _NOT_NEGATIVE = (
     "pseudo_huber_c",
@@ -67,7 +59,7 @@ class ObjectiveSettings:
     """law of the destination s; null: t for lambda = 0 and the data otherwise."""
     two_time: bool = False
     """the network takes s as well as t."""
-    coupling: str = "independent"
+    coupling: Literal["independent", "optimal_transport"] = "independent"
     """how noise meets data: ``independent``, or ``optimal_transport`` within the micro-batch."""
     consistency_ratio: float = 0.0
     """lambda of the anchor m = s + lambda (t - s): 0 multi-step, 1 consistency (the limit)."""
@@ -83,7 +75,7 @@ class ObjectiveSettings:
     """network steps that the second term of G takes from m to s."""
     own_velocity: bool = False
     """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
-    residual_network: str = "online"
+    residual_network: Literal["online", "target"] = "online"
     """network of the second term of G: ``online`` or ``target`` (the EMA)."""
     terminal: bool = False
     """match the velocity at the destination in place of G, where s < t (TVM)."""
@@ -153,12 +145,7 @@ def _check(objective: ObjectiveSettings) -> None:
         raise ValueError(
             f"objective.tangent_step must be in (0, 0.5), got {objective.tangent_step}"
         )
-    for name, allowed in _CHOICES.items():
-        if getattr(objective, name) not in allowed:
-            raise ValueError(
-                f"objective.{name} must be one of {', '.join(map(str, allowed))}, "
-                f"got {getattr(objective, name)!r}"
-            )
+    check_choices(objective, "objective")
     for name in (*_ABOVE_ZERO, *_NOT_NEGATIVE):
         value = getattr(objective, name)
         if value is not None and (value < 0 or (value == 0 and name in _ABOVE_ZERO)):
