@@ -17,33 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# On a CPU with AVX-512, float32 products of many tokens run 1.3 to 2.3 times faster as a 1x1
-# convolution: it is oneDNN's, while F.linear is MKL's, which keeps AMD processors on AVX2.
-_CONVOLVE = torch.backends.mkldnn.is_available() and (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-)
-_ROWS = 16  # the smallest batch at which torch hands a 1x1 convolution to oneDNN on one thread
-
-
-class TokenLinear(nn.Linear):
-    """nn.Linear for many tokens at once; same parameters, same result up to rounding."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map `input` (..., in_features) to (..., out_features)."""
-        tokens = input.numel() // self.in_features
-        if (
-            _CONVOLVE
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and tokens >= 16 * _ROWS
-            and tokens % _ROWS == 0
-            and min(self.in_features, self.out_features) >= 64
-        ):
-            image = input.reshape(_ROWS, 1, -1, self.in_features).permute(0, 3, 1, 2)
-            out = F.conv2d(image, self.weight[:, :, None, None], self.bias)
-            return out.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
-        return F.linear(input, self.weight, self.bias)
-
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the channel pairs of `x` (..., N, head_dim) by the angles of `table` (N, ..., 2)."""
@@ -100,12 +73,12 @@ class Attention(nn.Module):
             raise ValueError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         head = width // num_heads
-        self.qkv = TokenLinear(width, 3 * width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         # The public networks with a LayerNorm here (REPA) have its default epsilon.
         eps = 1e-5 if qk_norm == "layer" else 1e-6
         self.q_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
         self.k_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
-        self.proj = TokenLinear(width, width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Mix the tokens of `x` (B, N, D); `rope` is the table of `Rotary`."""
@@ -122,8 +95,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = TokenLinear(width, hidden)
-        self.fc2 = TokenLinear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -135,8 +108,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w12 = TokenLinear(width, 2 * hidden)
-        self.w3 = TokenLinear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -149,9 +122,9 @@ class SplitSwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = TokenLinear(width, hidden, bias=False)
-        self.w3 = TokenLinear(width, hidden, bias=False)
-        self.w2 = TokenLinear(hidden, width, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
