@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from ucgm.nn.network import Network
+from ucgm.nn.network import Network, require_levels
 
 MODEL_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
@@ -141,14 +141,10 @@ class EDM2Block(nn.Module):
 
 
 class EDM2(Network):
-    """EDM2's U-Net, `network(x_t, t, y, s=None) -> F`. Its settings:
+    """EDM2's U-Net, `network(x_t, t, y, s=None) -> F`.
 
-    - `input_size`, `in_channels`, `num_classes`, `second_time`: as in `ucgm.nn.DiT`.
-    - `model_channels`: width; 128, 192, 256, 320, 384, 448 for XS, S, M, L, XL, XXL.
-    - `channel_mult`: width of each level over model_channels; level i works at input_size / 2^i.
-    - `num_blocks`: blocks per level (one more in the decoder).
-    - `attention`: resolutions with attention.
-    - `convention`: "edm" feeds the network 2.68 t - 1.59.
+    Its arguments are the fields of `ucgm.nn.EDM2Config`, which documents them, those that the data
+    decide, see `ucgm.nn.Network`, and `convention`: "edm" feeds the network 2.68 t - 1.59.
     """
 
     _no_split_modules = ["EDM2Block"]
@@ -168,15 +164,10 @@ class EDM2(Network):
         convention: str = "edm",
     ) -> None:
         super().__init__()
-        factor = 2 ** (len(channel_mult) - 1)
-        if input_size % factor:
-            raise ValueError(
-                f"{len(channel_mult)} levels need an input_size divisible by {factor}, "
-                f"got {input_size}: give fewer channel_mult"
-            )
+        require_levels(input_size, channel_mult, "channel_mult")
         if model_channels % 64:
             raise ValueError(f"model_channels must be a multiple of 64, got {model_channels}")
-        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
+        self._setup()
         channels = [model_channels * m for m in channel_mult]
         noise, width = channels[0], max(channels)
         self.emb_fourier, self.emb_noise = MPFourier(noise), MPConv(noise, width)

@@ -138,3 +138,47 @@ def make_mlp(kind: str, width: int, ratio: float) -> nn.Module:
     if kind == "gelu":
         return GeluMLP(width, int(width * ratio))
     raise ValueError(f'mlp must be "swiglu" or "gelu", got {kind!r}')
+
+
+def make_modulation(width: int, parts: int, silu: bool = True) -> nn.Sequential:
+    """Return the map from c to `parts` shifts, scales and gates."""
+    linear = nn.Linear(width, parts * width)
+    return nn.Sequential(nn.SiLU(), linear) if silu else nn.Sequential(linear)
+
+
+class ModulatedBlock(nn.Module):
+    """Attention and MLP, each modulated by the conditioning; subclasses create the five parts."""
+
+    norm1: nn.Module
+    attn: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    adaLN_modulation: nn.Module
+
+    def forward(self, x: Tensor, c: Tensor, rope: Tensor | None = None) -> Tensor:
+        """Transform tokens `x` (B, N, D) under `c`, (B, 1, D) or (B, N, D)."""
+        parts = self.adaLN_modulation(c)
+        parts = parts.chunk(parts.shape[-1] // x.shape[-1], dim=-1)
+        if len(parts) == 6:
+            b1, a1, g1, b2, a2, g2 = parts
+        else:
+            (a1, g1, a2, g2), b1, b2 = parts, None, None
+        x = torch.addcmul(x, g1, self.attn(modulate(self.norm1(x), b1, a1), rope))
+        return torch.addcmul(x, g2, self.mlp(modulate(self.norm2(x), b2, a2)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection of a token to the pixels of its patch."""
+
+    def __init__(
+        self, width: int, out_features: int, norm: str, norm_affine: bool, silu: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm_final = make_norm(norm, width, norm_affine)
+        self.linear = nn.Linear(width, out_features)
+        self.adaLN_modulation = make_modulation(width, 2, silu)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Map `x` (B, N, D), `c` (B, 1, D) or (B, N, D) to (B, N, out_features)."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

@@ -21,7 +21,7 @@ index whose signal-to-noise ratio is that of the continuous VP path of our trans
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -101,28 +101,35 @@ CONVENTIONS: dict[str, type[Orientation]] = {
 }
 
 
+_SECOND = ("h_embedder.mlp.2.", "g_embedder.mlp.2.")
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.", *_SECOND)
+"""Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
+
+
 class Network(ModelMixin, ConfigMixin):
-    """A network under the contract. Subclasses call `_setup` and define `native`."""
+    """A network under the contract. Subclasses call `_setup` and define `native`.
+
+    The arguments of every network are kept as its `config`. The class `...Config` of the same name
+    documents them, but for those that the data decide:
+
+    - `input_size`: height and width of the data, H = W.
+    - `in_channels`: channels of the data, C.
+    - `num_classes`: number of classes; label num_classes is the null class; 0 = unconditional.
+    """
 
     _supports_gradient_checkpointing = True
 
-    def _setup(
-        self, shape: tuple[int, int, int], num_classes: int, convention: str, second_time: bool
-    ) -> None:
-        if convention not in CONVENTIONS:
+    def _setup(self) -> None:
+        """Keep what `forward` needs of the settings."""
+        config: Any = self.config
+        if config.convention not in CONVENTIONS:
             raise ValueError(
-                f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}"
+                f"convention must be one of {', '.join(CONVENTIONS)}, got {config.convention!r}"
             )
         self.gradient_checkpointing = False
-        self.shape, self.num_classes, self.second_time = shape, num_classes, second_time
-        self.orientation = CONVENTIONS[convention]()
-
-    def _embed(self, width: int, scale: float, max_period: float, guidance_input: bool) -> None:
-        """Create the embedders; those of h and of the guidance start at zero output."""
-        self.t_embedder = ScalarEmbedder(width, scale, max_period)
-        self.y_embedder = LabelEmbedder(self.num_classes, width) if self.num_classes else None
-        self.h_embedder = ScalarEmbedder(width, scale, max_period) if self.second_time else None
-        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if guidance_input else None
+        self.shape = (config.in_channels, config.input_size, config.input_size)
+        self.num_classes, self.second_time = config.num_classes, config.second_time
+        self.orientation = CONVENTIONS[config.convention]()
 
     def forward(
         self,
@@ -161,19 +168,11 @@ class Network(ModelMixin, ConfigMixin):
         h: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Forward pass of the public architecture, in its own time and sign."""
-        raise NotImplementedError(f"{type(self).__name__} must define native")
+        """Forward pass of the public architecture, in its own time and sign.
 
-    def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
-        c = self.t_embedder(t)
-        if self.h_embedder is not None:
-            c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
-        if self.g_embedder is not None:
-            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
-        elif guidance is not None:
-            raise ValueError("build the network with guidance_input=True to pass guidance")
-        return c
+        `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time; the others as above.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define native")
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y`, or raise for a class-conditional network without labels."""
@@ -196,21 +195,82 @@ class Network(ModelMixin, ConfigMixin):
         return x
 
 
-@torch.no_grad()
-def initialize(network: Network, zero: list[nn.Module]) -> None:
-    """Xavier-uniform layers, normal embeddings (0.02); `zero` layers and second inputs at 0."""
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight.flatten(1))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-    for module in network.modules():
-        if isinstance(module, ScalarEmbedder):
-            for layer in (module.mlp[0], module.mlp[2]):
-                nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
-    second = [e.mlp[2] for e in (network.h_embedder, network.g_embedder) if e is not None]
-    for layer in [*zero, *second]:
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
+class EmbeddedNetwork(Network):
+    """A network under one vector c, the sum of the embeddings of times, label and guidance.
+
+    Subclasses call `_embed` and define `backbone`.
+    """
+
+    def _embed(self, width: int, patch_size: int = 1) -> None:
+        """Create the embedders; those of h and of the guidance start at zero output."""
+        self._setup()
+        config: Any = self.config
+        self.patch_size, self.grid = patch_size, config.input_size // patch_size
+        if config.input_size % patch_size:
+            raise ValueError(
+                f"patch_size {patch_size} does not divide input_size {config.input_size}"
+            )
+        times = (width, config.time_scale, config.time_max_period)
+        self.t_embedder = ScalarEmbedder(*times)
+        self.y_embedder = LabelEmbedder(self.num_classes, width) if self.num_classes else None
+        self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
+        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if config.guidance_input else None
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw new weights: Xavier-uniform layers, normal embeddings (0.02), zeros at `_ZERO`."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, ScalarEmbedder):
+                for layer in (module.mlp[0], module.mlp[2]):
+                    nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if any(part in name for part in _ZERO):
+                nn.init.zeros_(parameter)
+
+    def native(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        h: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Forward pass of the public architecture: (B, C, H, W)."""
+        time = self.embed_scalars(t, h, guidance)
+        label = None if self.y_embedder is None else self.y_embedder(self.require_labels(y))
+        return self.backbone(x, time if label is None else time + label, time)
+
+    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
+        """Map `x` (B, C, H, W) to the native prediction under `c` and `time` (B, width).
+
+        `time` is c without the embedding of the label.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define backbone")
+
+    def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
+        c = self.t_embedder(t)
+        if self.h_embedder is not None:
+            c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
+        if self.g_embedder is not None:
+            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
+        elif guidance is not None:
+            raise ValueError("build the network with guidance_input=True to pass guidance")
+        return c
+
+
+def require_levels(input_size: int, widths: tuple[int, ...], setting: str) -> None:
+    """Refuse data that cannot be halved from level to level of a U-Net."""
+    factor = 2 ** (len(widths) - 1)
+    if input_size % factor:
+        raise ValueError(
+            f"{len(widths)} levels need an input_size divisible by {factor}, got {input_size}: "
+            f"give fewer {setting}"
+        )
