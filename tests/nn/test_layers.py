@@ -5,7 +5,7 @@ import torch
 
 from ucgm.nn import DiTConfig
 from ucgm.nn.embeddings import PatchEmbedder, unpatchify
-from ucgm.nn.layers import RMSNorm, modulate, rotate
+from ucgm.nn.layers import make_norm, modulate, rotate
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_rotation_is_relative_and_the_same_in_compiled_graphs():
 
 def test_norm_and_modulation():
     x = torch.randn(2, 5, 8)
-    norm = RMSNorm(8, affine=True)
+    norm = make_norm("rms", 8, affine=True)
     torch.nn.init.constant_(norm.weight, 2.0)
     expected = 2 * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)

@@ -10,8 +10,6 @@ The published weights have time 0 = noise, the velocity data - noise, and time s
 longest period of 10 instead of 10000: set convention="reversed", time_max_period=10.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch.nn.functional as F
@@ -19,18 +17,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ucgm.nn.embeddings import Rotary
-from ucgm.nn.layers import (
-    Attention,
-    FinalLayer,
-    ModulatedBlock,
-    SplitSwiGLU,
-    make_modulation,
-    make_norm,
-)
+from ucgm.nn.layers import Attention, Block, FinalLayer, SplitSwiGLU, make_modulation, make_norm
 from ucgm.nn.network import EmbeddedNetwork
 
 
-class DDTBlock(ModulatedBlock):
+class DDTBlock(Block):
     """Attention and SwiGLU, modulated per image (encoder) or per token (decoder)."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:

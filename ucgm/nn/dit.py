@@ -16,8 +16,6 @@ The embedders of h = t - s and of the guidance have zero output layers at the st
 trained with one time give, bit for bit, the same output in a network with both inputs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -25,18 +23,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ucgm.nn.embeddings import PatchEmbedder, Rotary, sincos_positions, unpatchify
-from ucgm.nn.layers import (
-    Attention,
-    FinalLayer,
-    ModulatedBlock,
-    make_mlp,
-    make_modulation,
-    make_norm,
-)
+from ucgm.nn.layers import Attention, Block, FinalLayer, make_mlp, make_modulation, make_norm
 from ucgm.nn.network import EmbeddedNetwork
 
 
-class DiTBlock(ModulatedBlock):
+class DiTBlock(Block):
     """Attention and MLP as the settings of `DiT` say."""
 
     def __init__(self, config: Any) -> None:
@@ -91,7 +82,7 @@ class DiT(EmbeddedNetwork):
     ) -> None:
         super().__init__()
         self._embed(hidden_size, patch_size)
-        self.learn_sigma = learn_sigma
+        self.drops_variance = learn_sigma and convention != "ddpm"
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size)
         positions = torch.zeros(1, self.grid**2, hidden_size) if sincos else None
         self.register_buffer("pos_embed", positions)
@@ -116,6 +107,4 @@ class DiT(EmbeddedNetwork):
         rope = None if self.rotary is None else self.rotary.table
         tokens = self.run(self.blocks, tokens, c, rope)
         out = unpatchify(self.final_layer(tokens, c), self.patch_size, self.grid)
-        if self.learn_sigma and not self.orientation.keeps_variance:
-            return out[:, : self.shape[0]]
-        return out
+        return out[:, : self.shape[0]] if self.drops_variance else out

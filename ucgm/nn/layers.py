@@ -11,8 +11,6 @@ no b1, b2. RMSNorm is arXiv:1910.07467, QK-norm arXiv:2302.05442, SwiGLU arXiv:2
 Parameter names are those of the public networks, so that their weights load by name.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,23 +33,10 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     return x * (1 + scale) if shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis, with a learned scale if `affine`."""
-
-    def __init__(self, width: int, affine: bool = False, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.width, self.eps = (width,), eps
-        self.weight = nn.Parameter(torch.ones(width)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., width) in float32 or wider; the dtype is kept."""
-        return F.rms_norm(x, self.width, self.weight, self.eps)
-
-
 def make_norm(kind: str, width: int, affine: bool, eps: float = 1e-6) -> nn.Module:
     """Return the norm called `kind`, "rms" or "layer"."""
     if kind == "rms":
-        return RMSNorm(width, affine, eps)
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=affine)
     if kind == "layer":
         return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
     raise ValueError(f'norm must be "rms" or "layer", got {kind!r}')
@@ -146,7 +131,7 @@ def make_modulation(width: int, parts: int, silu: bool = True) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), linear) if silu else nn.Sequential(linear)
 
 
-class ModulatedBlock(nn.Module):
+class Block(nn.Module):
     """Attention and MLP, each modulated by the conditioning; subclasses create the five parts."""
 
     norm1: nn.Module

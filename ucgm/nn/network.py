@@ -19,9 +19,8 @@ index whose signal-to-noise ratio is that of the continuous VP path of our trans
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
 """
 
-from __future__ import annotations
-
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -33,9 +32,6 @@ from ucgm.nn.embeddings import FixedTable, LabelEmbedder, ScalarEmbedder
 
 class Orientation(nn.Module):
     """Convention "ucgm": the native network already speaks our time and sign."""
-
-    keeps_variance = False
-    """Whether `native` returns the learned variance beside the prediction."""
 
     def time(self, t: Tensor) -> Tensor:
         """Native time of our `t` (B,)."""
@@ -50,16 +46,19 @@ class Reversed(Orientation):
     """Convention "reversed": native time 0 is noise, the native velocity is data - noise."""
 
     def time(self, t: Tensor) -> Tensor:
-        """1 - t."""
+        """1 - t, (B,)."""
         return 1 - t
 
     def field(self, raw: Tensor) -> Tensor:
-        """-raw."""
+        """-raw, (B, C, H, W)."""
         return -raw
 
 
-class StepTimes(FixedTable):
-    """Time t of the VP path with the signal level of each of the 1000 training steps, (1000,)."""
+class DiscreteSteps(FixedTable, Orientation):
+    """Convention "ddpm": native time is a step index, interpolated between training steps.
+
+    The table (1000,) is the time t of the VP path with the signal level of each training step.
+    """
 
     def compute(self) -> Tensor:
         """Solve 19.9 t^2/4 + 0.1 t/2 = -ln(alpha_k)."""
@@ -67,19 +66,9 @@ class StepTimes(FixedTable):
         minus_log_alpha = -0.5 * torch.log1p(-beta).cumsum(0)
         return (-0.05 + (0.0025 + 19.9 * minus_log_alpha).sqrt()) / 9.95
 
-
-class DiscreteSteps(Orientation):
-    """Convention "ddpm": native time is a step index, interpolated between training steps."""
-
-    keeps_variance = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = StepTimes()
-
     def time(self, t: Tensor) -> Tensor:
-        """Index k in [0, 999], piecewise linear in t."""
-        times = self.steps.table
+        """Index k in [0, 999] of `t` (B,), piecewise linear."""
+        times = self.table
         below = torch.searchsorted(times, t.detach().to(times.dtype).contiguous()).clamp(1, 999) - 1
         low, high = times[below], times[below + 1]
         return (below + (t - low) / (high - low)).clamp(0, 999)
@@ -89,7 +78,7 @@ class NoiseLevel(Orientation):
     """Convention "edm": native time is ln(sigma)/4."""
 
     def time(self, t: Tensor) -> Tensor:
-        """2.68 t - 1.59."""
+        """2.68 t - 1.59, (B,)."""
         return 2.68 * t - 1.59
 
 
@@ -118,6 +107,11 @@ class Network(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+
+    native: Callable[..., Tensor]
+    """Forward pass of the public architecture in its own time and sign: `native(x, t, y, h,
+    guidance)` with `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time, y and guidance as in
+    `forward`; (B, C, H, W), or more channels."""
 
     def _setup(self) -> None:
         """Keep what `forward` needs of the settings."""
@@ -159,20 +153,6 @@ class Network(ModelMixin, ConfigMixin):
         if raw.shape[1] != x_t.shape[1]:
             raw = raw[:, : x_t.shape[1]]
         return self.orientation.field(raw)
-
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """Forward pass of the public architecture, in its own time and sign.
-
-        `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time; the others as above.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define native")
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y`, or raise for a class-conditional network without labels."""
@@ -218,7 +198,7 @@ class EmbeddedNetwork(Network):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw new weights: Xavier-uniform layers, normal embeddings (0.02), zeros at `_ZERO`."""
+        """Draw new weights: Xavier-uniform layers, normal embedders (0.02), zeros at `_ZERO`."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -226,11 +206,9 @@ class EmbeddedNetwork(Network):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for module in self.modules():
-            if isinstance(module, ScalarEmbedder):
-                for layer in (module.mlp[0], module.mlp[2]):
-                    nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
         for name, parameter in self.named_parameters():
+            if "_embedder.mlp." in name and parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
             if any(part in name for part in _ZERO):
                 nn.init.zeros_(parameter)
 
@@ -242,7 +220,7 @@ class EmbeddedNetwork(Network):
         h: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Forward pass of the public architecture: (B, C, H, W)."""
+        """Map `x` (B, C, H, W) in the time and sign of the public architecture, see `Network`."""
         time = self.embed_scalars(t, h, guidance)
         label = None if self.y_embedder is None else self.y_embedder(self.require_labels(y))
         return self.backbone(x, time if label is None else time + label, time)

@@ -7,8 +7,6 @@ c takes the place of the time embedding of every residual block. The last convol
 zero, so F = 0 at the start.
 """
 
-from __future__ import annotations
-
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
