@@ -180,7 +180,7 @@ def load_run(
     if step not in (None, trained):
         raise ValueError(f"the weights {weights} are of step {trained}: leave the checkpoint out")
     shape = tuple(manifest["shape"])
-    network = config.model.build(shape, manifest["num_classes"])
+    network: nn.Module = config.model.build(shape, manifest["num_classes"])
     load_weights(network, path)
     return Run(
         run_dir=run_dir,

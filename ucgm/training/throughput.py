@@ -21,7 +21,6 @@ import torch
 
 from ucgm.nn import NetworkConfig
 from ucgm.nn.cost import cost
-from ucgm.nn.layers import TokenLinear
 from ucgm.objective import Objective
 from ucgm.objective.presets import count_passes
 
@@ -56,7 +55,7 @@ def count_work(
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a square linear layer; takes under a second."""
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
-    layer = TokenLinear(size, size, bias=False, device=device, dtype=dtype)
+    layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     tokens = torch.randn(size, size, device=device).to(dtype)
     best = 0.0
     for _ in range(3):  # the first warms up
