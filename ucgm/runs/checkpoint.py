@@ -20,7 +20,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 from torch import nn
@@ -180,7 +180,7 @@ def load_run(
     if step not in (None, trained):
         raise ValueError(f"the weights {weights} are of step {trained}: leave the checkpoint out")
     shape = tuple(manifest["shape"])
-    network: nn.Module = config.model.build(shape, manifest["num_classes"])
+    network = cast(nn.Module, config.model.build(shape, manifest["num_classes"]))
     load_weights(network, path)
     return Run(
         run_dir=run_dir,
