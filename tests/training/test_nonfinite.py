@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_though_its_gradient_is(tmp_pat
 
     def terms(self, *arguments, **options):
         found = original(self, *arguments, **options)
-        calls.append(0)
+        calls.extend([0] * isinstance(arguments[0], torch.nn.Module))  # not the count of passes
         return found._replace(loss=found.loss + (math.inf if len(calls) == 4 else 0.0))
 
     monkeypatch.setattr(Objective, "terms", terms)
