@@ -33,8 +33,9 @@ import torch
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.runs.checkpoint import CHECKPOINTS, verify
+from ucgm.runs.checkpoint import verify
 from ucgm.runs.config import Config
+from ucgm.runs.saving import CHECKPOINTS
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.sampler import Sampler
 from ucgm.training.loop import train

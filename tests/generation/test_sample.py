@@ -14,8 +14,9 @@ from ucgm.generation.command import protocol_of, sample_run, samples_of_run
 from ucgm.generation.samples import RowCounter, SampleSet, SamplingConfig, labels_of
 from ucgm.generation.writers import grid_indices, save_grid, sink_of
 from ucgm.nn import DiTConfig
-from ucgm.runs.checkpoint import load_run, save_checkpoint
+from ucgm.runs.checkpoint import load_run
 from ucgm.runs.config import write_config
+from ucgm.runs.saving import save_checkpoint
 from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
 

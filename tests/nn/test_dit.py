@@ -34,7 +34,7 @@ def test_shape_and_zero_output_at_start(switches, randomize):
 
 def test_blocks_are_the_identity_at_start():
     net = DiTConfig(**TINY).build(SHAPE, CLASSES)
-    tokens, c = torch.randn(2, 16, 32), torch.randn(2, 32)
+    tokens, c = torch.randn(2, 16, 32), torch.randn(2, 1, 32)
     for block in net.blocks:
         assert torch.equal(block(tokens, c, net.rotary.table), tokens)
 

@@ -1,39 +1,45 @@
+import itertools
+
 import pytest
 import torch
 
 from ucgm.nn import DiTConfig
-from ucgm.nn.layers import RMSNorm, TokenLinear, modulate, rotate
+from ucgm.nn.embeddings import PatchEmbedder, unpatchify
+from ucgm.nn.layers import make_norm, modulate, rotate
 
 
 @pytest.mark.parametrize(
-    ("shape", "out_features", "bias"),
-    [
-        ((16, 16, 96), 288, True),
-        ((2, 256, 64), 64, False),
-        ((300, 64), 64, True),
-        ((2, 64), 8, True),
-    ],
+    ("patch", "channels", "side"), [(1, 4, 3), (2, 3, 4), (2, 4, 2), (4, 1, 8)]
 )
-def test_token_linear_is_linear(shape, out_features, bias):
-    """On both sides of its thresholds: values, gradients, forward mode."""
-    layer = TokenLinear(shape[-1], out_features, bias=bias)
-    plain = torch.nn.Linear(shape[-1], out_features, bias=bias)
-    plain.load_state_dict(layer.state_dict())
-    x, tangent = torch.randn(2, *shape).unbind()
-    results = []
-    for module in (layer, plain):
-        leaf = x.clone().requires_grad_()
-        out = module(leaf)
-        out.square().sum().backward()
-        with torch.no_grad():
-            _, derivative = torch.func.jvp(module, (x,), (tangent,))
-        results.append((out, leaf.grad, module.weight.grad, derivative))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+def test_patches_there_and_back(patch, channels, side):
+    """Pixel by pixel: which token and which place in it; values, gradients, forward mode."""
+    grid = side // patch
+    embedder = PatchEmbedder(channels, channels * patch**2, patch)
+    with torch.no_grad():
+        embedder.proj.weight.copy_(torch.eye(channels * patch**2).view_as(embedder.proj.weight))
+        embedder.proj.bias.zero_()
+    x, tangent = torch.randn(2, 2, channels, side, side).unbind()
+
+    def back(tokens):
+        channel_last = tokens.unflatten(-1, (channels, -1)).transpose(-1, -2).flatten(-2)
+        return unpatchify(channel_last, patch, grid)
+
+    tokens = embedder(x)
+    for i, j, c in itertools.product(range(side), range(side), range(channels)):
+        token = i // patch * grid + j // patch
+        place = (c * patch + i % patch) * patch + j % patch
+        assert torch.equal(tokens[:, token, place], x[:, c, i, j])
+    assert torch.equal(back(tokens), x)
+    leaf = x.clone().requires_grad_()
+    (back(embedder(leaf)) * tangent).sum().backward()
+    torch.testing.assert_close(leaf.grad, tangent)
+    with torch.no_grad():
+        _, derivative = torch.func.jvp(lambda x: back(embedder(x)), (x,), (tangent,))
+    torch.testing.assert_close(derivative, tangent)
 
 
 def test_a_large_batch_is_the_same_network(randomize):
-    """512 tokens take the convolution, 16 the matrix product."""
+    """32 rows at once and one by one."""
     net = randomize(DiTConfig(size="T/2").build((1, 8, 8), 10), 0.05)
     x, t, y = torch.randn(32, 1, 8, 8), torch.rand(32), torch.randint(0, 11, (32,))
     with torch.no_grad():
@@ -62,7 +68,7 @@ def test_rotation_is_relative_and_the_same_in_compiled_graphs():
 
 def test_norm_and_modulation():
     x = torch.randn(2, 5, 8)
-    norm = RMSNorm(8, affine=True)
+    norm = make_norm("rms", 8, affine=True)
     torch.nn.init.constant_(norm.weight, 2.0)
     expected = 2 * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)

@@ -1,5 +1,6 @@
 """The log of a training: means, the loss over the times, rates, the banner."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -15,18 +16,20 @@ from ucgm.data import Latents
 from ucgm.data.loader import BatchPlan
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.training.banner import banner
+from ucgm.runs.settings import TrainConfig
+from ucgm.training.build import build_train_state
 from ucgm.training.ema import EMA
-from ucgm.training.log import MetricsLogger, Pace, half_life
+from ucgm.training.log import MetricsLogger, half_life
 from ucgm.training.loop import train
-from ucgm.training.throughput import count_work, measure_peak, peak_memory
+from ucgm.training.throughput import Work, count_work, measure_peak, peak_memory
 
 CPU = torch.device("cpu")
 
 
-def journal(folder, **pace):
-    pace = dict(total_steps=10, global_batch=8, flops=1e6, peak=1e9) | pace
-    return MetricsLogger(folder / "metrics.jsonl", Accelerator(cpu=True), Pace(**pace))
+def logger(folder, flops=1e6, peak=1e9):
+    train = TrainConfig(steps=10, global_batch=8)
+    accelerator = Accelerator(cpu=True)
+    return MetricsLogger(folder / "metrics.jsonl", accelerator, train, Work({}, flops), peak)
 
 
 def lines(folder):
@@ -38,16 +41,14 @@ def lines(folder):
 
 
 def test_means_leave_out_what_is_not_finite(tmp_path):
-    log = journal(tmp_path)
+    log = logger(tmp_path)
     stream = log.waiting(iter(range(9)))
     for value in (1.0, math.nan, 4.0, math.inf):
         next(stream)
-        log.add(loss=torch.tensor(value), grad_norm=torch.tensor(math.nan))
-        log.count_step()
+        log.add_step(loss=torch.tensor(value), grad_norm=torch.tensor(math.nan))
     log.write(4, lr=0.1, skipped=2, ema_half_life=None, memory_gib=1.0)
     next(stream)
-    log.add(loss=torch.tensor(3.0))
-    log.count_step()
+    log.add_step(loss=torch.tensor(3.0))
     log.write(5, lr=0.1, skipped=2)
     one, two = lines(tmp_path)
     assert one["loss"] == 2.5 and two["loss"] == 3.0
@@ -57,14 +58,14 @@ def test_means_leave_out_what_is_not_finite(tmp_path):
 
 def test_loss_over_the_times(tmp_path):
     """Each row in its tenth, both ends included, over all micro-batches; empty ones are null."""
-    log = journal(tmp_path)
+    log = logger(tmp_path)
     generator = torch.Generator().manual_seed(0)
     t = torch.rand(3, 40, generator=generator) * 0.7
     t[0, :2] = torch.tensor([0.0, 1.0])
     losses = torch.rand(3, 40, generator=generator)
     losses[1, 5] = math.nan
     next(log.waiting(iter([0])))
-    log.count_step()
+    log.add_step()
     for i in range(3):
         log.add_rows(t[i], losses[i])
     log.write(1, lr=0.1, skipped=0)
@@ -89,15 +90,14 @@ def test_rates_and_waiting(tmp_path, monkeypatch):
         now[0] += seconds
         return value
 
-    log = journal(tmp_path, flops=5e5, peak=1e6)
+    log = logger(tmp_path, flops=5e5, peak=1e6)
     stream = log.waiting(passes(0.06, i) for i in range(99))
     for _ in range(2):
         passes(7.0)  # a preview
         for _ in range(3):
             next(stream)
             passes(0.02)
-            log.count_step()
-        log.add(loss=torch.tensor(1.0))
+            log.add_step(loss=torch.tensor(1.0))
         log.write(3, lr=0.1, skipped=0)
     for line in lines(tmp_path):
         assert line["images_per_second"] == 100  # 3 steps of 8 images in 0.24 seconds
@@ -151,13 +151,15 @@ def test_every_number_of_a_line(tmp_path):
 
 
 def test_the_banner_says_what_is_about_to_happen(tmp_path):
-    data = Latents(str(make_set(tmp_path / "set"))).open()
-    config = replace(tiny(grad_clip=0.5, accumulation=2), model=DiTConfig(size="N/2"))
-    network = config.model.build(data.shape, data.num_classes)
-    work = count_work(config.model, data.shape, data.num_classes, config.objective)
-    plan = BatchPlan(16, 2, 0, 4)
-    text = banner(config, tmp_path / "run", 3, plan, network, data, CPU, work, 2e12)
-    parameters = sum(p.numel() for p in network.parameters())
+    config = tiny(grad_clip=0.5, accumulation=2)
+    data = Latents(str(make_set(tmp_path / "set")))
+    config = replace(config, model=DiTConfig(size="N/2"), data=data)
+    with contextlib.ExitStack() as held:
+        state = build_train_state(config, tmp_path / "run", held)
+    state.log.peak = 2e12
+    text = replace(state, plan=BatchPlan(16, 2, 0, 4), step=3).describe()
+    data = state.dataset
+    parameters = sum(p.numel() for p in state.networks.online.parameters())
     for words in (
         "step 3 of 6",
         "world size 4 (cpu, precision no), global batch 16 = 4 x 2 x 2",

@@ -68,9 +68,9 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         results, curve, " against ".join(names), {"head": head, "rows": lines, "note": note}
     )
     content = {"metric": metric, "base": names[0], "differences": differences}
-    write_atomic(folder / "comparison.html", lambda path: path.write_text(text))
+    write_atomic(folder / "comparison.html", text)
     record = json.dumps(content, indent=2) + "\n"
-    write_atomic(folder / "comparison.json", lambda path: path.write_text(record))
+    write_atomic(folder / "comparison.json", record)
     for name, (result, _) in zip(names, results, strict=True):
         print(f"\n{name}\n\n{aligned(*table(result))}")
     print("", aligned(head, lines), "", note, f"page: {folder / 'comparison.html'}", sep="\n")

@@ -69,7 +69,7 @@ def evaluate(
             "scores": evaluators.score(statistics),
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_atomic(folder / "evaluation.json", lambda path: path.write_text(text))
+        write_atomic(folder / "evaluation.json", text)
         _print(content["scores"], evaluators, len(images), folder)
         result = content | result
     world.leave()

@@ -50,7 +50,7 @@ class PngSink:
         """Join the labels in index order; call once, after all processes have written."""
         parts = sorted(self.folder.glob(".labels_*.csv"))
         text = "file,label\n" + "".join(part.read_text() for part in parts)
-        write_atomic(self.folder / "labels.csv", lambda path: path.write_text(text))
+        write_atomic(self.folder / "labels.csv", text)
         for part in parts:
             part.unlink()
         return self.folder

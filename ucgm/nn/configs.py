@@ -4,19 +4,17 @@ A size is "WIDTH/PATCH": T, S, B, L, XL, 1p0B, 1p6B (the last two of UCGM, arXiv
 (for tests) name (hidden_size, depth, num_heads); the number is the side of a patch.
 """
 
-from __future__ import annotations
-
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
-
-from torch import nn
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
 from ucgm.nn.edm2 import EDM2, MODEL_CHANNELS
 from ucgm.nn.network import Network
 from ucgm.nn.unet import UNet
+from ucgm.runtime.choices import check_choices
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "N": (48, 2, 4),
@@ -45,69 +43,81 @@ def parse_size(size: str) -> dict[str, int]:
     return dict(hidden_size=width, depth=depth, num_heads=heads, patch_size=int(patch))
 
 
+_NUMBERS = {"hidden_size", "depth", "num_heads", "patch_size", "model_channels"}
+_NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
+"""Settings that a size gives; settings that are no arguments of a network."""
+
+
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(ABC):
     """Base of every network setting."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        """Return a new network for data of `shape` (C, H, W); num_classes 0 = unconditional."""
-        raise NotImplementedError(f"{type(self).__name__} must define build")
+    def __post_init__(self) -> None:
+        """Refuse a word that a setting does not know."""
+        check_choices(self, "model")
 
+    @abstractmethod
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return the class of the network, and what its settings are where they are null."""
 
-def resolve(
-    config: NetworkConfig, size_of: Callable[[str], dict[str, int] | None] = parse_size
-) -> dict[str, Any]:
-    """Return the settings that are not null, over the numbers of the named size."""
-    options: dict[str, Any] = asdict(config)  # pyright: ignore[reportArgumentType]
-    size, _ = options.pop("size", None), options.pop("gradient_checkpointing")
-    named = (size_of(size) or {}) if size else {}
-    return named | {key: value for key, value in options.items() if value is not None}
+    def build(self, shape: tuple[int, int, int], num_classes: int) -> Network:
+        """Return a new network for data of `shape` (C, H, W); num_classes 0 = unconditional.
 
-
-N = TypeVar("N", bound=Network)
-
-
-def finish(
-    config: Any,
-    kind: Callable[..., N],
-    shape: tuple[int, int, int],
-    num_classes: int,
-    options: dict,
-) -> N:
-    """Build `kind` for the data, or name the numbers that are still missing."""
-    channels, height, width = shape
-    if height != width:
-        raise ValueError(f"the data must be square, got height {height} and width {width}")
-    needed = {"hidden_size", "depth", "num_heads", "patch_size", "model_channels"}
-    missing = {f.name for f in fields(config)} & needed - options.keys()
-    if missing:
-        raise ValueError(f"give size, or also {', '.join(sorted(missing))}")
-    network = kind(input_size=height, in_channels=channels, num_classes=num_classes, **options)
-    if config.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    return network
+        Raises:
+            ValueError: the data are not square, or a number is missing.
+        """
+        channels, height, width = shape
+        if height != width:
+            raise ValueError(f"the data must be square, got height {height} and width {width}")
+        kind, options = self.defaults()
+        settings: dict[str, Any] = asdict(self)
+        options |= {key: value for key, value in settings.items() if value is not None}
+        missing = settings.keys() & _NUMBERS - options.keys()
+        if missing:
+            raise ValueError(f"give size, or also {', '.join(sorted(missing))}")
+        options = {key: value for key, value in options.items() if key not in _NOT_ARGUMENTS}
+        network = kind(input_size=height, in_channels=channels, num_classes=num_classes, **options)
+        if settings["gradient_checkpointing"]:
+            network.enable_gradient_checkpointing()
+        return network
 
 
 @dataclass(frozen=True)
-class DiTConfig(NetworkConfig):
-    """A diffusion transformer; the defaults are TiT's (RMSNorm, QK-norm, rotary, SwiGLU)."""
+class TransformerConfig(NetworkConfig):
+    """What DiT and DDT have in common."""
 
     size: str | None = None
     """Named size, "WIDTH/PATCH", such as "B/2"; the four numbers below override its parts."""
     hidden_size: int | None = None
     """Width of a token."""
     depth: int | None = None
-    """Number of blocks."""
+    """Number of blocks; of a DDT, encoder and decoder together."""
     num_heads: int | None = None
-    """Number of attention heads."""
+    """Number of attention heads; divides hidden_size."""
     patch_size: int | None = None
-    """Side of a patch."""
+    """Side of a patch; divides the side of the data."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over hidden_size (SwiGLU takes 2/3 of it)."""
+    second_time: bool = False
+    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
+    guidance_input: bool = False
+    """Accept the guidance scale g as 1 - 1/g; zero-initialised as well."""
+    time_scale: float = 1.0
+    """Factor on t before the sinusoids."""
+    time_max_period: float = 10000.0
+    """Longest period of the time sinusoids, over 2 pi; the published weights of DDT have 10."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
+
+
+@dataclass(frozen=True)
+class DiTConfig(TransformerConfig):
+    """A diffusion transformer; the defaults are TiT's (RMSNorm, QK-norm, rotary, SwiGLU)."""
+
     family: Literal["tit", "lightningdit", "dit"] = "tit"
     """Architecture that the switches left at null follow; "dit" is also SiT and REPA."""
     norm: Literal["rms", "layer"] | None = None
-    """Kind of norm."""
+    """RMSNorm or LayerNorm."""
     norm_affine: bool | None = None
     """Whether norms have a learned scale."""
     mlp: Literal["swiglu", "gelu"] | None = None
@@ -124,66 +134,28 @@ class DiTConfig(NetworkConfig):
     """Modulate with a shift beside the scale."""
     learn_sigma: bool = False
     """The head has a second half that is not part of F (weights of DiT and SiT)."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
-    guidance_input: bool = False
-    """Accept the guidance scale as an input; zero-initialised as well."""
-    time_scale: float = 1.0
-    """Factor on t before the sinusoids."""
-    time_max_period: float = 10000.0
-    """Longest period of the time sinusoids."""
     convention: Literal["ucgm", "reversed", "ddpm"] = "ucgm"
     """Time and sign that the weights were trained with; "ucgm" unless they were imported."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> DiT:
-        """Return a new DiT for data of `shape` (C, H, W); num_classes 0 = unconditional."""
-        options = resolve(self)
-        family = options.pop("family")
-        if family not in FAMILIES:
-            raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
-        options = FAMILIES[family] | options
-        return finish(self, DiT, shape, num_classes, options)
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return DiT, and the switches of the family and the numbers of the size."""
+        return DiT, FAMILIES[self.family] | (parse_size(self.size) if self.size else {})
 
 
 @dataclass(frozen=True)
-class DDTConfig(NetworkConfig):
+class DDTConfig(TransformerConfig):
     """Decoupled diffusion transformer (arXiv:2504.05741)."""
 
-    size: str | None = None
-    """Named size, "WIDTH/PATCH", such as "XL/2"; the five numbers below override its parts."""
-    hidden_size: int | None = None
-    """Width of a token."""
-    depth: int | None = None
-    """Number of blocks, encoder and decoder together."""
     encoder_depth: int | None = None
     """Blocks of the encoder; null: all but 4 (all but 6 at XL), as published."""
-    num_heads: int | None = None
-    """Number of attention heads."""
-    patch_size: int | None = None
-    """Side of a patch."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over hidden_size (SwiGLU takes 2/3 of it)."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
-    guidance_input: bool = False
-    """Accept the guidance scale as an input; zero-initialised as well."""
-    time_scale: float = 1.0
-    """Factor on t before the sinusoids."""
-    time_max_period: float = 10000.0
-    """Longest period of the time sinusoids; the published weights have 10."""
     convention: Literal["ucgm", "reversed"] = "ucgm"
     """Time and sign that the weights were trained with; "ucgm" unless they were imported."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> DDT:
-        """Return a new DDT for data of `shape` (C, H, W); num_classes 0 = unconditional."""
-        options = resolve(self)
-        depth = options.get("depth", 0)
-        options.setdefault("encoder_depth", depth - (6 if depth >= 28 else min(4, depth - 1)))
-        return finish(self, DDT, shape, num_classes, options)
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return DDT, and the numbers of the size and the depth of the encoder."""
+        numbers = parse_size(self.size) if self.size else {}
+        depth = self.depth or numbers.get("depth", 0)
+        return DDT, numbers | {"encoder_depth": depth - (6 if depth >= 28 else min(4, depth - 1))}
 
 
 @dataclass(frozen=True)
@@ -209,9 +181,9 @@ class UNetConfig(NetworkConfig):
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> UNet:
-        """Return a new U-Net for data of `shape` (C, H, W); num_classes 0 = unconditional."""
-        return finish(self, UNet, shape, num_classes, resolve(self))
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return UNet: no setting may be null."""
+        return UNet, {}
 
 
 @dataclass(frozen=True)
@@ -233,7 +205,6 @@ class EDM2Config(NetworkConfig):
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass."""
 
-    def build(self, shape: tuple[int, int, int], num_classes: int) -> EDM2:
-        """Return a new EDM2 for data of `shape` (C, H, W); num_classes 0 = unconditional."""
-        options = resolve(self, {k: {"model_channels": v} for k, v in MODEL_CHANNELS.items()}.get)
-        return finish(self, EDM2, shape, num_classes, options)
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return EDM2, and the width of the size."""
+        return EDM2, {"model_channels": MODEL_CHANNELS[self.size]} if self.size else {}

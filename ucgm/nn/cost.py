@@ -1,7 +1,5 @@
 """What a network costs: parameters, and multiply-adds of one forward pass of one sample."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -10,33 +10,18 @@ The published weights have time 0 = noise, the velocity data - noise, and time s
 longest period of 10 instead of 10000: set convention="reversed", time_max_period=10.
 """
 
-from __future__ import annotations
+from collections import OrderedDict
 
-from typing import cast
-
-import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ucgm.nn.embeddings import Rotary
-from ucgm.nn.layers import Attention, SplitSwiGLU, make_norm, modulate
-from ucgm.nn.network import Network, initialize
+from ucgm.nn.layers import Attention, Block, FinalLayer, SplitSwiGLU, make_modulation, make_norm
+from ucgm.nn.network import EmbeddedNetwork
 
 
-class PatchLinear(nn.Module):
-    """Linear map of flattened patches; the attribute gives the parameters their public name."""
-
-    def __init__(self, in_features: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(in_features, width)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Map (B, N, C p^2) to (B, N, width)."""
-        return self.proj(patches)
-
-
-class DDTBlock(nn.Module):
+class DDTBlock(Block):
     """Attention and SwiGLU, modulated per image (encoder) or per token (decoder)."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
@@ -45,38 +30,14 @@ class DDTBlock(nn.Module):
         self.attn = Attention(width, num_heads, "rms", affine=True, bias=False)
         self.norm2 = make_norm("rms", width, affine=True)
         self.mlp = SplitSwiGLU(width, int(2 * int(width * mlp_ratio) / 3))
-        self.adaLN_modulation = nn.Sequential(nn.Linear(width, 6 * width))
-
-    def forward(self, x: Tensor, c: Tensor, rope: Tensor) -> Tensor:
-        """Transform tokens `x` (B, N, D) under `c`, (B, 1, D) or (B, N, D)."""
-        b1, a1, g1, b2, a2, g2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = torch.addcmul(x, g1, self.attn(modulate(self.norm1(x), b1, a1), rope))
-        return torch.addcmul(x, g2, self.mlp(modulate(self.norm2(x), b2, a2)))
+        self.adaLN_modulation = make_modulation(width, 6, silu=False)
 
 
-class DDTHead(nn.Module):
-    """Modulated LayerNorm and projection of a token to the pixels of its patch."""
+class DDT(EmbeddedNetwork):
+    """Decoupled diffusion transformer, `network(x_t, t, y, s=None) -> F`.
 
-    def __init__(self, width: int, out_features: int) -> None:
-        super().__init__()
-        self.norm_final = make_norm("layer", width, affine=False)
-        self.linear = nn.Linear(width, out_features)
-        self.adaLN_modulation = nn.Sequential(nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map `x`, `c` (B, N, D) to (B, N, out_features)."""
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-class DDT(Network):
-    """Decoupled diffusion transformer, `network(x_t, t, y, s=None) -> F`. Its settings:
-
-    - `input_size`, `patch_size`, `in_channels`, `hidden_size`, `num_heads`, `mlp_ratio`,
-      `num_classes`, `second_time`, `guidance_input`, `time_scale`, `time_max_period`,
-      `convention`: as in `ucgm.nn.DiT`.
-    - `depth`: number of blocks, encoder and decoder together.
-    - `encoder_depth`: how many of them are the encoder.
+    Its arguments are the fields of `ucgm.nn.DDTConfig`, which documents them, and those that the
+    data decide, see `ucgm.nn.Network`.
     """
 
     _no_split_modules = ["DDTBlock"]
@@ -102,50 +63,29 @@ class DDT(Network):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide input_size {input_size}")
         if not 0 < encoder_depth < depth:
             raise ValueError(f"encoder_depth {encoder_depth} must lie between 0 and depth {depth}")
-        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
-        self._embed(hidden_size, time_scale, time_max_period, guidance_input)
-        self.encoder_depth, self.patch_size = encoder_depth, patch_size
+        self._embed(hidden_size, patch_size)
+        self.encoder_depth = encoder_depth
         features = in_channels * patch_size**2
-        self.x_embedder = PatchLinear(features, hidden_size)
-        self.s_embedder = PatchLinear(features, hidden_size)
-        grid = input_size // patch_size
-        self.rotary = Rotary(hidden_size // num_heads, grid, layout="pairs", extent=16.0)
+        # Sequential for the published names x_embedder.proj and s_embedder.proj.
+        self.x_embedder = nn.Sequential(OrderedDict(proj=nn.Linear(features, hidden_size)))
+        self.s_embedder = nn.Sequential(OrderedDict(proj=nn.Linear(features, hidden_size)))
+        self.rotary = Rotary(hidden_size // num_heads, self.grid, layout="pairs", extent=16.0)
         self.blocks = nn.ModuleList(
             DDTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)
         )
-        self.final_layer = DDTHead(hidden_size, features)
+        self.final_layer = FinalLayer(hidden_size, features, "layer", False, silu=False)
         self.initialize_weights()
 
-    def initialize_weights(self) -> None:
-        """Draw new weights: zero modulation and head, so that every block is the identity."""
-        modulations = [cast(DDTBlock, block).adaLN_modulation for block in self.blocks]
-        head = self.final_layer
-        initialize(self, zero=[*modulations, head.adaLN_modulation, head.linear])
-
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Public forward pass, (B, C, H, W)."""
         patches = F.pixel_unshuffle(x, self.patch_size).flatten(2).transpose(1, 2)
-        time = self.embed_scalars(t, h, guidance).unsqueeze(1)
-        c = time
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(self.require_labels(y)).unsqueeze(1)
-        rope = self.rotary.table
+        time, c = time.unsqueeze(1), c.unsqueeze(1)
         blocks = list(self.blocks)
         encoder, decoder = blocks[: self.encoder_depth], blocks[self.encoder_depth :]
-        s = self.run(encoder, self.s_embedder(patches), F.silu(c), rope)
+        s = self.run(encoder, self.s_embedder(patches), F.silu(c), self.rotary.table)
         s = F.silu(time + s)
-        tokens = self.run(decoder, self.x_embedder(patches), s, rope)
+        tokens = self.run(decoder, self.x_embedder(patches), s, self.rotary.table)
         out = self.final_layer(tokens, s).transpose(1, 2)
-        grid = self.rotary.grid
-        return F.pixel_shuffle(out.unflatten(2, (grid, grid)), self.patch_size)
+        return F.pixel_shuffle(out.unflatten(2, (self.grid, self.grid)), self.patch_size)

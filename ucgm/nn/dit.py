@@ -16,95 +16,36 @@ The embedders of h = t - s and of the guidance have zero output layers at the st
 trained with one time give, bit for bit, the same output in a network with both inputs.
 """
 
-from __future__ import annotations
-
-from typing import cast
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ucgm.nn.embeddings import PatchEmbedder, Rotary, sincos_positions, unpatchify
-from ucgm.nn.layers import Attention, make_mlp, make_norm, modulate
-from ucgm.nn.network import Network, initialize
+from ucgm.nn.layers import Attention, Block, FinalLayer, make_mlp, make_modulation, make_norm
+from ucgm.nn.network import EmbeddedNetwork
 
 
-class DiTBlock(nn.Module):
-    """Attention and MLP, each modulated by the conditioning vector."""
+class DiTBlock(Block):
+    """Attention and MLP as the settings of `DiT` say."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_ratio: float,
-        norm: str,
-        norm_affine: bool,
-        mlp: str,
-        qk_norm: bool,
-        qk_norm_affine: bool,
-        shift: bool,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.shift = shift
-        self.norm1 = make_norm(norm, width, norm_affine)
-        self.attn = Attention(width, num_heads, norm if qk_norm else None, qk_norm_affine)
-        self.norm2 = make_norm(norm, width, norm_affine)
-        self.mlp = make_mlp(mlp, width, mlp_ratio)
-        self.adaLN_modulation = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, (6 if shift else 4) * width)
-        )
-
-    def forward(self, x: Tensor, c: Tensor, rope: Tensor | None = None) -> Tensor:
-        """Transform tokens `x` (B, N, D) under conditioning `c` (B, D)."""
-        parts = self.adaLN_modulation(c).unsqueeze(1).chunk(6 if self.shift else 4, dim=-1)
-        if self.shift:
-            b1, a1, g1, b2, a2, g2 = parts
-        else:
-            (a1, g1, a2, g2), b1, b2 = parts, None, None
-        x = torch.addcmul(x, g1, self.attn(modulate(self.norm1(x), b1, a1), rope))
-        return torch.addcmul(x, g2, self.mlp(modulate(self.norm2(x), b2, a2)))
+        width, norm, affine = config.hidden_size, config.norm, config.norm_affine
+        qk_affine = affine if config.qk_norm_affine is None else config.qk_norm_affine
+        self.norm1 = make_norm(norm, width, affine)
+        self.attn = Attention(width, config.num_heads, norm if config.qk_norm else None, qk_affine)
+        self.norm2 = make_norm(norm, width, affine)
+        self.mlp = make_mlp(config.mlp, width, config.mlp_ratio)
+        self.adaLN_modulation = make_modulation(width, 6 if config.shift else 4)
 
 
-class FinalLayer(nn.Module):
-    """Modulated norm and projection of a token to the pixels of its patch."""
+class DiT(EmbeddedNetwork):
+    """Diffusion transformer, `network(x_t, t, y, s=None) -> F`.
 
-    def __init__(self, width: int, out_features: int, norm: str, norm_affine: bool) -> None:
-        super().__init__()
-        self.norm_final = make_norm(norm, width, norm_affine)
-        self.linear = nn.Linear(width, out_features)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map `x` (B, N, D), `c` (B, D) to (B, N, out_features)."""
-        shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
-
-
-class DiT(Network):
-    """Diffusion transformer, `network(x_t, t, y, s=None) -> F`. Its settings:
-
-    - `input_size`: height and width of the data.
-    - `patch_size`: side of a patch; divides input_size.
-    - `in_channels`: channels of the data.
-    - `hidden_size`: width of a token.
-    - `depth`: number of blocks.
-    - `num_heads`: attention heads; divides hidden_size.
-    - `mlp_ratio`: hidden width of the MLP over hidden_size (before the 2/3 of SwiGLU).
-    - `num_classes`: number of classes; label num_classes is the null class; 0 = unconditional.
-    - `norm`: "rms" or "layer".
-    - `norm_affine`: whether norms have a learned scale.
-    - `mlp`: "swiglu" or "gelu".
-    - `qk_norm`: normalise queries and keys.
-    - `qk_norm_affine`: whether QK-norms have a learned scale; None = as norm_affine.
-    - `rope`: rotary positions in attention.
-    - `sincos`: add fixed sin-cos positions to the tokens.
-    - `shift`: modulate with a shift beside the scale.
-    - `learn_sigma`: the head has twice the channels; the second half is not part of F.
-    - `second_time`: accept `s`, embedded from t - s.
-    - `guidance_input`: accept `guidance`, embedded from 1 - 1/guidance.
-    - `time_scale`: factor on the native time before the sinusoids.
-    - `time_max_period`: longest period of the sinusoids, over 2 pi.
-    - `convention`: time and sign of the weights, see `ucgm.nn.network`.
+    Its arguments are the fields of `ucgm.nn.DiTConfig`, which documents them, and those that the
+    data decide, see `ucgm.nn.Network`.
     """
 
     _no_split_modules = ["DiTBlock"]
@@ -140,21 +81,13 @@ class DiT(Network):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
-        if input_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide input_size {input_size}")
-        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
-        self._embed(hidden_size, time_scale, time_max_period, guidance_input)
-        self.learn_sigma = learn_sigma
-        self.patch_size, self.grid = patch_size, input_size // patch_size
+        self._embed(hidden_size, patch_size)
+        self.drops_variance = learn_sigma and convention != "ddpm"
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size)
         positions = torch.zeros(1, self.grid**2, hidden_size) if sincos else None
         self.register_buffer("pos_embed", positions)
         self.rotary = Rotary(hidden_size // num_heads, self.grid) if rope else None
-        affine = norm_affine if qk_norm_affine is None else qk_norm_affine
-        switches = (mlp_ratio, norm, norm_affine, mlp, qk_norm, affine, shift)
-        self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, *switches) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
         out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
         self.initialize_weights()
@@ -162,33 +95,16 @@ class DiT(Network):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Draw new weights: zero modulation and head, so that every block is the identity."""
-        blocks = [cast(DiTBlock, block) for block in self.blocks]
-        modulations = [block.adaLN_modulation for block in blocks]
-        initialize(
-            self, zero=[*modulations, self.final_layer.adaLN_modulation, self.final_layer.linear]
-        )
+        super().initialize_weights()
         if self.pos_embed is not None:
             self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[-1], self.grid))
 
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma."""
-        c = self.embed_scalars(t, h, guidance)
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(self.require_labels(y))
-        tokens = self.x_embedder(x)
+        tokens, c = self.x_embedder(x), c.unsqueeze(1)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        tokens = self.run(
-            self.blocks, tokens, c, None if self.rotary is None else self.rotary.table
-        )
+        rope = None if self.rotary is None else self.rotary.table
+        tokens = self.run(self.blocks, tokens, c, rope)
         out = unpatchify(self.final_layer(tokens, c), self.patch_size, self.grid)
-        if self.learn_sigma and not self.orientation.keeps_variance:
-            return out[:, : self.shape[0]]
-        return out
+        return out[:, : self.shape[0]] if self.drops_variance else out

@@ -16,16 +16,16 @@ In training the stored weights v are themselves kept at unit magnitude, before e
 that records gradients (eq. 66); the published networks differ in width alone.
 """
 
-from __future__ import annotations
-
 import math
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from ucgm.nn.network import Network
+from ucgm.nn.network import Network, require_levels
 
 MODEL_CHANNELS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 
@@ -141,14 +141,10 @@ class EDM2Block(nn.Module):
 
 
 class EDM2(Network):
-    """EDM2's U-Net, `network(x_t, t, y, s=None) -> F`. Its settings:
+    """EDM2's U-Net, `network(x_t, t, y, s=None) -> F`.
 
-    - `input_size`, `in_channels`, `num_classes`, `second_time`: as in `ucgm.nn.DiT`.
-    - `model_channels`: width; 128, 192, 256, 320, 384, 448 for XS, S, M, L, XL, XXL.
-    - `channel_mult`: width of each level over model_channels; level i works at input_size / 2^i.
-    - `num_blocks`: blocks per level (one more in the decoder).
-    - `attention`: resolutions with attention.
-    - `convention`: "edm" feeds the network 2.68 t - 1.59.
+    Its arguments are the fields of `ucgm.nn.EDM2Config`, which documents them, those that the data
+    decide, see `ucgm.nn.Network`, and `convention`: "edm" feeds the network 2.68 t - 1.59.
     """
 
     _no_split_modules = ["EDM2Block"]
@@ -168,15 +164,10 @@ class EDM2(Network):
         convention: str = "edm",
     ) -> None:
         super().__init__()
-        factor = 2 ** (len(channel_mult) - 1)
-        if input_size % factor:
-            raise ValueError(
-                f"{len(channel_mult)} levels need an input_size divisible by {factor}, "
-                f"got {input_size}: give fewer channel_mult"
-            )
+        require_levels(input_size, channel_mult, "channel_mult")
         if model_channels % 64:
             raise ValueError(f"model_channels must be a multiple of 64, got {model_channels}")
-        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
+        self._setup()
         channels = [model_channels * m for m in channel_mult]
         noise, width = channels[0], max(channels)
         self.emb_fourier, self.emb_noise = MPFourier(noise), MPConv(noise, width)
@@ -184,47 +175,42 @@ class EDM2(Network):
         if second_time:
             self.h_fourier, self.h_noise = MPFourier(noise), MPConv(noise, width)
             self.h_gain = nn.Parameter(torch.zeros([]))
-        skips = self._encoder(in_channels + 1, channels, width, num_blocks, attention)
-        self._decoder(skips, channels, width, num_blocks, attention)
+        skips = self._encoder(channels, width)
+        self._decoder(skips, channels, width)
         self.out_conv = MPConv(channels[0], in_channels, 3)
         self.out_gain = nn.Parameter(torch.zeros([]))
 
-    def _encoder(
-        self, last: int, channels: list[int], width: int, num_blocks: int, attention: tuple
-    ) -> list[int]:
-        self.enc = nn.ModuleDict()
-        skips = []
+    def _encoder(self, channels: list[int], width: int) -> list[int]:
+        """Create the encoder; return the widths of its outputs, which the decoder concatenates."""
+        config: Any = self.config
+        self.enc, skips, last = nn.ModuleDict(), [], channels[0]
         for level, new in enumerate(channels):
             side = self.shape[1] >> level
             if level == 0:
-                self.enc[f"{side}x{side}_conv"] = MPConv(last, new, 3)
-                last = new
+                self.enc[f"{side}x{side}_conv"] = MPConv(self.shape[0] + 1, new, 3)
             else:
                 self.enc[f"{side}x{side}_down"] = EDM2Block(last, last, width, resample="down")
             skips.append(last)
-            for index in range(num_blocks):
-                block = EDM2Block(last, new, width, attention=side in attention)
+            for index in range(config.num_blocks):
+                block = EDM2Block(last, new, width, attention=side in config.attention)
                 self.enc[f"{side}x{side}_block{index}"] = block
                 last = new
                 skips.append(last)
         return skips
 
-    def _decoder(
-        self, skips: list[int], channels: list[int], width: int, num_blocks: int, attention: tuple
-    ) -> None:
-        self.dec = nn.ModuleDict()
-        last = channels[-1]
-        for level in reversed(range(len(channels))):
-            side, new = self.shape[1] >> level, channels[level]
+    def _decoder(self, skips: list[int], channels: list[int], width: int) -> None:
+        config: Any = self.config
+        decoder = partial(EDM2Block, width=width, decoder=True)
+        self.dec, last = nn.ModuleDict(), channels[-1]
+        for level, new in reversed(list(enumerate(channels))):
+            side = self.shape[1] >> level
             if level == len(channels) - 1:
-                first = EDM2Block(last, last, width, decoder=True, attention=True)
-                self.dec[f"{side}x{side}_in0"] = first
-                self.dec[f"{side}x{side}_in1"] = EDM2Block(last, last, width, decoder=True)
+                self.dec[f"{side}x{side}_in0"] = decoder(last, last, attention=True)
+                self.dec[f"{side}x{side}_in1"] = decoder(last, last)
             else:
-                up = EDM2Block(last, last, width, decoder=True, resample="up")
-                self.dec[f"{side}x{side}_up"] = up
-            for index in range(num_blocks + 1):
-                block = EDM2Block(last + skips.pop(), new, width, True, "keep", side in attention)
+                self.dec[f"{side}x{side}_up"] = decoder(last, last, resample="up")
+            for index in range(config.num_blocks + 1):
+                block = decoder(last + skips.pop(), new, attention=side in config.attention)
                 self.dec[f"{side}x{side}_block{index}"] = block
                 last = new
 

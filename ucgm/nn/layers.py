@@ -11,39 +11,10 @@ no b1, b2. RMSNorm is arXiv:1910.07467, QK-norm arXiv:2302.05442, SwiGLU arXiv:2
 Parameter names are those of the public networks, so that their weights load by name.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
-# On a CPU with AVX-512, float32 products of many tokens run 1.3 to 2.3 times faster as a 1x1
-# convolution: it is oneDNN's, while F.linear is MKL's, which keeps AMD processors on AVX2.
-_CONVOLVE = torch.backends.mkldnn.is_available() and (
-    torch.backends.cpu.get_cpu_capability() == "AVX512"
-)
-_ROWS = 16  # the smallest batch at which torch hands a 1x1 convolution to oneDNN on one thread
-
-
-class TokenLinear(nn.Linear):
-    """nn.Linear for many tokens at once; same parameters, same result up to rounding."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map `input` (..., in_features) to (..., out_features)."""
-        tokens = input.numel() // self.in_features
-        if (
-            _CONVOLVE
-            and input.device.type == "cpu"
-            and input.dtype == self.weight.dtype == torch.float32
-            and tokens >= 16 * _ROWS
-            and tokens % _ROWS == 0
-            and min(self.in_features, self.out_features) >= 64
-        ):
-            image = input.reshape(_ROWS, 1, -1, self.in_features).permute(0, 3, 1, 2)
-            out = F.conv2d(image, self.weight[:, :, None, None], self.bias)
-            return out.permute(0, 2, 3, 1).reshape(*input.shape[:-1], -1)
-        return F.linear(input, self.weight, self.bias)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -63,23 +34,10 @@ def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
     return x * (1 + scale) if shift is None else torch.addcmul(shift, x, 1 + scale)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last axis, with a learned scale if `affine`."""
-
-    def __init__(self, width: int, affine: bool = False, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.width, self.eps = (width,), eps
-        self.weight = nn.Parameter(torch.ones(width)) if affine else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., width) in float32 or wider; the dtype is kept."""
-        return F.rms_norm(x, self.width, self.weight, self.eps)
-
-
 def make_norm(kind: str, width: int, affine: bool, eps: float = 1e-6) -> nn.Module:
     """Return the norm called `kind`, "rms" or "layer"."""
     if kind == "rms":
-        return RMSNorm(width, affine, eps)
+        return nn.RMSNorm(width, eps=eps, elementwise_affine=affine)
     if kind == "layer":
         return nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
     raise ValueError(f'norm must be "rms" or "layer", got {kind!r}')
@@ -101,12 +59,12 @@ class Attention(nn.Module):
             raise ValueError(f"hidden_size {width} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         head = width // num_heads
-        self.qkv = TokenLinear(width, 3 * width, bias=bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         # The public networks with a LayerNorm here (REPA) have its default epsilon.
         eps = 1e-5 if qk_norm == "layer" else 1e-6
         self.q_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
         self.k_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
-        self.proj = TokenLinear(width, width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Mix the tokens of `x` (B, N, D); `rope` is the table of `Rotary`."""
@@ -125,8 +83,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = TokenLinear(width, hidden)
-        self.fc2 = TokenLinear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -138,8 +96,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w12 = TokenLinear(width, 2 * hidden)
-        self.w3 = TokenLinear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -152,9 +110,9 @@ class SplitSwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = TokenLinear(width, hidden, bias=False)
-        self.w3 = TokenLinear(width, hidden, bias=False)
-        self.w2 = TokenLinear(hidden, width, bias=False)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -168,3 +126,47 @@ def make_mlp(kind: str, width: int, ratio: float) -> nn.Module:
     if kind == "gelu":
         return GeluMLP(width, int(width * ratio))
     raise ValueError(f'mlp must be "swiglu" or "gelu", got {kind!r}')
+
+
+def make_modulation(width: int, parts: int, silu: bool = True) -> nn.Sequential:
+    """Return the map from c to `parts` shifts, scales and gates."""
+    linear = nn.Linear(width, parts * width)
+    return nn.Sequential(nn.SiLU(), linear) if silu else nn.Sequential(linear)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated by the conditioning; subclasses create the five parts."""
+
+    norm1: nn.Module
+    attn: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    adaLN_modulation: nn.Module
+
+    def forward(self, x: Tensor, c: Tensor, rope: Tensor | None = None) -> Tensor:
+        """Transform tokens `x` (B, N, D) under `c`, (B, 1, D) or (B, N, D)."""
+        parts = self.adaLN_modulation(c)
+        parts = parts.chunk(parts.shape[-1] // x.shape[-1], dim=-1)
+        if len(parts) == 6:
+            b1, a1, g1, b2, a2, g2 = parts
+        else:
+            (a1, g1, a2, g2), b1, b2 = parts, None, None
+        x = torch.addcmul(x, g1, self.attn(modulate(self.norm1(x), b1, a1), rope))
+        return torch.addcmul(x, g2, self.mlp(modulate(self.norm2(x), b2, a2)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection of a token to the pixels of its patch."""
+
+    def __init__(
+        self, width: int, out_features: int, norm: str, norm_affine: bool, silu: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm_final = make_norm(norm, width, norm_affine)
+        self.linear = nn.Linear(width, out_features)
+        self.adaLN_modulation = make_modulation(width, 2, silu)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Map `x` (B, N, D), `c` (B, 1, D) or (B, N, D) to (B, N, out_features)."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))

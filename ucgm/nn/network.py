@@ -19,9 +19,8 @@ index whose signal-to-noise ratio is that of the continuous VP path of our trans
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
 """
 
-from __future__ import annotations
-
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -33,9 +32,6 @@ from ucgm.nn.embeddings import FixedTable, LabelEmbedder, ScalarEmbedder
 
 class Orientation(nn.Module):
     """Convention "ucgm": the native network already speaks our time and sign."""
-
-    keeps_variance = False
-    """Whether `native` returns the learned variance beside the prediction."""
 
     def time(self, t: Tensor) -> Tensor:
         """Native time of our `t` (B,)."""
@@ -50,16 +46,19 @@ class Reversed(Orientation):
     """Convention "reversed": native time 0 is noise, the native velocity is data - noise."""
 
     def time(self, t: Tensor) -> Tensor:
-        """1 - t."""
+        """1 - t, (B,)."""
         return 1 - t
 
     def field(self, raw: Tensor) -> Tensor:
-        """-raw."""
+        """-raw, (B, C, H, W)."""
         return -raw
 
 
-class StepTimes(FixedTable):
-    """Time t of the VP path with the signal level of each of the 1000 training steps, (1000,)."""
+class DiscreteSteps(FixedTable, Orientation):
+    """Convention "ddpm": native time is a step index, interpolated between training steps.
+
+    The table (1000,) is the time t of the VP path with the signal level of each training step.
+    """
 
     def compute(self) -> Tensor:
         """Solve 19.9 t^2/4 + 0.1 t/2 = -ln(alpha_k)."""
@@ -67,19 +66,9 @@ class StepTimes(FixedTable):
         minus_log_alpha = -0.5 * torch.log1p(-beta).cumsum(0)
         return (-0.05 + (0.0025 + 19.9 * minus_log_alpha).sqrt()) / 9.95
 
-
-class DiscreteSteps(Orientation):
-    """Convention "ddpm": native time is a step index, interpolated between training steps."""
-
-    keeps_variance = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = StepTimes()
-
     def time(self, t: Tensor) -> Tensor:
-        """Index k in [0, 999], piecewise linear in t."""
-        times = self.steps.table
+        """Index k in [0, 999] of `t` (B,), piecewise linear."""
+        times = self.table
         below = torch.searchsorted(times, t.detach().to(times.dtype).contiguous()).clamp(1, 999) - 1
         low, high = times[below], times[below + 1]
         return (below + (t - low) / (high - low)).clamp(0, 999)
@@ -89,7 +78,7 @@ class NoiseLevel(Orientation):
     """Convention "edm": native time is ln(sigma)/4."""
 
     def time(self, t: Tensor) -> Tensor:
-        """2.68 t - 1.59."""
+        """2.68 t - 1.59, (B,)."""
         return 2.68 * t - 1.59
 
 
@@ -101,28 +90,40 @@ CONVENTIONS: dict[str, type[Orientation]] = {
 }
 
 
+_SECOND = ("h_embedder.mlp.2.", "g_embedder.mlp.2.")
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.", *_SECOND)
+"""Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
+
+
 class Network(ModelMixin, ConfigMixin):
-    """A network under the contract. Subclasses call `_setup` and define `native`."""
+    """A network under the contract. Subclasses call `_setup` and define `native`.
+
+    The arguments of every network are kept as its `config`. The class `...Config` of the same name
+    documents them, but for those that the data decide:
+
+    - `input_size`: height and width of the data, H = W.
+    - `in_channels`: channels of the data, C.
+    - `num_classes`: number of classes; label num_classes is the null class; 0 = unconditional.
+    """
 
     _supports_gradient_checkpointing = True
 
-    def _setup(
-        self, shape: tuple[int, int, int], num_classes: int, convention: str, second_time: bool
-    ) -> None:
-        if convention not in CONVENTIONS:
+    native: Callable[..., Tensor]
+    """Forward pass of the public architecture in its own time and sign: `native(x, t, y, h,
+    guidance)` with `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time, y and
+    guidance as in `forward`; (B, C, H, W), or more channels."""
+
+    def _setup(self) -> None:
+        """Keep what `forward` needs of the settings."""
+        config: Any = self.config
+        if config.convention not in CONVENTIONS:
             raise ValueError(
-                f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}"
+                f"convention must be one of {', '.join(CONVENTIONS)}, got {config.convention!r}"
             )
         self.gradient_checkpointing = False
-        self.shape, self.num_classes, self.second_time = shape, num_classes, second_time
-        self.orientation = CONVENTIONS[convention]()
-
-    def _embed(self, width: int, scale: float, max_period: float, guidance_input: bool) -> None:
-        """Create the embedders; those of h and of the guidance start at zero output."""
-        self.t_embedder = ScalarEmbedder(width, scale, max_period)
-        self.y_embedder = LabelEmbedder(self.num_classes, width) if self.num_classes else None
-        self.h_embedder = ScalarEmbedder(width, scale, max_period) if self.second_time else None
-        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if guidance_input else None
+        self.shape = (config.in_channels, config.input_size, config.input_size)
+        self.num_classes, self.second_time = config.num_classes, config.second_time
+        self.orientation = CONVENTIONS[config.convention]()
 
     def forward(
         self,
@@ -153,28 +154,6 @@ class Network(ModelMixin, ConfigMixin):
             raw = raw[:, : x_t.shape[1]]
         return self.orientation.field(raw)
 
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """Forward pass (B, C, H, W) of the public architecture, in its own time and sign."""
-        raise NotImplementedError(f"{type(self).__name__} must define native")
-
-    def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
-        c = self.t_embedder(t)
-        if self.h_embedder is not None:
-            c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
-        if self.g_embedder is not None:
-            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
-        elif guidance is not None:
-            raise ValueError("build the network with guidance_input=True to pass guidance")
-        return c
-
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y` (B,), or raise for a class-conditional network without labels."""
         if y is None:
@@ -196,21 +175,80 @@ class Network(ModelMixin, ConfigMixin):
         return x
 
 
-@torch.no_grad()
-def initialize(network: Network, zero: list[nn.Module]) -> None:
-    """Xavier-uniform layers, normal embeddings (0.02); `zero` layers and second inputs at 0."""
-    for module in network.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.xavier_uniform_(module.weight.flatten(1))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-    for module in network.modules():
-        if isinstance(module, ScalarEmbedder):
-            for layer in (module.mlp[0], module.mlp[2]):
-                nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
-    second = [e.mlp[2] for e in (network.h_embedder, network.g_embedder) if e is not None]
-    for layer in [*zero, *second]:
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
+class EmbeddedNetwork(Network):
+    """A network under one vector c, the sum of the embeddings of times, label and guidance.
+
+    Subclasses call `_embed` and define `backbone`.
+    """
+
+    def _embed(self, width: int, patch_size: int = 1) -> None:
+        """Create the embedders; those of h and of the guidance start at zero output."""
+        self._setup()
+        config: Any = self.config
+        self.patch_size, self.grid = patch_size, config.input_size // patch_size
+        if config.input_size % patch_size:
+            raise ValueError(
+                f"patch_size {patch_size} does not divide input_size {config.input_size}"
+            )
+        times = (width, config.time_scale, config.time_max_period)
+        self.t_embedder = ScalarEmbedder(*times)
+        self.y_embedder = LabelEmbedder(self.num_classes, width) if self.num_classes else None
+        self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
+        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if config.guidance_input else None
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw new weights: Xavier-uniform layers, normal embedders (0.02), zeros at `_ZERO`."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if "_embedder.mlp." in name and parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+            if any(part in name for part in _ZERO):
+                nn.init.zeros_(parameter)
+
+    def native(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        h: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Map `x` (B, C, H, W) in the time and sign of the public architecture, see `Network`."""
+        time = self.embed_scalars(t, h, guidance)
+        label = None if self.y_embedder is None else self.y_embedder(self.require_labels(y))
+        return self.backbone(x, time if label is None else time + label, time)
+
+    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
+        """Map `x` (B, C, H, W) to the native prediction under `c` and `time` (B, width).
+
+        `time` is c without the embedding of the label.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define backbone")
+
+    def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
+        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
+        c = self.t_embedder(t)
+        if self.h_embedder is not None:
+            c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
+        if self.g_embedder is not None:
+            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
+        elif guidance is not None:
+            raise ValueError("build the network with guidance_input=True to pass guidance")
+        return c
+
+
+def require_levels(input_size: int, widths: tuple[int, ...], setting: str) -> None:
+    """Refuse data that cannot be halved from level to level of a U-Net."""
+    factor = 2 ** (len(widths) - 1)
+    if input_size % factor:
+        raise ValueError(
+            f"{len(widths)} levels need an input_size divisible by {factor}, got {input_size}: "
+            f"give fewer {setting}"
+        )

@@ -7,13 +7,11 @@ c takes the place of the time embedding of every residual block. The last convol
 zero, so F = 0 at the start.
 """
 
-from __future__ import annotations
-
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from ucgm.nn.network import Network, initialize
+from ucgm.nn.network import EmbeddedNetwork, require_levels
 
 
 class NoTime(nn.Module):
@@ -24,17 +22,11 @@ class NoTime(nn.Module):
         return t.new_zeros(t.shape[0], 1)
 
 
-class UNet(Network):
-    """U-Net of residual and attention blocks, `network(x_t, t, y, s=None) -> F`. Its settings:
+class UNet(EmbeddedNetwork):
+    """U-Net of residual and attention blocks, `network(x_t, t, y, s=None) -> F`.
 
-    - `input_size`, `in_channels`, `num_classes`, `second_time`, `guidance_input`,
-      `convention`: as in `ucgm.nn.DiT`.
-    - `channels`: width of each level; level i works at input_size / 2^i.
-    - `layers_per_block`: residual blocks per level (one more on the way up).
-    - `attention`: resolutions at which residual blocks are followed by attention.
-    - `head_size`: channels of an attention head.
-    - `norm_groups`: groups of GroupNorm; divides every width.
-    - `time_scale`, `time_max_period`: sinusoids of t; 1000 t is the range they were made for.
+    Its arguments are the fields of `ucgm.nn.UNetConfig`, which documents them, those that the data
+    decide, see `ucgm.nn.Network`, and `time_max_period` and `convention` as in `ucgm.nn.DiTConfig`.
     """
 
     _no_split_modules = ["ResnetBlock2D", "Attention"]
@@ -58,17 +50,10 @@ class UNet(Network):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
-        factor = 2 ** (len(channels) - 1)
-        if input_size % factor:
-            raise ValueError(
-                f"{len(channels)} levels need an input_size divisible by {factor}, got "
-                f"{input_size}: give fewer channels"
-            )
         if any(c % norm_groups for c in channels):
             raise ValueError(f"norm_groups {norm_groups} does not divide channels {channels}")
-        self._setup((in_channels, input_size, input_size), num_classes, convention, second_time)
-        width = 4 * channels[0]
-        self._embed(width, time_scale, time_max_period, guidance_input)
+        require_levels(input_size, channels, "channels")
+        self._embed(4 * channels[0])
         attends = [input_size >> level in attention for level in range(len(channels))]
         self.unet = UNet2DModel(
             sample_size=input_size,
@@ -86,20 +71,6 @@ class UNet(Network):
         self.unet.register_module("time_embedding", nn.Identity())
         self.initialize_weights()
 
-    def initialize_weights(self) -> None:
-        """Draw new weights; F = 0."""
-        initialize(self, zero=[self.unet.conv_out])
-
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
+    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Forward pass, (B, C, H, W)."""
-        c = self.embed_scalars(t, h, guidance)
-        if self.y_embedder is not None:
-            c = c + self.y_embedder(self.require_labels(y))
-        return self.unet(x, t, class_labels=c, return_dict=False)[0]
+        return self.unet(x, c[:, 0], class_labels=c, return_dict=False)[0]

@@ -1,6 +1,7 @@
-"""Averages of any length after the training: ``ucgm ema RUN --std 0.05``.
+"""Averages of the weights in RUN/ema: snapshots that a training leaves, and averages of any length
+made of them afterwards, ``ucgm ema RUN --std 0.05``.
 
-A training with ``ema.tracked`` leaves snapshots of its power-function averages in ``RUN/ema``.
+A training with ``ema.tracked`` keeps snapshots of its power-function averages.
 Each is a sum of the weights of all updates with the profile p_i(k) of :mod:`ucgm.training.ema`,
 so a sum of snapshots is one with the profile sum_i x_i p_i.  The coefficients make that the wanted
 profile p,
@@ -18,19 +19,22 @@ What is left, as a share of |p|, is the *profile error*: it is known without any
 the average is off by is about that share of how far the weights moved within its length.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.runs.checkpoint import read_facts
 from ucgm.runs.config import read_config
-from ucgm.runs.saving import EMA_FOLDER, _write
 from ucgm.runs.settings import power_exponent, stem_of
+from ucgm.runtime.files import write_atomic
 
+EMA_FOLDER = "ema"
 # Above this the average is one of another length than it says.
 LARGEST_ERROR = 0.1
 
@@ -43,6 +47,40 @@ class Snapshot:
     std: float
     step: int
     updates: int
+
+
+def save_snapshot(
+    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
+) -> None:
+    """Keep the weights (any shape) of a power-function average as they are at ``step``."""
+    name = f"step_{step:07d}_{stem_of(std)}"
+    _write(run_dir, name, state, {"std": std, "step": step, "updates": updates})
+
+
+def _write(run_dir: Path, name: str, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """RUN/ema/NAME.safetensors, with ``facts`` in its header."""
+    path = run_dir / EMA_FOLDER / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in state.items()}
+    # One key: several would be written in an order that changes from process to process.
+    header = {"facts": json.dumps(facts)}
+    write_atomic(path, lambda temporary: save_file(state, temporary, header))
+    return path
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What the header of a file of RUN/ema says: step, updates and std.
+
+    Raises:
+        ValueError: not a whole file of this kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
+        ) from error
 
 
 def find_snapshots(run_dir: Path) -> list[Snapshot]:
@@ -144,7 +182,6 @@ def make_averages(run_dir: str, std: list[float] | None = None, step: int | None
                 f"{sorted({s.std for s in used})}, or train with a shorter ema.snapshot_every"
             )
         name = stem_of(length) + ("" if step is None else f"_step_{end:07d}")
-        path = folder / EMA_FOLDER / f"{name}.safetensors"
         facts = {"std": length, "step": end, "updates": updates}
-        _write(path, combine([s.path for s in used], shares), facts)
+        path = _write(folder, name, combine([s.path for s in used], shares), facts)
         print(f"{path}: {len(used)} snapshots, profile error {error:.2%}  (--weights {name})")

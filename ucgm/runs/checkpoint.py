@@ -1,15 +1,15 @@
-"""The run folder: what it holds, how it survives a crash, and how it is read.
+"""Reading a run folder: what it holds, its newest whole checkpoint, its weights.
 
     config.yaml                    the resolved configuration
     metrics.jsonl                  one line per period
     latest                         name of the newest checkpoint
     .lock                          held by the training that is running in it
-    teacher.safetensors            frozen teacher of a few-step training
+    teacher.safetensors            weights it started from, which are its frozen teacher
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
 
-How they are written is in :mod:`ucgm.runs.saving`.  A manifest has the size and SHA-256 of every
+Checkpoints are written by :mod:`ucgm.runs.saving`.  A manifest has the size and SHA-256 of every
 file and is checked before anything is loaded.  There is no random state to save: data order, noise,
 times and dropout masks are functions of (seed, step, row).  Everything is safetensors, with whole
 tensors by name: loading runs no code, and neither the number of processes nor whether they shard
@@ -22,26 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from ucgm.runs.averages import EMA_FOLDER, read_facts
 from ucgm.runs.config import Config, read_config
-from ucgm.runs.saving import CHECKPOINTS, EMA_FOLDER, MANIFEST, save_checkpoint
+from ucgm.runs.saving import CHECKPOINTS, MANIFEST
 from ucgm.runtime.files import sha256
 from ucgm.runtime.sharding import load_shard
-
-__all__ = [
-    "CHECKPOINTS",
-    "EMA_FOLDER",
-    "OPTIONAL_INPUTS",
-    "Run",
-    "load_run",
-    "load_weights",
-    "newest_checkpoint",
-    "read_facts",
-    "save_checkpoint",
-    "verify",
-]
 
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
@@ -108,10 +96,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
 def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] = ()) -> None:
     """Load safetensors into ``network``, which may be sharded; names and shapes must agree.
 
-    Args:
-        network: is modified.
-        path: the file.
-        allow_missing: prefixes of parameters that may keep their initial value.
+    Parameters with a prefix of ``allow_missing`` may keep their initial value.
     """
     own = network.state_dict()
     with safe_open(path, "pt") as file:
@@ -138,21 +123,6 @@ def _check_names(
             f"{path} does not fit the network of this configuration: {', '.join(facts)}. "
             "Use the model section of the run it came from."
         )
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """What the header of a file of RUN/ema says: step, updates and std.
-
-    Raises:
-        ValueError: not a whole file of this kind.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["facts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
-        ) from error
 
 
 def _find_weights(
@@ -182,13 +152,13 @@ def _find_weights(
 def load_run(
     run_dir: str | Path, step: int | None = None, weights: str = "ema", device: str = "cpu"
 ) -> Run:
-    """The network of a run folder.
+    """The network of a run folder, on ``device``.
 
     Args:
         run_dir: the folder.
         step: checkpoint; None: the newest intact one.
         weights: ``ema``, ``network`` for the raw weights, or an average of ``ucgm ema``.
-        device: where to put the network.
+        device: of the network.
 
     Raises:
         ValueError: no such folder, checkpoint or weights, with what there is.
@@ -210,7 +180,7 @@ def load_run(
     if step not in (None, trained):
         raise ValueError(f"the weights {weights} are of step {trained}: leave the checkpoint out")
     shape = tuple(manifest["shape"])
-    network = config.model.build(shape, manifest["num_classes"])
+    network: nn.Module = config.model.build(shape, manifest["num_classes"])
     load_weights(network, path)
     return Run(
         run_dir=run_dir,

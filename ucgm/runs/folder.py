@@ -1,4 +1,9 @@
-"""Whose folder a run folder is, and whether a training may go on in it."""
+"""A run folder at the start of a training: whose it is, its lock, and the weights it starts from.
+
+A run folder belongs to one configuration, whose free settings may change when it is continued, and
+to the weights it started from, which stay in it; and to one training at a time, whose first process
+holds a lock on ``RUN/.lock`` while it lives.
+"""
 
 import contextlib
 import errno
@@ -10,13 +15,14 @@ from pathlib import Path
 
 from torch import nn
 
+from ucgm.data import Dataset, open_for_sampling
+from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
-from ucgm.runs.saving import save_weights
+from ucgm.runs.saving import CHECKPOINTS, save_weights
 from ucgm.runtime.files import write_atomic
 
 # The weights a run started from; they are also its frozen teacher.
 START = "teacher.safetensors"
-
 
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE_TO_CHANGE = (
@@ -39,13 +45,6 @@ _FREE_TO_CHANGE = (
 )
 
 
-def _knows_its_end(config: Config) -> bool:
-    """Whether a step depends on how many there will be; without that a run may be made longer."""
-    objective = config.objective
-    moving = objective.anchor_schedule != "constant" or objective.tangent_warmup > 0
-    return moving or config.optimizer.schedule == "cosine"
-
-
 def refuse_another(config: Config, run_dir: Path) -> None:
     """Refuse the run folder of another configuration, and a folder that is none."""
     path = run_dir / "config.yaml"
@@ -65,9 +64,63 @@ def refuse_another(config: Config, run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
 
 
+def _knows_its_end(config: Config) -> bool:
+    """Whether a step depends on how many there will be; without that a run may be made longer."""
+    objective = config.objective
+    moving = objective.anchor_schedule != "constant" or objective.tangent_warmup > 0
+    return moving or config.optimizer.schedule == "cosine"
+
+
+def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:
+    """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
+    if config.train.init is None:
+        if config.objective.needs_teacher:
+            raise ValueError(
+                f"the preset {config.objective.preset} learns from a trained model: set train.init "
+                "to the run folder of a multi-step model"
+            )
+        return
+    if (run_dir / START).exists():
+        checkpoint.load_weights(network, run_dir / START)
+        return
+    run = checkpoint.load_run(config.train.init)
+    _check_start(config, run, network, dataset)
+    folder = run.run_dir / CHECKPOINTS / f"step_{run.step:07d}"
+    checkpoint.load_weights(network, folder / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
+
+
+def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
+    """Refuse weights that load and mean something else: path, classes, network, latents."""
+    where = config.train.init
+    if run.config.objective.transport != config.objective.transport:
+        raise ValueError(
+            f"{where} was trained on {run.config.objective.transport} and this objective uses "
+            f"{config.objective.transport}: set objective.transport to its path"
+        )
+    if run.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"{where} has {run.num_classes} classes and these data have {dataset.num_classes}: the "
+            "teacher must know the classes it teaches"
+        )
+    theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
+    for name in (theirs.keys() & mine.keys()) - {"second_time", "guidance_input"}:
+        if not name.startswith("_") and theirs[name] != mine[name]:
+            raise ValueError(
+                f"{where} does not fit the network of this configuration: it has {name} = "
+                f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
+                f"{where}/config.yaml"
+            )
+    try:
+        codec = open_for_sampling(run.config.data, run.run_dir).codec
+    except ValueError:  # its data are not on this machine, and it kept no card of them
+        return
+    if codec is not None and dataset.codec is not None:
+        codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
+
+
 @contextlib.contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
-    """Keep every other training out of ``run_dir``; a process that dies lets go.
+    """Keep every other training out of ``run_dir``; the system frees the lock of a dead process.
 
     Raises:
         ValueError: another training is in there.
@@ -78,7 +131,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # Some file systems of clusters have no locks; then nobody looks after the user.
+            # Some file systems of clusters have no locks; there a second training is not noticed.
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)
                 raise ValueError(
@@ -94,10 +147,10 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
+    for left in run_dir.glob(".*.tmp"):  # by a crash
+        left.unlink()
     write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
     (run_dir / "samples").mkdir(exist_ok=True)
     kept = run_dir / START
-    for left in run_dir.glob(f".{START}.*.tmp"):  # by a crash
-        left.unlink()
     if config.train.init is not None and not kept.exists():
         write_atomic(kept, lambda path: save_weights(network, path))

@@ -1,4 +1,4 @@
-"""Writing checkpoints: whole or not at all, and behind the back of the training.
+"""Writing a checkpoint: whole or not at all, in a thread, while the training goes on.
 
 :func:`host_copies` takes what is to be saved to the host; on a GPU the copies go to pinned memory
 in the order of the stream, so that the next step may start at once and change the weights.  A
@@ -14,8 +14,8 @@ At every instant ``latest`` names a checkpoint that is whole.
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ucgm.runs.settings import stem_of
-from ucgm.runtime.files import sha256, sync, write_atomic, write_text_atomically
+from ucgm.runtime.files import sha256, sync, write_atomic
 from ucgm.runtime.sharding import gather, load_shard
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @torch.no_grad()
-def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> State:
-    """Copies of tensors of any shape on the host; wait for the device before reading them.
+def host_copies(values: Mapping[str, Tensor], keep: bool = True) -> StateDict:
+    """Copies of tensors (any shape) on the host; wait for the device before reading them.
 
-    Args:
-        values: may be sharded; they are gathered one by one, which every process must join.
-        keep: False for a process that only joins; its result is empty.
+    Sharded ones are gathered one by one, for which every process must call this; those that need
+    no copy do so with ``keep=False`` and get an empty result.
     """
-    state: State = {}
+    state: StateDict = {}
     for name, value in values.items():
         full = gather(value.detach())
         if not keep:
@@ -62,7 +60,7 @@ def save_weights(network: nn.Module, path: Path) -> None:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
 ) -> dict[str, Tensor]:
-    """What the optimizer remembers, as ``parameter/key``; its settings are the configuration's."""
+    """State of the optimizer, as ``parameter/key``; its settings are the configuration's."""
     found = {}
     for parameter, name in names.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -79,7 +77,7 @@ def restore_optimizer(
     Raises:
         ValueError: a state of other parameters.
     """
-    kept: dict[nn.Parameter, State] = {parameter: {} for parameter in names}
+    kept: dict[nn.Parameter, StateDict] = {parameter: {} for parameter in names}
     by_name = {name: parameter for parameter, name in names.items()}
     with safe_open(path, "pt") as file:
         for full in file.keys():
@@ -101,7 +99,7 @@ def restore_optimizer(
 def save_checkpoint(
     run_dir: Path,
     step: int,
-    states: Mapping[str, State],
+    states: Mapping[str, StateDict],
     facts: dict[str, Any],
     keep: int,
     milestone_every: int | None = None,
@@ -133,7 +131,7 @@ def save_checkpoint(
         os.replace(final, folder / f".old-{final.name}")
     os.replace(temporary, final)
     sync(folder)
-    write_text_atomically(run_dir / "latest", final.name + "\n")
+    write_atomic(run_dir / "latest", final.name + "\n")
     # Later ones are damaged: the run was continued from one before them, and makes them again.
     done = [old for old in sorted(folder.glob("step_*")) if int(old.name[5:]) <= step]
     for old in done[:-keep]:
@@ -143,7 +141,7 @@ def save_checkpoint(
     return final
 
 
-def _fill_folder(folder: Path, states: Mapping[str, State], facts: dict[str, Any]) -> None:
+def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str, Any]) -> None:
     """Tensors and the manifest with their sizes and digests, all on the disk on return."""
     folder.mkdir()
     files = {}
@@ -164,19 +162,16 @@ def _sweep(folder: Path) -> None:
 
 
 class Writer:
-    """One thread that writes what it is given, one thing at a time.
+    """A thread that writes checkpoints of ``run_dir``, one thing at a time.
 
     Use as a context: leaving it waits for the last one, whatever ended the training.  An error of
     the thread is raised by the next call.
-
-    Args:
-        run_dir: the run folder, for the message.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, "ucgm-checkpoint-writer")
+        self._last: Future[None] | None = None
 
     def submit(self, *jobs: Callable[[], object]) -> None:
         """Run ``jobs`` in order when the device has done what was asked of it so far."""
@@ -185,19 +180,14 @@ class Writer:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             ready = torch.cuda.Event()
             ready.record()
-        self._thread = threading.Thread(
-            target=self._run, args=(ready, jobs), name="ucgm-checkpoint-writer"
-        )
-        self._thread.start()
 
-    def _run(self, ready: torch.cuda.Event | None, jobs: tuple[Callable[[], object], ...]) -> None:
-        try:
+        def run() -> None:
             if ready is not None:
                 ready.synchronize()
             for job in jobs:
                 job()
-        except BaseException as error:  # noqa: BLE001  raised again by the training
-            self._error = error
+
+        self._last = self._pool.submit(run)
 
     def check(self) -> None:
         """Raise what went wrong, without waiting.
@@ -205,49 +195,24 @@ class Writer:
         Raises:
             RuntimeError: the last thing could not be written.
         """
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self._last is not None and self._last.done():
+            self.join()
+
+    def join(self) -> None:
+        """Wait until everything is on the disk; raises as :meth:`check`."""
+        last, self._last = self._last, None
+        error = last.exception() if last is not None else None
+        if error is not None:
             raise RuntimeError(
                 f"a checkpoint of {self.run_dir} could not be written: {error}. The checkpoints "
                 "before it are untouched. Free space or lower train.keep_checkpoints, and run the "
                 "same command again: it continues from the newest one."
             ) from error
 
-    def join(self) -> None:
-        """Wait until everything is on the disk; raises as :meth:`check`."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+        self._pool.shutdown()
+        if kind is None:  # otherwise the error that is on its way out is the one to show
             self.join()
-        elif self._thread is not None:
-            self._thread.join()  # the error that is on its way out is the one to show
-
-
-EMA_FOLDER = "ema"
-
-
-def save_snapshot(
-    run_dir: Path, step: int, std: float, updates: int, state: dict[str, Tensor]
-) -> Path:
-    """Keep a power-function average (weights of any shape) of relative length ``std`` at
-    ``step``.
-    """
-    path = run_dir / EMA_FOLDER / f"step_{step:07d}_{stem_of(std)}.safetensors"
-    return _write(path, state, {"std": std, "step": step, "updates": updates})
-
-
-def _write(path: Path, state: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """Weights with ``facts`` in their header, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in state.items()}
-    # One key: several would be written in an order that changes from process to process.
-    header = {"facts": json.dumps(facts)}
-    write_atomic(path, lambda temporary: save_file(state, temporary, header))
-    return path

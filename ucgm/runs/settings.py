@@ -1,11 +1,15 @@
-"""Every setting of a training: length and rhythm, optimizer, averages."""
+"""Settings of a training: TrainConfig, OptimizerConfig with its schedule, EMAConfig with its
+formulas.
+"""
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
+
+from ucgm.runtime.choices import check_choices
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,14 @@ class TrainConfig:
                 isinstance(value, int) and value < 1
             ):
                 raise ValueError(f"train.{f.name} must be at least 1, got {value}")
-        if self.sharding not in ("none", "fsdp2"):
-            raise ValueError(f"train.sharding must be none or fsdp2, got {self.sharding!r}")
-
-
-Name = Literal["adamw", "radam", "lion", "muon"]
-Schedule = Literal["constant", "cosine", "inverse_sqrt"]
+        check_choices(self, "train")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Optimizer and schedule; the learning rate is a pure function of the step."""
 
-    name: Name = "adamw"
+    name: Literal["adamw", "radam", "lion", "muon"] = "adamw"
     """adamw, radam, lion (about a third of AdamW's learning rate), or muon (AdamW's)."""
     lr: float = 2e-4
     """peak learning rate."""
@@ -81,7 +80,7 @@ class OptimizerConfig:
     """added to the root of the second moment; Lion has none."""
     weight_decay: float = 0.0
     """decoupled weight decay."""
-    schedule: Schedule = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     """shape after the warm-up: cosine falls to 0 at the last step, inverse_sqrt as
     1 / sqrt(step / reference_steps) from there on (EDM2, arXiv 2312.02696, section 2)."""
     warmup_steps: int = 0
@@ -91,12 +90,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse names and numbers without a meaning."""
-        for name, allowed in (("name", get_args(Name)), ("schedule", get_args(Schedule))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"optimizer.{name} must be one of {', '.join(allowed)}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        check_choices(self, "optimizer")
         if self.warmup_steps < 0 or self.reference_steps < 1:
             raise ValueError(
                 "optimizer.warmup_steps must be at least 0 and optimizer.reference_steps at least "
@@ -122,10 +116,6 @@ class OptimizerConfig:
         if self.weight_decay:
             words.append(f"weight decay {self.weight_decay:g}")
         return ", ".join(words)
-
-
-# gamma = 0, the plain mean over all updates, is the longest; a snapshot of it still fades in time.
-LONGEST = 0.28
 
 
 @dataclass(frozen=True)
@@ -159,6 +149,15 @@ class EMAConfig:
         if self.snapshot_every < 1:
             raise ValueError(f"ema.snapshot_every must be at least 1, got {self.snapshot_every}")
 
+    def describe(self, target: bool) -> str:
+        """A few words for the log; ``target``: the objective learns from an average."""
+        words = [f"decay {self.decay:g}{' after a warm-up' if self.warmup else ''}"]
+        if self.std is not None:
+            words = [f"std {self.std:g}"]
+        if target and self.target_decay is not None:
+            words.append(f"target {self.target_decay:g}")
+        return ", ".join([*words, *(f"tracked std {std:g}" for std in self.tracked)])
+
 
 def stem_of(std: float) -> str:
     """Name of the average of relative length ``std``, in files."""
@@ -166,14 +165,15 @@ def stem_of(std: float) -> str:
 
 
 def power_exponent(std: float) -> float:
-    """gamma of the power-function average whose relative length is ``std``.
+    """gamma of the power-function average of relative length ``std`` (EDM2, equation 11).
 
-    It is the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / std^2.
+    It is the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / std^2.  gamma = 0, the plain
+    mean over all updates, is the longest: std = 0.289.
 
     Raises:
         ValueError: no such average.
     """
-    if not 0.001 <= std <= LONGEST:
+    if not 0.001 <= std <= 0.28:
         raise ValueError(f"the relative length of an average must be in [0.001, 0.28], got {std}")
     ratio = std**-2
     return float(np.roots([1.0, 7.0, 16.0 - ratio, 12.0 - ratio]).real.max())

@@ -1,4 +1,4 @@
-"""What is on the disk: the digest of a file, and that it is there after a power cut."""
+"""Files on the disk: atomic writes, digests, an output folder's protocol, files of the package."""
 
 import hashlib
 import json
@@ -27,28 +27,22 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync and rename it: all or nothing."""
+def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file all or nothing: under a hidden temporary name, synced, then renamed.
+
+    ``content`` is the text, or a function that writes to the path it is given.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        temporary.write_text(content) if isinstance(content, str) else content(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    sync(temporary)
-    os.replace(temporary, path)
-
-
 def plain(value: Any) -> Any:
-    """A tree of dataclasses, mappings and sequences as JSON; other objects by their text."""
+    """A tree of mappings and sequences as JSON values; other objects by their text."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -92,7 +86,7 @@ def claim_folder(
             f"{folder} holds other files, nothing was written: choose another {option}."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda p: p.write_text(json.dumps(protocol, indent=2) + "\n"))
+    write_atomic(path, json.dumps(protocol, indent=2) + "\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What float32 is on a GPU.
+"""Precision: TF32 or exact float32, and autocast to bfloat16 as the launcher asks.
 
 NVIDIA's GPUs multiply float32 matrices with 10 bits of mantissa (TF32) where they are allowed to;
 torch allows it for convolutions unless told otherwise.  A protocol that says fp32 means 23 bits.
@@ -7,13 +7,12 @@ torch allows it for convolutions unless told otherwise.  A protocol that says fp
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 
-@contextmanager
+@contextlib.contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
     """Matrix products and convolutions of float32 in TF32 or exactly, whatever was set outside."""
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -25,7 +24,7 @@ def float32_products(tf32: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
 
 
-@contextmanager
+@contextlib.contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """No TF32 and no autocast, whatever the caller set for its own network."""
     with float32_products(tf32=False), torch.autocast(device.type, enabled=False):

@@ -1,22 +1,27 @@
-"""Processes and progress: who am I, what is my share, how long will it take.
+"""Processes of one job, and the progress that the first of them shows.
 
-Started by ``torchrun`` or ``accelerate launch``, the process joins its group (gloo on CPUs, NCCL
-on GPUs); started alone, it is the world.  Work is shared in strides (item k goes to process
+Started by ``torchrun`` or ``accelerate launch``, a process joins its group (gloo on CPUs, NCCL on
+GPUs); started alone, it is the whole job.  Work is shared in strides (item k goes to process
 k mod size), so that no process waits for another before the end.
+
+A training has its processes through ``accelerate`` (:func:`make_accelerator`), which wraps a
+model's forward in autocast when it knows the precision.  That would also wrap the passes that must
+stay in float32, so it is told "no", and the step opens autocast itself.
 """
 
 import itertools
 import os
+import shutil
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed
+from tqdm import tqdm
 
 from ucgm.runtime.precision import precision
 
@@ -28,13 +33,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one job.
-
-    Attributes:
-        rank: number of this process.
-        size: how many there are.
-        device: device of this process, for example ``cpu`` or ``cuda:1``.
-    """
+    """The ``size`` processes of one job; this one is ``rank``, on a device such as ``cuda:1``."""
 
     rank: int = 0
     size: int = 1
@@ -49,16 +48,40 @@ class World:
         """The part of ``items`` that is this process's; lengths may differ by one."""
         return items[self.rank :: self.size]
 
-    def leave(self) -> None:
-        """End the group when all processes have come here; the last thing a command does."""
-        if self.size > 1:
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
-
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    def leave(self) -> None:
+        """End the group when all processes have come here; the last thing a command does."""
+        self.wait()
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def requested_processes() -> int | None:
+    """The number of processes the launcher was asked for; None when nobody asked.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing; its command
+    line, in the parent process, is the only trace of the request.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    try:
+        import psutil
+
+        parent = psutil.Process().parent()
+        words = parent.cmdline() if parent else []
+    except (ImportError, OSError, psutil.Error):
+        return None
+    if not any("accelerate" in word for word in words[:3]):
+        return None
+    for word, following in itertools.pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            return int(value or following)
+    return None
 
 
 def join_world(device: str | None = None) -> World:
@@ -93,76 +116,8 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-class Progress:
-    """One line with count, rate and remaining time, rewritten every second.
-
-    Where the output is no terminal, a new line every half minute.
-
-    Args:
-        total: how many images there will be.
-        label: what is counted, at the start of the line.
-        silent: print nothing (other processes than the first).
-    """
-
-    def __init__(self, total: int, label: str = "", silent: bool = False) -> None:
-        self.total, self.label, self.silent = total, label, silent
-        self.done = 0
-        self.start = time.perf_counter()
-        self._shown = self.start
-
-    def skip(self, count: int) -> None:
-        """``count`` images are there already and need no work."""
-        self.total -= count
-
-    def add(self, count: int) -> None:
-        """Count ``count`` more and print when it is time to."""
-        self.done += count
-        now = time.perf_counter()
-        last = self.done >= self.total
-        terminal = sys.stdout.isatty()
-        if self.silent or (not last and now - self._shown < (1.0 if terminal else 30.0)):
-            return
-        self._shown = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        counts = f"{self.done:,}/{self.total:,} images"
-        line = f"{self.label} {counts}, {rate:,.0f}/s, {left:,.0f} s left"
-        if terminal:
-            print(f"\r{line:<78}", end="\n" if last else "", flush=True)
-        else:
-            print(line, flush=True)
-
-
-def requested_processes() -> int | None:
-    """The number of processes the launcher was asked for; None when nobody asked.
-
-    ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing; its command
-    line, in the parent process, is the only trace of the request.
-    """
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    try:
-        import psutil
-
-        parent = psutil.Process().parent()
-        words = parent.cmdline() if parent else []
-    except (ImportError, OSError, psutil.Error):
-        return None
-    if not any("accelerate" in word for word in words[:3]):
-        return None
-    for word, following in itertools.pairwise([*words, ""]):
-        name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            return int(value or following)
-    return None
-
-
 def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) -> "Accelerator":
-    """The accelerator of this process.
-
-    Args:
-        tracker: beside metrics.jsonl.
-        run_dir: where it keeps its files.
+    """The accelerator of this process; a ``tracker`` keeps its files in ``run_dir``.
 
     Raises:
         ValueError: fewer processes run than the launcher was asked for.
@@ -171,12 +126,11 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     asked = requested_processes()
-    several = asked is not None and asked > 1
-    precision()
+    precision()  # refuses one that is not supported
     accelerator = Accelerator(
         mixed_precision="no",
         # Without a GPU accelerate starts single processes unless it is told to use the CPU.
-        cpu=several and not torch.cuda.is_available(),
+        cpu=(asked or 1) > 1 and not torch.cuda.is_available(),
         log_with=tracker,
         project_dir=run_dir,
         kwargs_handlers=[
@@ -190,3 +144,57 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
             f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
         )
     return accelerator
+
+
+class _Lines(tqdm):
+    """Every state on a line of its own: for an output that is no terminal."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """What prints a state."""
+        return lambda text: print(text, file=file, flush=True)
+
+    def close(self) -> None:
+        """Show the last state."""
+        if not self.disable and self.n > self.last_print_n:
+            self.display()
+        self.disable = True
+
+
+class Progress:
+    """Count, rate and remaining time of images, renewed every second.
+
+    Where the output is no terminal, a new line every half minute.
+
+    Args:
+        total: how many images there will be.
+        label: what is counted, at the start of the line.
+        silent: print nothing (other processes than the first).
+    """
+
+    def __init__(self, total: int, label: str = "", silent: bool = False) -> None:
+        terminal = sys.stdout.isatty()
+        self._bar = (tqdm if terminal else _Lines)(
+            total=total,
+            desc=label,
+            disable=silent,
+            file=sys.stdout,
+            position=0,
+            miniters=1,
+            mininterval=1.0 if terminal else 30.0,
+            delay=0.0 if terminal else 30.0,
+            ncols=shutil.get_terminal_size().columns,  # some terminals report 0
+            smoothing=0,  # the mean rate since the start
+            unit="",
+            bar_format="{desc} {n:,}/{total:,} images, {rate_noinv_fmt}, {remaining} left",
+        )
+
+    def skip(self, count: int) -> None:
+        """``count`` images are there already and need no work."""
+        self._bar.total -= count
+
+    def add(self, count: int) -> None:
+        """Count ``count`` more and show it when it is time to."""
+        self._bar.update(count)
+        if self._bar.n >= self._bar.total:
+            self._bar.close()

@@ -11,11 +11,12 @@ need a pass is decided by numbers that differ between processes, so a sharded ne
 ``any_rank(condition)``, true where the condition holds on any of them, and
 :class:`ucgm.objective.passes.Passes` asks it.
 
-The three verbs for a tensor that may be sharded: :func:`local` is this process's part, a view;
-:func:`whole` gathers it on every process; :func:`fill` writes the own part of a whole tensor.
+For a tensor that may be sharded, :func:`local_shard` is this process's part, a view;
+:func:`gather` makes it whole on every process; :func:`load_shard` writes this process's part of a
+whole tensor into it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -32,10 +33,10 @@ T = TypeVar("T")
 
 
 class Sharding:
-    """What the processes of a training agree on, and how networks are spread over them.
+    """How networks are placed on ``world`` processes, and what these agree on.
 
     Args:
-        world: number of processes; the default process group holds them.
+        world: number of processes, those of the default process group.
         device: of this process.
         sharded: spread the networks; without effect in one process.
     """
@@ -49,7 +50,7 @@ class Sharding:
             self._group = torch.distributed.new_group(timeout=_TIMEOUT, backend="gloo")
 
     def any_rank(self, condition: bool) -> bool:
-        """Whether ``condition`` holds on any process; all must ask."""
+        """Whether ``condition`` holds on any process; all must call this."""
         if self._group is None:
             return condition
         flag = torch.tensor(int(condition))
@@ -57,27 +58,27 @@ class Sharding:
         return bool(flag)
 
     def broadcast_from_rank0(self, look: Callable[[], T]) -> T:
-        """What ``look`` finds on the first process, told to the others; all must ask.
+        """What ``look`` returns on the first process, on every process; all must call this.
 
         Raises:
             ValueError: which ``look`` raised, on every process.
         """
         if self._group is None:
             return look()
-        said: list[Any] = [None, None]
+        answer: list[Any] = [None, None]
         if torch.distributed.get_rank() == 0:
             try:
-                said[0] = look()
+                answer[0] = look()
             except ValueError as error:
-                said[1] = str(error)
-        torch.distributed.broadcast_object_list(said, src=0, group=self._group)
-        if said[1] is not None:
-            raise ValueError(said[1])
-        return said[0]
+                answer[1] = str(error)
+        torch.distributed.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[1] is not None:
+            raise ValueError(answer[1])
+        return answer[0]
 
     @torch.no_grad()
     def copy_first(self, network: nn.Module) -> None:
-        """Give a ``network`` on the host the weights of the first process; all must ask."""
+        """Give a ``network`` on the host the weights of the first process; all must call this."""
         if self._group is not None:
             for value in network.state_dict().values():
                 torch.distributed.broadcast(value, src=0, group=self._group)
@@ -138,26 +139,3 @@ def load_shard(tensor: Tensor, value: Tensor) -> None:
         rank = mesh.get_local_rank()
         value = rows[rank] if rank < len(rows) else value[:0]
     local_shard(tensor).copy_(value)
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale all gradients so that their norm is at most ``limit``; no wait for the device.
-
-    Args:
-        parameters: those whose gradients count.
-        limit: largest norm; None: only measure.
-
-    Returns:
-        the norm before, a float32 scalar on the device, alike on every process.
-    """
-    found = [p.grad for p in parameters if p.grad is not None]
-    gradients = [local_shard(g) for g in found]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(found[0], DTensor):
-        norm = norm.square()
-        torch.distributed.all_reduce(norm)
-        norm = norm.sqrt()
-    if limit is not None:
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm

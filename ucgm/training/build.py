@@ -4,7 +4,7 @@ import contextlib
 import socket
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,65 +16,18 @@ from ucgm.data.loader import BatchPlan
 from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
-from ucgm.runs.folder import create_run, lock_run, refuse_another
-from ucgm.runs.saving import State, host_copies, optimizer_state, restore_optimizer
-from ucgm.runs.settings import stem_of
+from ucgm.runs.folder import create_run, lock_run, refuse_another, start_from
+from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding, exchange_gradients
-from ucgm.training.banner import banner
-from ucgm.training.ema import EMA, frozen_copy
-from ucgm.training.host import compile_blocks, keep_freed_memory
-from ucgm.training.log import MetricsLogger, Pace
+from ucgm.training.log import MetricsLogger
+from ucgm.training.machine import keep_freed_memory
+from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
-from ucgm.training.start import check_inputs, start_from
 from ucgm.training.throughput import count_work, measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
-
-
-@dataclass
-class Networks:
-    """The networks of a training, each where it belongs: whole, or this process's part.
-
-    Attributes:
-        online: the one that is trained.
-        ema: the average that is sampled.
-        target: the average that the objective learns from, where it is another.
-        tracked: power-function averages by their relative length.
-        teacher: frozen, where the objective has one.
-        log_variance: the learned variance of t, where the objective has one.
-    """
-
-    online: nn.Module
-    ema: EMA
-    target: EMA | None
-    tracked: dict[float, EMA]
-    teacher: nn.Module | None
-    log_variance: LogVariance | None
-
-    def named(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by file stem."""
-        named = {
-            "network": self.online,
-            "ema": self.ema.network,
-            "target": self.target.network if self.target else None,
-            "log_variance": self.log_variance,
-        }
-        named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
-        return {name: module for name, module in named.items() if module is not None}
-
-    def averages(self) -> list[EMA]:
-        """Every average of the weights."""
-        return [a for a in (self.ema, self.target, *self.tracked.values()) if a is not None]
-
-    def trained(self) -> dict[nn.Parameter, str]:
-        """Every parameter that the optimizer updates, with its name."""
-        found = {p: name for name, p in self.online.named_parameters()}
-        if self.log_variance is not None:
-            heads = self.log_variance.named_parameters(prefix="log_variance")
-            found |= {p: name for name, p in heads}
-        return {p: name for p, name in found.items() if p.requires_grad}
 
 
 @dataclass
@@ -90,20 +43,11 @@ class TrainState:
     networks: Networks
     wrapped: nn.Module
     wrapped_variance: LogVariance | None
+    trained: dict[nn.Parameter, str]
     optimizer: torch.optim.Optimizer
-    guard: NonFiniteSkipper
-    journal: MetricsLogger
+    skipper: NonFiniteSkipper
+    log: MetricsLogger
     step: int = 0
-    trained: dict[nn.Parameter, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """List the parameters once."""
-        self.trained = self.networks.trained()
-
-    @property
-    def null_label(self) -> int | None:
-        """The label of "no class"."""
-        return self.dataset.num_classes or None
 
     @property
     def progress(self) -> float:
@@ -113,29 +57,56 @@ class TrainState:
     @contextlib.contextmanager
     def exchanging(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""
-        modules = [m for m in (self.wrapped, self.wrapped_variance) if m is not None]
         with contextlib.ExitStack() as stack:
-            for module in modules:
+            for module in filter(None, (self.wrapped, self.wrapped_variance)):
                 if self.sharding.mesh is not None:
                     exchange_gradients(module, last)
                 elif not last:
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, StateDict]:
         """What a checkpoint holds, copied to the first process; sharded: all must call."""
+        main = self.accelerator.is_main_process
+        if not main and self.sharding.mesh is None:
+            return {}
         values = {name: module.state_dict() for name, module in self.networks.named().items()}
         values["optimizer"] = optimizer_state(self.optimizer, self.trained)
-        if self.sharding.mesh is None and not self.accelerator.is_main_process:
-            return {}
-        main = self.accelerator.is_main_process
         return {name: host_copies(state, main) for name, state in values.items()}
+
+    def describe(self) -> str:
+        """What is about to happen: one line each for processes, network, data and the rest."""
+        config, train, plan, network = (
+            self.config,
+            self.config.train,
+            self.plan,
+            self.networks.online,
+        )
+        count = sum(p.numel() for p in network.parameters())
+        sharding = "" if train.sharding == "none" else f", sharding {train.sharding}"
+        if sharding and plan.world == 1:
+            sharding += " without effect in one process"
+        lines = [
+            f"run {self.run_dir}: step {self.step:,} of {train.steps:,}",
+            f"world size {plan.world} ({self.accelerator.device}, precision {precision()}{sharding}"
+            f"), global batch {train.global_batch} = {plan.world} x {train.accumulation} x "
+            f"{plan.micro_batch}",
+            f"{type(network).__name__.removeprefix('FSDP')} with {count:,} parameters, "
+            f"objective {config.objective.preset}, transport {config.objective.transport}",
+            f"passes: {self.log.work.describe()}; measured peak {self.log.peak / 1e12:,.3g} "
+            "TFLOP/s per process",
+            self.dataset.describe(),
+            f"averages: {config.ema.describe(target=config.objective.needs_target)}",
+            f"optimizer: {config.optimizer.describe()}"
+            + (f", clip {train.grad_clip:g}" if train.grad_clip else ""),
+        ]
+        return "\n  ".join(lines)
 
 
 def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack) -> TrainState:
     """Open the data, build or restore every part, and print what is about to happen.
 
-    ``held`` is given what has to be let go at the end of the training.
+    ``held`` gets the lock of the run, which it frees at the end of the training.
     """
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
@@ -146,12 +117,10 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
             f"{dataset.name} has no samples on this machine: set data to a set to train on, such "
             "as {class_path: Latents, init_args: {path: DIR}} of `ucgm encode`"
         )
-    world = accelerator.num_processes
-    plan = BatchPlan(
-        config.train.global_batch, config.train.accumulation, accelerator.process_index, world
-    ).check()
+    train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
+    plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
-    sharding = Sharding(world, accelerator.device, config.train.sharding == "fsdp2")
+    sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
@@ -160,17 +129,17 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         create_run(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    networks = _place(config, network, sharding)
-    optimizer = build_optimizer(config.optimizer, networks.trained())
+    networks = make_networks(config, network, sharding)
+    trained = networks.trained()
     wrapped, wrapped_variance = networks.online, networks.log_variance
+    optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)
         wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
     work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
-    half = precision() == "bf16"
-    peak = measure_peak(accelerator.device, torch.bfloat16 if half else torch.float32)
-    pace = Pace(config.train.steps, config.train.global_batch, work.flops, peak)
-    parts = TrainState(
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+    peak = measure_peak(accelerator.device, dtype)
+    state = TrainState(
         accelerator=accelerator,
         config=config,
         run_dir=run_dir,
@@ -180,17 +149,17 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         networks=networks,
         wrapped=wrapped,
         wrapped_variance=wrapped_variance,
+        trained=trained,
         optimizer=optimizer,
-        guard=NonFiniteSkipper(accelerator.device),
-        journal=MetricsLogger(run_dir / "metrics.jsonl", accelerator, pace),
+        skipper=NonFiniteSkipper(accelerator.device),
+        log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
     )
-    _resume(parts)
-    if config.train.tracker:
-        start_tracker(accelerator, config.train.tracker, run_dir, parts.step, flat(config))
+    _resume(state)
+    if train.tracker:
+        start_tracker(accelerator, train.tracker, run_dir, state.step, flat(config))
     if accelerator.is_main_process:
-        facts = (plan, network, dataset, accelerator.device, work, peak)
-        print(banner(config, run_dir, parts.step, *facts), flush=True)
-    return parts
+        print(state.describe(), flush=True)
+    return state
 
 
 def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:
@@ -204,45 +173,44 @@ def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) 
     return network
 
 
-def _place(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
-    """Copies of the new network for all its roles, each moved or sharded before the next is made.
+def check_inputs(config: Config, network: nn.Module) -> None:
+    """Refuse an objective that this network, or its sharding, cannot serve."""
+    objective = config.objective
+    if objective.terminal and config.train.sharding != "none":
+        raise ValueError(
+            f"the preset {objective.preset} differentiates a forward derivative of the "
+            "network, and gathered weights have no such gradient: set train.sharding: none"
+        )
+    if objective.alignment:
+        raise ValueError(
+            "objective.alignment needs an encoder's features of every batch, which this command "
+            "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
+        )
+    settings = getattr(network, "config", {})
+    for name, needed in (
+        ("second_time", objective.two_time),
+        ("guidance_input", objective.guidance_range is not None),
+    ):
+        if needed and not getattr(settings, name, False):
+            raise ValueError(
+                f"the preset {objective.preset} gives the network an input that it does "
+                f"not have: set {name}: true in the model section"
+            )
 
-    The trained one goes last, because a sharded network cannot be copied.
-    """
-    settings = config.ema
-    ema = EMA(network, settings.decay, settings.warmup, settings.std, sharding.place)
-    target = None
-    if config.objective.needs_target and settings.target_decay is not None:
-        target = EMA(network, settings.target_decay, settings.warmup, place=sharding.place)
-    tracked = {std: EMA(network, 0.0, std=std, place=sharding.place) for std in settings.tracked}
-    teacher = log_variance = None
-    if config.objective.needs_teacher:
-        teacher = sharding.place(frozen_copy(network))
-    if config.objective.log_variance:
-        log_variance = LogVariance()
-        sharding.place(log_variance)
-    sharding.place(network)
-    networks = Networks(network, ema, target, tracked, teacher, log_variance)
-    if config.train.compile:
-        for module in (network, teacher, *(average.network for average in networks.averages())):
-            if module is not None:
-                compile_blocks(module)
-    return networks
 
-
-def _resume(parts: TrainState) -> None:
+def _resume(state: TrainState) -> None:
     """Restore the newest intact checkpoint, if there is one, and cut the log behind it.
 
     One process looks for it: all must continue from the same, and hashing takes long.
     """
-    found = parts.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(parts.run_dir))
+    found = state.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(state.run_dir))
     if found is None:
         return
     folder, manifest = found
     before = manifest.get("precision", precision())
-    if before != precision() and parts.accelerator.is_main_process:
+    if before != precision() and state.accelerator.is_main_process:
         warnings.warn(
-            f"{parts.run_dir} was trained in precision {before} and goes on in {precision()}, "
+            f"{state.run_dir} was trained in precision {before} and goes on in {precision()}, "
             "which is the launcher's --mixed_precision",
             stacklevel=2,
         )
@@ -256,11 +224,11 @@ def _resume(parts: TrainState) -> None:
             f"{folder} has weights but no state of an optimizer, so there is no training to "
             "continue: name it in train.init and choose another run_dir"
         )
-    for name, network in parts.networks.named().items():
+    for name, network in state.networks.named().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
-    for average in parts.networks.averages():
+    for average in state.networks.averages():
         average.updates = manifest["ema_updates"]
-    restore_optimizer(parts.optimizer, parts.trained, folder / "optimizer.safetensors")
-    parts.step = manifest["step"]
-    parts.guard.restore(manifest["skipped"], manifest["skipped_in_a_row"])
-    parts.journal.rewind(parts.step)
+    restore_optimizer(state.optimizer, state.trained, folder / "optimizer.safetensors")
+    state.step = manifest["step"]
+    state.skipper.restore(manifest["skipped"], manifest["skipped_in_a_row"])
+    state.log.rewind(state.step)

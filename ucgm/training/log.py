@@ -12,10 +12,8 @@ one number hides at which noise level a network learns:
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,27 +21,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ucgm.runs.settings import TrainConfig
+from ucgm.runtime.files import write_atomic
+from ucgm.training.throughput import Work
+
 BINS = 10
 _DIGITS = 8  # more than float32 has
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What the rate of a training is compared with.
-
-    Attributes:
-        total_steps: length of the run, for the remaining time.
-        global_batch: samples per step over all processes.
-        flops: floating-point operations per sample.
-        peak: of one process, per second.
-    """
-
-    total_steps: int
-    global_batch: int
-    flops: float
-    peak: float
 
 
 class MetricsLogger:
@@ -52,13 +37,16 @@ class MetricsLogger:
     Args:
         path: metrics.jsonl.
         accelerator: reduces over processes, and owns the tracker if there is one.
-        pace: what rates are compared with.
+        train: length and batch of the run.
+        work: of one sample.
+        peak: floating-point operations per second of one process.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, pace: Pace) -> None:
-        self.path = path
-        self.accelerator = accelerator
-        self.pace = pace
+    def __init__(
+        self, path: Path, accelerator: Accelerator, train: TrainConfig, work: Work, peak: float
+    ) -> None:
+        self.path, self.accelerator = path, accelerator
+        self.train, self.work, self.peak = train, work, peak
         self._begin()
 
     def _begin(self) -> None:
@@ -74,22 +62,20 @@ class MetricsLogger:
         if not self.accelerator.is_main_process or not self.path.exists():
             return
         kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self.path)
+        write_atomic(self.path, "".join(line + "\n" for line in kept))
 
     def waiting(self, stream: Iterator[T]) -> Iterator[T]:
         """The same batches; the time until each is there counts as waiting for data."""
         while True:
             now = time.perf_counter()
-            if self.start is None:
-                self.start = now
+            self.start = now if self.start is None else self.start
             batch = next(stream)
             self.waited += time.perf_counter() - now
             yield batch
 
-    def add(self, **values: Tensor) -> None:
-        """Add device scalars to the means of this period."""
+    def add_step(self, **values: Tensor) -> None:
+        """An optimizer step is done: add its device scalars to the means of this period."""
+        self.steps += 1
         for name, value in values.items():
             good = value.isfinite()
             self._sum(name, torch.where(good, value, 0.0), good)
@@ -102,15 +88,8 @@ class MetricsLogger:
         self._sum("loss_by_time", torch.where(own, losses.float(), 0.0).sum(1), own.sum(1))
 
     def _sum(self, name: str, value: Tensor, count: Tensor) -> None:
-        value, count = value.float(), count.float()
-        if name in self.sums:
-            kept = self.sums[name]
-            value, count = kept[0] + value, kept[1] + count
-        self.sums[name] = (value, count)
-
-    def count_step(self) -> None:
-        """One optimizer step is done."""
-        self.steps += 1
+        old, number = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (old + value.float(), number + count.float())
 
     def _means(self) -> dict[str, Any]:
         """Means over the period and all processes; None where there was nothing finite."""
@@ -125,29 +104,26 @@ class MetricsLogger:
         return dict(sorted(found.items(), key=lambda pair: isinstance(pair[1], list)))
 
     def write(self, step: int, lr: float, skipped: int, **more: float | None) -> None:
-        """End the period: one line; all processes must call this.
+        """End the period after ``step`` optimizer steps: one line; all processes must call this.
 
-        Args:
-            step: optimizer steps done.
-            lr: learning rate of the last of them.
-            skipped: steps that were not taken, so far.
-            more: what else belongs on the line.
+        ``lr`` is that of the last step, ``skipped`` counts the steps that were not taken so far,
+        and ``more`` is what else belongs on the line.
         """
         means = self._means()
         assert self.start is not None, "a period has at least one batch"
         seconds = time.perf_counter() - self.start
-        rate = self.steps * self.pace.global_batch / seconds
-        flops = rate * self.pace.flops / self.accelerator.num_processes
+        rate = self.steps * self.train.global_batch / seconds
+        flops = rate * self.work.flops / self.accelerator.num_processes
         line: dict[str, Any] = {"step": step} | means | {"lr": lr}
         line |= {name: v if v is None else _round(v, 4) for name, v in more.items()}
         line |= {
             "skipped": skipped,
             "images_per_second": _round(rate, 5),
             "tflops": _round(flops / 1e12, 4),
-            "of_peak": _round(flops / self.pace.peak, 4),
+            "of_peak": _round(flops / self.peak, 4),
             "data_wait": _round(self.waited / seconds, 4),
         }
-        remaining = (self.pace.total_steps - step) * seconds / self.steps
+        remaining = (self.train.steps - step) * seconds / self.steps
         self._begin()
         if not self.accelerator.is_main_process:
             return
@@ -157,8 +133,8 @@ class MetricsLogger:
         self.accelerator.log(_scalars(line), step=step)
         shown = "  ".join(f"{k} {v:.4f}" for k, v in means.items() if isinstance(v, float))
         print(
-            f"step {step}/{self.pace.total_steps}  {shown}  lr {lr:.2e}  {rate:,.0f} images/s "
-            f"({100 * flops / self.pace.peak:.0f} % of peak)  "
+            f"step {step}/{self.train.steps}  {shown}  lr {lr:.2e}  {rate:,.0f} images/s "
+            f"({100 * flops / self.peak:.0f} % of peak)  "
             f"ETA {int(remaining // 60)}:{int(remaining % 60):02d}"
             + (f"  skipped {skipped}" if skipped else ""),
             flush=True,
@@ -168,11 +144,8 @@ class MetricsLogger:
 def half_life(weight: float) -> float | None:
     """Steps in which the share of old weights in an average halves, ln 2 / -ln(1 - weight).
 
-    Args:
-        weight: of the newest weights in the next average.
-
-    Returns:
-        steps; 0 for an average that is its newest weights, None for one that never changes.
+    ``weight`` is that of the newest weights in the next average; 0 steps for an average that is
+    them, None for one that never changes.
     """
     if weight <= 0.0:
         return None

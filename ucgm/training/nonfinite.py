@@ -1,10 +1,10 @@
 """Steps that are not taken: a loss or gradient that is not finite changes no weight.
 
 Whether it is finite is known on the device, and the host does not wait for it.  The norm of the
-gradient carries it: a loss that is not finite makes every gradient NaN (:func:`mark`), the mean
-over processes hands a NaN to all of them, and so all decide alike.  The fused optimizers take the
-decision as ``found_inf``, the averages as a factor of their weight, and the counts stay on the
-device until they are read for the log.  Only an optimizer without ``found_inf`` makes the host
+gradient carries it: a loss that is not finite makes every gradient NaN (:func:`poison_gradients`),
+the mean over processes hands a NaN to all of them, and so all decide alike.  The fused optimizers
+take the decision as ``found_inf``, the averages as a factor of their weight, and the counts stay on
+the device until they are read for the log.  Only an optimizer without ``found_inf`` makes the host
 wait, once a step.
 """
 
@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from ucgm.runtime.sharding import local_shard
 from ucgm.training.ema import EMA
 
 
@@ -21,12 +23,27 @@ def poison_gradients(loss: Tensor) -> Tensor:
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
 
 
-class NonFiniteSkipper:
-    """Takes steps, or not, and counts.
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
+    """Scale all gradients so that their norm is at most ``limit``, where there is one.
 
-    Args:
-        device: where the counts live.
+    Returns:
+        the norm before, a float32 scalar on the device, alike on every process.
     """
+    found = [p.grad for p in parameters if p.grad is not None]
+    gradients = [local_shard(g) for g in found]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(found[0], DTensor):
+        norm = norm.square()
+        torch.distributed.all_reduce(norm)
+        norm = norm.sqrt()
+    if limit is not None:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+class NonFiniteSkipper:
+    """Takes optimizer steps, or skips and counts them; the counts live on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         # skipped in all, skipped in a row, and the last step that was skipped
@@ -41,11 +58,7 @@ class NonFiniteSkipper:
     ) -> Tensor:
         """Step and average if ``norm`` is finite; returns whether, a scalar on the device.
 
-        Args:
-            optimizer: has the gradients.
-            averages: follow its parameters.
-            norm: of all gradients, alike on every process.
-            number: of this optimizer step.
+        ``norm`` is a scalar, that of all gradients; ``number`` counts the optimizer steps.
         """
         taken = torch.isfinite(norm)
         if all(group.get("fused") for group in optimizer.param_groups):

@@ -27,11 +27,7 @@ from ucgm.runtime.sharding import local_shard
 def build_optimizer(
     config: OptimizerConfig, parameters: Mapping[nn.Parameter, str]
 ) -> torch.optim.Optimizer:
-    """The optimizer, with fused or foreach kernels.
-
-    Args:
-        config: its settings.
-        parameters: what is trained, with names.
+    """The optimizer of named ``parameters``, with fused or foreach kernels.
 
     Raises:
         ValueError: Muon, where torch or the network does not have it or weights are sharded.
@@ -39,26 +35,20 @@ def build_optimizer(
     common: dict[str, Any] = dict(
         lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
     )
+    every = list(parameters)
     if config.name == "adamw":
-        return torch.optim.AdamW(list(parameters), fused=True, **common)
+        return torch.optim.AdamW(every, fused=True, **common)
     if config.name == "radam":
-        return torch.optim.RAdam(
-            list(parameters), foreach=True, decoupled_weight_decay=True, **common
-        )
+        return torch.optim.RAdam(every, foreach=True, decoupled_weight_decay=True, **common)
     if config.name == "lion":
-        return Lion(list(parameters), config.lr, config.betas, config.weight_decay)
-    hidden, others = _split_for_muon(parameters)
-    return Muon(hidden, others, common)
+        return Lion(every, config.lr, config.betas, config.weight_decay)
+    return Muon(*_split_for_muon(parameters), common)
 
 
 class Lion(torch.optim.Optimizer):
     """Lion (arXiv 2302.06675, algorithm 2) with foreach kernels; weights may be sharded.
 
-    Args:
-        parameters: what is trained.
-        lr: learning rate; every weight moves by it in every step.
-        betas: beta_1 of the update and beta_2 of the momentum.
-        weight_decay: decoupled.
+    Every weight moves by ``lr`` in every step; ``betas`` are those of the update and the momentum.
     """
 
     def __init__(
@@ -92,23 +82,16 @@ class Lion(torch.optim.Optimizer):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices and AdamW for the rest, as one optimizer with one state.
+    """Muon for the matrices of the blocks and AdamW for the rest, as one optimizer with one state.
 
-    Args:
-        hidden: matrices (rows, columns) of the blocks.
-        others: embeddings, final layer, biases, norms, convolutions.
-        common: lr, betas, eps and weight_decay.
+    ``common`` has lr, betas, eps and weight_decay.
     """
 
     def __init__(
         self, hidden: Sequence[nn.Parameter], others: Sequence[nn.Parameter], common: dict[str, Any]
     ) -> None:
-        matrices = torch.optim.Muon(
-            hidden,
-            lr=common["lr"],
-            weight_decay=common["weight_decay"],
-            adjust_lr_fn="match_rms_adamw",
-        )
+        lr, decay = common["lr"], common["weight_decay"]
+        matrices = torch.optim.Muon(hidden, lr, decay, adjust_lr_fn="match_rms_adamw")
         rest = torch.optim.AdamW(others, fused=True, **common)
         self.parts = (matrices, rest)
         super().__init__([*matrices.param_groups, *rest.param_groups], {})
@@ -124,11 +107,7 @@ class Muon(torch.optim.Optimizer):
 def _split_for_muon(
     parameters: Mapping[nn.Parameter, str],
 ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices of the blocks, and all other parameters.
-
-    Raises:
-        ValueError: see :func:`build_optimizer`.
-    """
+    """The matrices (rows, columns) of the blocks; embeddings, biases, norms and all the rest."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
             f"optimizer.name = muon needs torch 2.9 or newer, this is {torch.__version__}: "

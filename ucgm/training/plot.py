@@ -22,7 +22,6 @@ PANELS = {
     "images_per_second": ("images per second", False),
     "of_peak": ("share of the measured peak", False),
 }
-# Panels that begin at zero.
 FROM_ZERO = ("images_per_second", "of_peak", "data_wait")
 
 

@@ -21,7 +21,6 @@ import torch
 
 from ucgm.nn import NetworkConfig
 from ucgm.nn.cost import cost
-from ucgm.nn.layers import TokenLinear
 from ucgm.objective import Objective
 from ucgm.objective.presets import count_passes
 
@@ -30,15 +29,12 @@ _WEIGHT = {"gradient": 3.0, "forward": 1.0, "tangent": 2.0}
 
 @dataclass(frozen=True)
 class Work:
-    """What a row of a batch costs.
-
-    Attributes:
-        passes: passes per row by kind (gradient, forward, tangent).
-        flops: floating-point operations per row, forward and backward.
-    """
+    """What a row of a batch costs."""
 
     passes: dict[str, float]
+    """passes by kind (gradient, forward, tangent)."""
     flops: float
+    """floating-point operations, forward and backward."""
 
     def describe(self) -> str:
         """A few words for the log."""
@@ -57,14 +53,9 @@ def count_work(
 
 @torch.no_grad()
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a square linear layer; takes under a second.
-
-    Args:
-        device: where.
-        dtype: of weights and tokens.
-    """
+    """Floating-point operations per second of a square linear layer; takes under a second."""
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
-    layer = TokenLinear(size, size, bias=False, device=device, dtype=dtype)
+    layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     tokens = torch.randn(size, size, device=device).to(dtype)
     best = 0.0
     for _ in range(3):  # the first warms up

@@ -27,11 +27,7 @@ ID_FILE = "wandb_id"
 
 
 def check_tracker(name: str | None) -> None:
-    """Refuse a tracker that is unknown or not installed.
-
-    Raises:
-        ValueError: with the command that installs it.
-    """
+    """Refuse a tracker that is unknown or not installed (ValueError, with the remedy)."""
     if name is None:
         return
     if name not in TRACKERS:
@@ -43,14 +39,10 @@ def check_tracker(name: str | None) -> None:
 def start_tracker(
     accelerator: Accelerator, name: str, run_dir: Path, step: int, settings: dict[str, Any]
 ) -> None:
-    """Open the tracker's run, or continue it; all processes may call this.
+    """Open the run of the tracker ``name``, or continue it after ``step``; all processes may call.
 
-    Args:
-        accelerator: was made with ``log_with=name`` and ``run_dir`` as its project folder.
-        name: of the tracker.
-        run_dir: the run folder.
-        step: steps that are done.
-        settings: the configuration, flat.
+    The accelerator was made with ``log_with=name`` and ``run_dir`` as its project folder; the
+    ``settings`` are the configuration, flat.
 
     Raises:
         ValueError: wandb is not logged in.
@@ -76,14 +68,7 @@ def start_tracker(
 
 
 def track_picture(accelerator: Accelerator, name: str, path: Path, step: int) -> None:
-    """Show a picture file in the tracker, if there is one.
-
-    Args:
-        accelerator: owns the tracker.
-        name: of the row of pictures.
-        path: an image file.
-        step: steps that are done.
-    """
+    """Show an image file in the tracker, if there is one, in the row of pictures ``name``."""
     for tracker in accelerator.trackers:
         with Image.open(path) as picture:
             if tracker.name == "wandb":
@@ -97,5 +82,5 @@ def _wandb_id(run_dir: Path) -> str:
     """The id of this run folder, drawn once."""
     path = run_dir / ID_FILE
     if not path.exists():
-        write_atomic(path, lambda temporary: temporary.write_text(uuid.uuid4().hex[:12] + "\n"))
+        write_atomic(path, uuid.uuid4().hex[:12] + "\n")
     return path.read_text().strip()

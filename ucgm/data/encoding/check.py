@@ -52,7 +52,7 @@ def describe_data(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"
-        write_atomic(folder / "report.json", lambda p: p.write_text(text))
+        write_atomic(folder / "report.json", text)
         if images and not (shards and problems):
             latents, pixels = Latents(path, None, vae_path), Images(path, size, flips=False)
             dataset = (latents if shards else pixels).open()

@@ -63,7 +63,7 @@ def _record_path(folder: Path, number: int) -> Path:
 
 def _write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
     text = json.dumps(record) + "\n"
-    write_atomic(_record_path(folder, number), lambda path: path.write_text(text))
+    write_atomic(_record_path(folder, number), text)
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
@@ -127,7 +127,7 @@ def finish(folder: Path, job: Job) -> None:
         "skipped": skipped,
     }
     codec.save(folder)
-    write_atomic(folder / MANIFEST_FILE, lambda p: p.write_text(json.dumps(manifest, indent=1)))
+    write_atomic(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))
     shutil.rmtree(folder / PROGRESS)
     for left in folder.glob(".*.tmp"):
         left.unlink()

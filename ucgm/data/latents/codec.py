@@ -215,7 +215,7 @@ class Codec:
     def save(self, folder: Path) -> None:
         """Write ``codec.json``."""
         text = json.dumps(self.to_dict(), indent=1) + "\n"
-        write_atomic(folder / CODEC_FILE, lambda path: path.write_text(text))
+        write_atomic(folder / CODEC_FILE, text)
 
     @classmethod
     def load(cls, folder: Path, place: str | None = None) -> "Codec":

@@ -119,7 +119,7 @@ def keep_card(dataset: Dataset, run_dir: str | Path) -> None:
         "extractor": dataset.extractor,
         "codec": None if dataset.codec is None else dataset.codec.to_dict(),
     }
-    write_atomic(path, lambda p: p.write_text(json.dumps(card, indent=1) + "\n"))
+    write_atomic(path, json.dumps(card, indent=1) + "\n")
 
 
 def check_card(dataset: Dataset, run_dir: str | Path) -> None:

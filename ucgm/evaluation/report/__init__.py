@@ -60,5 +60,5 @@ def _write(
     pictures.append(save_strip(columns, folder / "strip.png"))
     title = f"{result['name']}: quality against the number of steps"
     text = page([(result, folder)], pictures[0], title)
-    write_atomic(folder / "benchmark.html", lambda path: path.write_text(text))
+    write_atomic(folder / "benchmark.html", text)
     return [*paths, folder / "benchmark.html"], pictures

@@ -56,7 +56,7 @@ class RungLog:
 def write_results(folder: Path, result: dict[str, Any], chosen: Candidate) -> None:
     """``trace.json``, ``trace.png`` and ``sampler.yaml``."""
     text = json.dumps(result, indent=1) + "\n"
-    write_atomic(folder / "trace.json", lambda path: path.write_text(text))
+    write_atomic(folder / "trace.json", text)
     save_trace(result, folder / "trace.png")
     figures = [
         f"# {label}: {metric} {statistics.mean(v):.4f} ({', '.join(f'{x:.4f}' for x in v)})"
@@ -70,7 +70,7 @@ def write_results(folder: Path, result: dict[str, Any], chosen: Candidate) -> No
     ]
     sections = {"sampler": to_dict(chosen.sampler), "guidance": to_dict(chosen.guidance)}
     body = "\n".join(head) + "\n" + yaml.safe_dump(sections, sort_keys=False)
-    write_atomic(folder / "sampler.yaml", lambda path: path.write_text(body))
+    write_atomic(folder / "sampler.yaml", body)
     print("\n".join([*head, f"settings: {folder / 'sampler.yaml'}"]))
 
 

@@ -9,8 +9,6 @@ then the prefixes of wrappers are stripped: "module." (DDP), "_orig_mod." (torch
 and those of FSDP and checkpointing.
 """
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import re
@@ -21,9 +19,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-
-_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_LEADING = ("module.", "net.")
 
 
 def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, Any]:
@@ -103,9 +98,5 @@ def unwrap(
 
 def strip(key: str) -> str:
     """Remove the prefixes of wrappers from a parameter name."""
-    for wrapper in _ANYWHERE:
-        key = key.replace(wrapper, "")
-    for wrapper in _LEADING:
-        while key.startswith(wrapper):
-            key = key.removeprefix(wrapper)
-    return key
+    key = re.sub(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", key)
+    return re.sub(r"^(module\.)*(net\.)*", "", key)

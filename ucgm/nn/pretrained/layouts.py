@@ -6,8 +6,6 @@ REPA's legacy `decoder_blocks.k` (= blocks.(k + number of blocks)), REPA-E's bat
 of the latents, EDM2's preconditioner around the U-Net.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any
@@ -48,7 +46,7 @@ def translate(architecture: str, state: State) -> State:
     if architecture == "edm2":
         return {key.removeprefix("unet."): value for key, value in state.items()}
     if architecture in ("repa", "repae"):
-        depth, legacy = _count(state, "blocks"), re.compile(r"^decoder_blocks\.(\d+)\.")
+        depth, legacy = _depth(state), re.compile(r"^decoder_blocks\.(\d+)\.")
         return {
             legacy.sub(lambda match: f"blocks.{int(match[1]) + depth}.", key): value
             for key, value in state.items()
@@ -58,8 +56,7 @@ def translate(architecture: str, state: State) -> State:
 
 def drop(architecture: str, state: State) -> tuple[State, list[str]]:
     """Split `state` into what the network needs and the names of what it does not."""
-    prefixes = _NOT_NEEDED.get(architecture, ())
-    dropped = [key for key in state if key.startswith(prefixes)] if prefixes else []
+    dropped = [key for key in state if key.startswith(_NOT_NEEDED.get(architecture, ()))]
     return {key: value for key, value in state.items() if key not in dropped}, dropped
 
 
@@ -88,9 +85,9 @@ def _from_diffusers(state: State) -> State:
     return out
 
 
-def _count(state: State, stack: str) -> int:
-    """One more than the largest index of `stack.i.`; 0 without any."""
-    matches = (re.match(rf"{stack}\.(\d+)\.", key) for key in state)
+def _depth(state: State) -> int:
+    """One more than the largest i of `blocks.i.`; 0 without any."""
+    matches = (re.match(r"blocks\.(\d+)\.", key) for key in state)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
@@ -133,7 +130,7 @@ def _read_dit(state: State) -> Evidence:
     if len(shapes[0]) != 4:
         raise ValueError(f"{patches} has shape {shapes[0]}, a DiT has (D, C, p, p): is it DDT?")
     (width, channels, patch, *_), (rows, *_), (parts, *_) = shapes
-    depth = _count(state, "blocks")
+    depth = _depth(state)
     out: Evidence = _read_embedders(state) | {
         "hidden_size": (width, patches),
         "in_channels": (channels, patches),
@@ -182,13 +179,10 @@ def _swiglu_ratio(hidden: int, width: int) -> float:
 
 
 def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
-    embed, head, mlp = (
-        "s_embedder.proj.weight",
-        "blocks.0.attn.q_norm.weight",
-        "blocks.0.mlp.w1.weight",
-    )
+    embed, mlp = "s_embedder.proj.weight", "blocks.0.mlp.w1.weight"
+    head = "blocks.0.attn.q_norm.weight"
     (width, features), (head_dim,), (hidden, _) = _require(state, "DDT", embed, head, mlp)
-    depth = _count(state, "blocks")
+    depth = _depth(state)
     out: Evidence = _read_embedders(state) | {
         "hidden_size": (width, embed),
         "depth": (depth, f"blocks.{depth - 1}"),
@@ -211,23 +205,22 @@ def _read_edm2(state: State) -> Evidence:
         (key for key in state if re.match(r"enc\.\d+x\d+_conv\.weight", key)), "enc.*_conv"
     )
     ((width, channels, *_),) = _require(state, "EDM2", first)
-    side = int(re.findall(r"\d+", first)[0])
-    mult, blocks, attention = [], 0, set()
-    for key, value in state.items():
-        match = re.match(r"enc\.(\d+)x\d+_block(\d+)\.(conv_res1|attn_qkv)\.weight", key)
-        if match and match[3] == "attn_qkv":
-            attention.add(int(match[1]))
-        elif match:
-            blocks = max(blocks, int(match[2]) + 1)
-            if match[2] == "0":
-                mult.append((-int(match[1]), value.shape[0] // width))
+    pattern = r"enc\.(\d+)x\d+_block(\d+)\.(conv_res1|attn_qkv)\.weight"
+    blocks = [
+        (int(match[1]), int(match[2]), match[3], value.shape[0])
+        for key, value in state.items()
+        if (match := re.match(pattern, key))
+    ]
+    convolutions = [block for block in blocks if block[2] == "conv_res1"]
+    widths = {side: rows // width for side, index, _, rows in convolutions if index == 0}
+    attention = {side for side, _, kind, _ in blocks if kind == "attn_qkv"}
     label = "emb_label.weight"
     out: Evidence = {
-        "input_size": (side, first),
+        "input_size": (int(re.findall(r"\d+", first)[0]), first),
         "in_channels": (channels - 1, first),
         "model_channels": (width, first),
-        "channel_mult": (tuple(m for _, m in sorted(mult)), "enc.*_block0"),
-        "num_blocks": (blocks, "enc.*_block*"),
+        "channel_mult": (tuple(widths[k] for k in sorted(widths, reverse=True)), "enc.*_block0"),
+        "num_blocks": (1 + max((b[1] for b in convolutions), default=-1), "enc.*_block*"),
         "attention": (tuple(sorted(attention, reverse=True)), "enc.*.attn_qkv.weight"),
         "num_classes": (state[label].shape[1] if label in state else 0, label),
     }

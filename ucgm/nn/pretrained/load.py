@@ -11,8 +11,7 @@ error that names the value that would fit. `import_weights` also returns what a 
 the network: its config, transport, guidance rule and latent normalisation.
 """
 
-from __future__ import annotations
-
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -65,7 +64,7 @@ def import_weights(
     base = ARCHITECTURES[architecture]
     flat, left = unwrap(state_dict, which)
     state = translate(architecture, flat)
-    settings = _settle(architecture, state, _our_names(base.config, config))
+    settings = _settings(architecture, state, _rename(base.config, config))
     shape = (settings.pop("in_channels"), *(settings.pop("input_size"),) * 2)
     num_classes = settings.pop("num_classes")
     built = replace(base.config, **settings)
@@ -75,7 +74,7 @@ def import_weights(
     return Imported(network, built, shape, num_classes, source, (*left, *dropped))
 
 
-_SAME = {
+_OUR_NAMES = {
     "use_qknorm": "qk_norm",
     "use_rope": "rope",
     "num_groups": "num_heads",
@@ -87,15 +86,16 @@ _SAME = {
 }
 """Settings of published constructors (the last four: diffusers' config.json) -> ours."""
 
-_NO_EFFECT = {"class_dropout_prob", "use_checkpoint", "fused_attn"} | {
+_NO_EFFECT = {
+    *("class_dropout_prob", "use_checkpoint", "fused_attn"),
     *("attention_head_dim", "attention_bias", "activation_fn", "dropout", "norm_num_groups"),
     *("upcast_attention", "norm_type", "norm_elementwise_affine", "norm_eps", "out_channels"),
 }
 """Settings that change nothing here, or that the shapes show."""
 
 
-def _our_names(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Translate settings under the names of the published constructors."""
+def _rename(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings under our names of settings under those of the published constructors."""
     given = {k: v for k, v in given.items() if k not in _NO_EFFECT and not k.startswith("_")}
     if isinstance(config, DiTConfig):
         if "use_swiglu" in given:
@@ -106,7 +106,7 @@ def _our_names(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
             given |= {"norm": "layer", "norm_affine": False}
     elif "num_blocks" in given and "encoder_depth" in {f.name for f in fields(config)}:
         given["depth"] = given.pop("num_blocks")
-    given = {_SAME.get(key, key): value for key, value in given.items()}
+    given = {_OUR_NAMES.get(key, key): value for key, value in given.items()}
     known = {f.name for f in fields(config)} | {"input_size", "in_channels", "num_classes"}
     known -= {"size", "family", "gradient_checkpointing"}
     unknown = given.keys() - known
@@ -118,7 +118,7 @@ def _our_names(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _settle(architecture: str, state: State, given: dict[str, Any]) -> dict[str, Any]:
+def _settings(architecture: str, state: State, given: dict[str, Any]) -> dict[str, Any]:
     """Join what the shapes show with what is given; raise where they contradict."""
     evidence = read_settings(architecture, state, given)
     config = ARCHITECTURES[architecture].config
@@ -139,8 +139,7 @@ def _settle(architecture: str, state: State, given: dict[str, Any]) -> dict[str,
             + "\n  ".join(f"{conflict} would fit" for conflict in conflicts)
         )
     settings = {name: value for name, (value, _) in evidence.items()} | given
-    needed = {"input_size", "num_heads", "encoder_depth"}
-    needed &= {f.name for f in fields(config)} | {"input_size"}
+    needed = {"num_heads", "encoder_depth"} & {f.name for f in fields(config)} | {"input_size"}
     missing = sorted(needed - settings.keys())
     if missing:
         raise ValueError(
@@ -154,48 +153,43 @@ _OPTIONAL = ("h_", "g_embedder.", "pos_embed")
 """Keys that a new network fills in by itself: zero-initialised inputs, fixed positions."""
 
 _HINTS = {
-    "attn.q_norm": ("qk_norm=True", "qk_norm=False"),
-    "attn.k_norm": ("qk_norm=True", "qk_norm=False"),
-    "norm1.": ("norm_affine=True", "norm_affine=False"),
-    "norm2.": ("norm_affine=True", "norm_affine=False"),
-    "norm_final.": ("norm_affine=True", "norm_affine=False"),
-    "mlp.w": ('mlp="swiglu"', 'mlp="gelu"'),
-    "mlp.fc": ('mlp="gelu"', 'mlp="swiglu"'),
-    "y_embedder.": ("num_classes > 0", "num_classes=0"),
-    "projectors.": ('architecture "repa"', ""),
-    "bn.": ('architecture "repae"', ""),
-    "feat_rope.": ('architecture "lightningdit" or "tit"', ""),
+    r"attn\.[qk]_norm": ("qk_norm=True", "qk_norm=False"),
+    r"norm(1|2|_final)\.": ("norm_affine=True", "norm_affine=False"),
+    r"mlp\.w": ('mlp="swiglu"', 'mlp="gelu"'),
+    r"mlp\.fc": ('mlp="gelu"', 'mlp="swiglu"'),
+    r"y_embedder\.": ("num_classes > 0", "num_classes=0"),
+    r"projectors\.": ('architecture "repa"', ""),
+    r"bn\.": ('architecture "repae"', ""),
+    r"feat_rope\.": ('architecture "lightningdit" or "tit"', ""),
 }
-"""Part of a key -> (what would fit if it is unknown, what would fit if it is missing)."""
+"""Pattern in a key -> (what would fit if it is unknown, what would fit if it is missing)."""
 
 
 def _hint(key: str, missing: bool) -> str:
-    fits = next((pair[missing] for part, pair in _HINTS.items() if part in key), "")
+    fits = next((pair[missing] for part, pair in _HINTS.items() if re.search(part, key)), "")
     return f"{key} ({fits} would fit)" if fits else key
 
 
 def _misfit(name: str, network: Network, state: State) -> str:
     """Describe every key of `state` that `network` has not, lacks, or has in another shape."""
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    lacking = [k for k in expected if k not in found and not k.startswith(_OPTIONAL)]
     groups = {
-        "unknown": [_hint(key, False) for key in state if key not in expected],
-        "missing": [
-            _hint(key, True)
-            for key in expected
-            if key not in state and not key.startswith(_OPTIONAL)
-        ],
+        "unknown": [_hint(key, False) for key in found if key not in expected],
+        "missing": [_hint(key, True) for key in lacking],
         "mis-shaped": [
-            f"{key} is {tuple(value.shape)} in the file, {expected[key]} in the network"
-            for key, value in state.items()
-            if key in expected and tuple(value.shape) != expected[key]
+            f"{key} is {shape} in the file, {expected[key]} in the network"
+            for key, shape in found.items()
+            if expected.get(key, shape) != shape
         ],
     }
-    lines = []
+    lines = [f"the weights do not fit {name}:"]
     for kind, keys in groups.items():
+        more = [f"and {len(keys) - 8} more"] if len(keys) > 8 else []
         if keys:
-            more = f"\n    and {len(keys) - 8} more" if len(keys) > 8 else ""
-            lines.append(f"  {kind}:\n    " + "\n    ".join(keys[:8]) + more)
-    return f"the weights do not fit {name}:\n" + "\n".join(lines) if lines else ""
+            lines.append("\n    ".join([f"  {kind}:", *keys[:8], *more]))
+    return "\n".join(lines) if len(lines) > 1 else ""
 
 
 def _load(
@@ -203,13 +197,11 @@ def _load(
 ) -> Network:
     with torch.device("meta"):
         network = config.build(shape, num_classes)
-    assert isinstance(network, Network)
     problem = _misfit(name, network, state)
     if problem:
         raise ValueError(problem)
     if network.state_dict().keys() - state.keys():
         network = config.build(shape, num_classes)
-        assert isinstance(network, Network)
     else:
         network.to_empty(device="cpu")
     state = {key: value.float() for key, value in state.items()}

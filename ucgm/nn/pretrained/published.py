@@ -7,15 +7,10 @@ UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those 
 REPA are their own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig
-
-SD_VAE = "sd-vae-ft-ema"
-SD_SCALE = 0.18215
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,6 @@ class Source:
     latent_std: tuple[float, ...] | None = None
 
 
-def _sd(channels: int) -> dict[str, Any]:
-    std = (1 / SD_SCALE,) * channels
-    return dict(vae=SD_VAE, latent_mean=(0.0,) * channels, latent_std=std)
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Defaults of one public architecture."""
@@ -61,10 +51,13 @@ def _ucgm(steps: int, extrapolation: float, *warp: float, end: float = 0.001) ->
     return dict(steps=steps, extrapolation=extrapolation, grid=grid)
 
 
+_SD_VAE: dict[str, Any] = dict(
+    vae="sd-vae-ft-ema", latent_mean=(0.0,) * 4, latent_std=(1 / 0.18215,) * 4
+)
 _DDPM = dict(steps=250, noise="ddim", stochasticity=1.0)
 # The reverse SDE with a last step of 0.04, as SiT's code does.
 _SDE = dict(steps=250, solver="euler_maruyama", stochasticity=1.0, grid=dict(gap=(0.0, 0.04)))
-_EPS = Source("VP", {"prediction": "eps"}, 1.5, 3, sampler=_DDPM, **_sd(4))
+_EPS = Source("VP", {"prediction": "eps"}, 1.5, 3, sampler=_DDPM, **_SD_VAE)
 _LIGHTNING = Source(
     guidance_scale=6.7,
     guidance_channels=3,
@@ -80,7 +73,7 @@ _REPAE = Source(
     vae="e2e-vavae-f16d32",
     factor=16,
 )
-_DDT = Source(guidance_scale=2.0, guidance_interval=(0.0, 0.7), sampler=_ucgm(50, 0.28), **_sd(4))
+_DDT = Source(guidance_scale=2.0, guidance_interval=(0.0, 0.7), sampler=_ucgm(50, 0.28), **_SD_VAE)
 _EDM2 = Source(
     "EDM",
     sampler=_ucgm(40, 0.4),
@@ -94,11 +87,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS),
     "sit": Architecture(
         DiTConfig(family="dit", convention="reversed"),
-        Source(guidance_scale=1.5, guidance_channels=3, sampler=_SDE, **_sd(4)),
+        Source(guidance_scale=1.5, guidance_channels=3, sampler=_SDE, **_SD_VAE),
     ),
     "repa": Architecture(
         DiTConfig(family="dit"),
-        Source(guidance_scale=1.8, guidance_interval=(0.0, 0.7), sampler=_SDE, **_sd(4)),
+        Source(guidance_scale=1.8, guidance_interval=(0.0, 0.7), sampler=_SDE, **_SD_VAE),
     ),
     "repae": Architecture(DiTConfig(family="dit"), _REPAE),
     "lightningdit": Architecture(

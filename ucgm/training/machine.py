@@ -1,10 +1,7 @@
-"""Processes and precision: what ``accelerate launch`` and ``torchrun`` decide.
+"""Tricks that make a training step faster on one kind of machine, with what each is worth.
 
-``accelerate`` wraps a model's forward in autocast when it knows the precision, which would also
-wrap the passes that must stay in float32.  So it is told "no", and the step opens autocast itself.
-
-Compilation is regional: the blocks of a network share one program, so that compiling takes as long
-for 28 of them as for one, and passes on other numbers of rows share it too.
+keep_freed_memory   Linux CPUs: up to a tenth of a step less (scripts/bench/training.py)
+compile_blocks      ``train.compile``: fused kernels of a block, for the price of compiling one
 """
 
 import ctypes
@@ -20,8 +17,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Let a training on a CPU keep what it frees for its next step; returns whether it does.
 
     A step frees its activations and asks for them again.  glibc hands large pieces back to the
-    kernel, which clears every page anew: up to a tenth of the step (scripts/bench/training.py).
-    The process holds its largest step until it ends, which is what it needs anyway.
+    kernel, which clears every page anew.  The process holds its largest step until it ends, which
+    is what it needs anyway.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return False
@@ -35,8 +32,9 @@ def keep_freed_memory(device: torch.device) -> bool:
 def compile_blocks(network: nn.Module) -> None:
     """Compile the repeated blocks in place; names of weights stay, and jvp passes run as before.
 
-    What is compiled is the forward function of a block and not its call, so that the hooks which
-    gather sharded weights stay outside.
+    All blocks, and passes on other numbers of rows, share one program.  What is compiled is the
+    forward function of a block and not its call, so that the hooks which gather sharded weights
+    stay outside.
     """
     # One program for each of: with gradient or without, trained or frozen, precision, many rows or
     # one; beyond the limit torch would go on uncompiled.

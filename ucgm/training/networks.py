@@ -1,0 +1,75 @@
+"""The networks of a training: the one that learns, its averages, the teacher."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ucgm.objective import LogVariance
+from ucgm.runs.config import Config
+from ucgm.runs.settings import stem_of
+from ucgm.runtime.sharding import Sharding
+from ucgm.training.ema import EMA, frozen_copy
+from ucgm.training.machine import compile_blocks
+
+
+@dataclass
+class Networks:
+    """The networks of a training, on the device: whole, or this process's part of each."""
+
+    online: nn.Module
+    """the one that is trained."""
+    ema: EMA
+    """the average that is sampled."""
+    target: EMA | None
+    """the average that the objective learns from, where it is another."""
+    tracked: dict[float, EMA]
+    """power-function averages by their relative length."""
+    teacher: nn.Module | None
+    """frozen, where the objective has one."""
+    log_variance: LogVariance | None
+    """the learned variance of t, where the objective has one."""
+
+    def named(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file stem."""
+        named = {
+            "network": self.online,
+            "ema": self.ema.network,
+            "target": self.target.network if self.target else None,
+            "log_variance": self.log_variance,
+        }
+        named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def averages(self) -> list[EMA]:
+        """Every average of the weights."""
+        return [a for a in (self.ema, self.target, *self.tracked.values()) if a is not None]
+
+    def trained(self) -> dict[nn.Parameter, str]:
+        """Every parameter that the optimizer updates, with its name."""
+        found = list(self.online.named_parameters())
+        if self.log_variance is not None:
+            found += self.log_variance.named_parameters(prefix="log_variance")
+        return {p: name for name, p in found if p.requires_grad}
+
+
+def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
+    """Copies of the new network for all its roles, each moved or sharded before the next is made.
+
+    The trained one goes last, because a sharded network cannot be copied.
+    """
+    settings, place = config.ema, sharding.place
+    ema = EMA(network, settings.decay, settings.warmup, settings.std, place)
+    target = teacher = log_variance = None
+    if config.objective.needs_target and settings.target_decay is not None:
+        target = EMA(network, settings.target_decay, settings.warmup, place=place)
+    tracked = {std: EMA(network, 0.0, std=std, place=place) for std in settings.tracked}
+    if config.objective.needs_teacher:
+        teacher = place(frozen_copy(network))
+    if config.objective.log_variance:
+        place(log_variance := LogVariance())
+    place(network)
+    networks = Networks(network, ema, target, tracked, teacher, log_variance)
+    if config.train.compile:
+        for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
+            compile_blocks(module)
+    return networks
