@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tests.digits_oracle import make_run, perturbed_dit
 import ucgm.evaluation.benchmark as module
+from tests.digits_oracle import make_run, perturbed_dit
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.sampler import Guidance
 
