@@ -31,9 +31,9 @@ from ucgm.evaluation.references import extract_dataset, open_evaluators, statist
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
-from ucgm.generation.command import protocol_of, samples_of_run, with_changes
+from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
-from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
 
 NFE_CONVENTION = (
@@ -83,12 +83,9 @@ def benchmark(
         the first.
     """
     world = join_world(device)
-    if not isinstance(run, Run):
-        run = load_run(run, step=checkpoint, weights=weights, device=world.device)
-    run = with_changes(run, changes)
-    counts = check_sizes(
-        (1, 2, 4, 8, 16) if steps is None else steps, num_samples, repeats, batch_size
-    )
+    run = open_run(run, checkpoint, weights, world.device, changes)
+    steps = [1, 2, 4, 8, 16] if steps is None else steps
+    counts = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
     # An autoencoder that is missing fails before the work is done.
     samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
@@ -103,24 +100,29 @@ def benchmark(
     rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
     result: dict[str, Any] = {"folder": str(folder)}
     if world.first:
-        result = {
-            "schema": 1,
-            "name": run.run_dir.name,
-            "fingerprint": fingerprint(protocol),
-            "protocol": protocol,
-            "nfe_convention": NFE_CONVENTION,
-            "references": evaluators.references(),
-            "metrics": evaluators.metrics,
-            "real": None if metrics_config.reference else real_scores(run, evaluators),
-            "machine": machine(world, batch_size),
-            "rows": rows,
-        }
-        write_report(folder, result, samples)
-        result |= {"folder": str(folder)}
+        facts = {"machine": machine(world, batch_size), "rows": rows}
+        result |= _described(run, protocol, evaluators, metrics_config) | facts
+        write_report(folder, {k: v for k, v in result.items() if k != "folder"}, samples)
         if not keep_features:
             shutil.rmtree(folder / "chunks")
     world.leave()
     return result
+
+
+def _described(
+    run: Run, protocol: dict[str, Any], evaluators: Evaluators, metrics_config: MetricConfig
+) -> dict[str, Any]:
+    """What a report says of the run and of the measure, without rows."""
+    return {
+        "schema": 1,
+        "name": run.run_dir.name,
+        "fingerprint": fingerprint(protocol),
+        "protocol": protocol,
+        "nfe_convention": NFE_CONVENTION,
+        "references": evaluators.references(),
+        "metrics": evaluators.metrics,
+        "real": None if metrics_config.reference else real_scores(run, evaluators),
+    }
 
 
 def measure_all(

@@ -22,9 +22,9 @@ from ucgm.evaluation.references import open_evaluators
 from ucgm.evaluation.scoring import Evaluator, MetricConfig
 from ucgm.evaluation.tuning.report import RungLog, described, trial_row, write_results
 from ucgm.evaluation.tuning.search import Budget, Candidate, Space, fitted, search
-from ucgm.generation.command import protocol_of, samples_of_run
+from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
-from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runs.checkpoint import Run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
@@ -186,27 +186,18 @@ def tune_sampler(
     Returns:
         the content of ``trace.json`` and the folder.
     """
-    world = join_world(device)
-    if world.size > 1:
-        raise ValueError("tune-sampler runs in one process: start it without a launcher.")
-    if nfe < 1 or batch_size < 1:
-        raise ValueError("nfe and batch_size must be at least 1.")
-    if not isinstance(run, Run):
-        run = load_run(run, step=checkpoint, weights=weights, device=world.device)
+    device = _one_process(device, nfe, batch_size)
+    run = open_run(run, checkpoint, weights, device)
     budget, settings = budget or Budget(), settings or SamplingConfig()
     default = default_of(run, nfe)
-    base, evaluator = _measured(run, settings, metrics_config or MetricConfig(), world.device)
+    base, evaluator = _measured(run, settings, metrics_config or MetricConfig(), device)
     if metric is None:
         dimension = evaluator.extractor.dimensions["features"]
         metric = "fid" if budget.samples >= 5 * dimension else "kid"
-    protocol = protocol_of(run, base) | {
-        "nfe": nfe,
-        "metric": metric,
-        "budget": asdict(budget),
-        "guidance": guidance,
-        "default": described(default),
-        "extractor": {"name": evaluator.extractor.name, "sha256": evaluator.extractor.digest},
-    }
+    protocol = protocol_of(run, base) | {"nfe": nfe, "metric": metric, "budget": asdict(budget)}
+    protocol |= {"guidance": guidance, "default": described(default)}
+    used = evaluator.extractor
+    protocol["extractor"] = {"name": used.name, "sha256": used.digest}
     name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{settings.seed}"
     folder = claim_folder(Path(out_dir or run.run_dir / "tune" / name), protocol)
     scorer = CandidateScorer(base, evaluator, metric, batch_size)
@@ -214,17 +205,36 @@ def tune_sampler(
     found, trials = search(space, default, scorer, budget, settings.seed, RungLog(default))
     unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
     held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
+    result = {"nfe": nfe, "metric": metric} | _compared(held_out, default, found, budget)
+    result["images"] = scorer.images + held_out.images
+    result["trials"] = [trial_row(trial) for trial in trials]
+    write_results(folder, result, found if result["kept"] == "tuned" else default)
+    return result | {"folder": str(folder)}
+
+
+def _one_process(device: str | None, nfe: int, batch_size: int) -> str:
+    """The device of the only process."""
+    world = join_world(device)
+    if world.size > 1:
+        raise ValueError("tune-sampler runs in one process: start it without a launcher.")
+    if nfe < 1 or batch_size < 1:
+        raise ValueError("nfe and batch_size must be at least 1.")
+    return world.device
+
+
+def _compared(
+    scorer: CandidateScorer, default: Candidate, found: Candidate, budget: Budget
+) -> dict[str, Any]:
+    """Scores of both on samples that chose nothing, and which of them is kept."""
     scores = {
-        label: held_out.repeated(candidate, budget.final_samples, budget.repeats)
+        label: scorer.repeated(candidate, budget.final_samples, budget.repeats)
         for label, candidate in (("default", default), ("tuned", found))
     }
-    mean = {label: statistics.mean(values[metric]) for label, values in scores.items()}
-    kept = "tuned" if mean["tuned"] < mean["default"] else "default"
-    result = {
-        **{"nfe": nfe, "metric": metric, "held_out_seed": unseen.settings.seed, "held_out": scores},
-        **{"kept": kept, "default": described(default), "tuned": described(found)},
-        "images": scorer.images + held_out.images,
-        "trials": [trial_row(trial) for trial in trials],
+    mean = {label: statistics.mean(values[scorer.metric]) for label, values in scores.items()}
+    return {
+        "held_out_seed": scorer.samples.settings.seed,
+        "held_out": scores,
+        "kept": "tuned" if mean["tuned"] < mean["default"] else "default",
+        "default": described(default),
+        "tuned": described(found),
     }
-    write_results(folder, result, found if kept == "tuned" else default)
-    return result | {"folder": str(folder)}
