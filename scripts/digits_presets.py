@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ucgm.data import Digits
-from ucgm.evaluation.benchmark import benchmark_run
+from ucgm.evaluation.benchmark import benchmark
 from ucgm.nn import DiTConfig
 from ucgm.objective import PRESETS, preset
 from ucgm.runs.config import Config
@@ -134,7 +134,7 @@ def main() -> None:
         if list(run_dir.glob("benchmark/*/benchmark.json")):
             continue
         train(config_of(name, arguments.out_dir, arguments.steps), run_dir)
-        benchmark_run(str(run_dir), STEPS, num_samples=2000)
+        benchmark(str(run_dir), STEPS, num_samples=2000)
     table = write_table(arguments.out_dir, arguments.steps)
     print(table)
 

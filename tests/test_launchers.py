@@ -80,9 +80,9 @@ def test_commands_parse(name, called):
     record = called(output)
     names = [entry[0] for entry in record]
     if name.startswith("sample"):
-        assert names == ["import_run", "benchmark_run"]
+        assert names == ["import_run", "benchmark"]
         assert record[1][2]["steps"] == [40] and record[1][2]["num_samples"] == 50_000
-        assert record[1][2]["run_dir"] == record[0][2]["out"]
+        assert record[1][2]["run"] == record[0][2]["out"]
         return
     assert names == (["import_run"] if "repae" in name else []) + ["train"]
     config, run_dir = record[-1][1]

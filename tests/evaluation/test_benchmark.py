@@ -23,11 +23,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 FAST = MetricConfig(metrics=("fid", "accuracy"))
 
 
-def run_benchmark(folder, network=None, steps=(2,), num_samples=103, ruler=FAST, **kwargs):
+def run_benchmark(folder, network=None, steps=(2,), num_samples=103, metrics_config=FAST, **kwargs):
     run_options = {k: kwargs.pop(k) for k in ("digest", "guidance") if k in kwargs}
     run = make_run(folder, network, **run_options)
     kwargs.setdefault("out_dir", folder / "out")
-    return benchmark(run, steps, num_samples, ruler=ruler, **kwargs)
+    kwargs.setdefault("device", "cpu")
+    return benchmark(run, steps, num_samples, metrics_config=metrics_config, **kwargs)
 
 
 def statistics_of(result):
@@ -99,7 +100,7 @@ def test_uneven_classes_are_mentioned(tmp_path):
 def test_guided_evaluations_count_two(tmp_path):
     guidance = Guidance(scale=2.0, interval=(0.0, 0.6))
     run = make_run(tmp_path, guidance=guidance)
-    result = benchmark(run, (4,), 20, ruler=FAST, out_dir=tmp_path / "out")
+    result = benchmark(run, (4,), 20, metrics_config=FAST, out_dir=tmp_path / "out")
     times = [step.t for step in run.config.sampler.plan()]
     inside = sum(step.t <= 0.6 for step in type(run.config.sampler)(steps=4).plan())
     assert len(times) == 2 and result["rows"][0]["nfe"] == 4 + inside
@@ -221,13 +222,19 @@ def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_pat
         (dict(steps=()), "for example --steps"),
         (dict(num_samples=3), "num_samples is 3"),
         (dict(repeats=0), "repeats is 0"),
-        (dict(ruler=MetricConfig(extractor="resnet")), "unknown extractor 'resnet': choose one of"),
-        (dict(ruler=MetricConfig(metrics=("fdd",))), "unknown metric 'fdd': choose from fid"),
         (
-            dict(ruler=MetricConfig(metrics=("sfid",))),
+            dict(metrics_config=MetricConfig(extractor="resnet")),
+            "unknown extractor 'resnet': choose one of",
+        ),
+        (
+            dict(metrics_config=MetricConfig(metrics=("fdd",))),
+            "unknown metric 'fdd': choose from fid",
+        ),
+        (
+            dict(metrics_config=MetricConfig(metrics=("sfid",))),
             "sfid cannot be computed: digits has no spatial",
         ),
-        (dict(ruler=MetricConfig(reference="none.npz")), "none.npz does not exist"),
+        (dict(metrics_config=MetricConfig(reference="none.npz")), "none.npz does not exist"),
         (dict(settings=SamplingConfig(classes=(12,))), "class 12 is out of range"),
         (dict(settings=SamplingConfig(labels="sorted")), "choose balanced or random"),
     ],
@@ -242,8 +249,8 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
     digits = open_extractor("digits")
     reference = reference_of(Digits("test").open(), digits)
     save_reference(tmp_path / "ours.npz", reference)
-    ruler = MetricConfig(metrics=("fid",), reference=str(tmp_path / "ours.npz"))
-    result = run_benchmark(tmp_path, ruler=ruler)
+    named = MetricConfig(metrics=("fid",), reference=str(tmp_path / "ours.npz"))
+    result = run_benchmark(tmp_path, metrics_config=named)
     assert result["references"][0]["name"] == "digits-test" and result["real"] is None
 
     class Flat(torch.nn.Module):
@@ -259,11 +266,15 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
 
     register_extractor("flat", build)
     with pytest.raises(ValueError, match="made with extractor digits .* this is flat"):
-        run_benchmark(tmp_path, ruler=MetricConfig(extractor="flat", reference=ruler.reference))
+        run_benchmark(
+            tmp_path, metrics_config=MetricConfig(extractor="flat", reference=named.reference)
+        )
     with pytest.raises(ValueError, match="an extractor named flat exists"):
         register_extractor("flat", lambda weights: build(weights))
     # a registered extractor works like ours
-    mine = run_benchmark(tmp_path, ruler=MetricConfig(extractor="flat"), out_dir=tmp_path / "flat")
+    mine = run_benchmark(
+        tmp_path, metrics_config=MetricConfig(extractor="flat"), out_dir=tmp_path / "flat"
+    )
     assert mine["metrics"] == ["fid", "fid_heldout", "kid", "precision", "recall"]
 
 
@@ -287,9 +298,9 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
     for names in (("digits",), ("blocks",), ("digits", "blocks")):
         network = Affine()
         metrics = ("fid", "recall", "accuracy") if "digits" in names else ("fid", "recall")
-        ruler = MetricConfig(metrics, names)
+        config = MetricConfig(metrics, names)
         result = run_benchmark(
-            tmp_path, network, (1, 2), 103, ruler, out_dir=tmp_path / "-".join(names)
+            tmp_path, network, (1, 2), 103, config, out_dir=tmp_path / "-".join(names)
         )
         calls.append((network.calls, result))
     (one, digits), (_, blocks), (both, result) = calls
@@ -304,9 +315,9 @@ def test_several_extractors_see_the_same_images_once(tmp_path):
     text = (tmp_path / "digits-blocks" / "benchmark.md").read_text()
     assert "FID (blocks)" in text and "Extractor blocks, weights sha256 b1b1" in text
     with pytest.raises(ValueError, match="named twice"):
-        run_benchmark(tmp_path, ruler=MetricConfig(extractor=("digits", "digits")))
+        run_benchmark(tmp_path, metrics_config=MetricConfig(extractor=("digits", "digits")))
     with pytest.raises(ValueError, match=r"2 files for reference, but 1 extractor"):
-        run_benchmark(tmp_path, ruler=MetricConfig(reference=("a.npz", "b.npz")))
+        run_benchmark(tmp_path, metrics_config=MetricConfig(reference=("a.npz", "b.npz")))
 
 
 def test_the_command_takes_every_setting(monkeypatch):
@@ -316,18 +327,20 @@ def test_the_command_takes_every_setting(monkeypatch):
 
     seen = {}
 
-    @functools.wraps(module.benchmark_run)
+    @functools.wraps(module.benchmark)
     def note(**kwargs):
         seen.update(kwargs)
 
-    monkeypatch.setattr(module, "benchmark_run", note)
+    monkeypatch.setattr(module, "benchmark", note)
     words = "RUN --steps 1 2 --seed 3 --classes 4 5 --tile 8 --extractor inception dinov2"
     cli.main(["benchmark", *words.split(), "--reference", "a, b.npz", "default"])
-    assert seen["run_dir"] == "RUN" and seen["steps"] == [1, 2]
+    assert seen["run"] == "RUN" and seen["steps"] == [1, 2]
     assert seen["settings"] == SamplingConfig(seed=3, classes=(4, 5), tile=8)
     names = ("inception", "dinov2")
-    assert seen["ruler"] == MetricConfig(extractor=names, reference=("a, b.npz", "default"))
-    assert [choice.reference for choice in seen["ruler"].each()] == ["a, b.npz", None]
+    assert seen["metrics_config"] == MetricConfig(
+        extractor=names, reference=("a, b.npz", "default")
+    )
+    assert [choice.reference for choice in seen["metrics_config"].each()] == ["a, b.npz", None]
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "RUN", "--tiles", "8"])
 
@@ -338,7 +351,7 @@ def test_few_held_out_images_leave_cells_empty_and_lose_no_report(tmp_path, monk
     whole = Digits.open
     monkeypatch.setattr(Digits, "open", lambda d: data if d.split == "test" else whole(d))
     with pytest.warns(UserWarning, match="6 held-out images are too few for inception_score:"):
-        result = run_benchmark(tmp_path, ruler=MetricConfig())
+        result = run_benchmark(tmp_path, metrics_config=MetricConfig())
     assert "inception_score" in result["metrics"]
     assert "inception_score" not in result["real"]["scores"] and result["real"]["scores"]["fid"] > 0
     lines = (tmp_path / "out" / "benchmark.md").read_text().splitlines()
@@ -352,10 +365,14 @@ def test_data_that_are_not_here_ask_for_a_reference(tmp_path):
     declared = DataSpec((1, 8, 8), 10, "imported", pixels=True)
     run = replace(run, config=replace(run.config, data=declared))
     with pytest.raises(ValueError, match="images of imported are not here .* --reference"):
-        benchmark(run, (1,), 20, ruler=MetricConfig(extractor="digits"), out_dir=tmp_path / "out")
+        benchmark(
+            run, (1,), 20, metrics_config=MetricConfig(extractor="digits"), out_dir=tmp_path / "out"
+        )
     run = replace(run, config=replace(run.config, data=replace(declared, pixels=False)))
     with pytest.raises(ValueError, match="the autoencoder of imported .* is not known"):
-        benchmark(run, (1,), 20, ruler=MetricConfig(extractor="digits"), out_dir=tmp_path / "out")
+        benchmark(
+            run, (1,), 20, metrics_config=MetricConfig(extractor="digits"), out_dir=tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists() and run.network.calls == 0
 
 
@@ -374,7 +391,7 @@ def test_too_few_samples_warn(tmp_path):
         warnings.simplefilter("error")
         run_benchmark(tmp_path, num_samples=960, out_dir=tmp_path / "c")
         accuracy = MetricConfig(metrics=("accuracy",))  # a mean, without that bias
-        run_benchmark(tmp_path, num_samples=20, ruler=accuracy, out_dir=tmp_path / "d")
+        run_benchmark(tmp_path, num_samples=20, metrics_config=accuracy, out_dir=tmp_path / "d")
 
 
 def test_chunks_that_do_not_fit_are_not_used(tmp_path):

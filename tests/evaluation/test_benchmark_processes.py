@@ -17,7 +17,6 @@ TOTAL = len(STEPS) * -(-COUNT // CHUNK)
 
 def member(world, out, seconds, batch):
     work(out, seconds, world, batch)
-    world.leave()
 
 
 def start(out, size, seconds=0.0, batch=50):

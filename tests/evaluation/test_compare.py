@@ -15,7 +15,7 @@ from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
-RULER = MetricConfig(metrics=("fid", "accuracy"))
+METRICS = MetricConfig(metrics=("fid", "accuracy"))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def reports(tmp_path_factory):
     folders = []
     for name, network in (("a", Memoriser()), ("b", Affine())):
         run = make_run(tmp_path_factory.mktemp("runs") / name, network)
-        folders.append(Path(benchmark(run, (1, 2, 10), 60, 3, ruler=RULER)["folder"]))
+        folders.append(Path(benchmark(run, (1, 2, 10), 60, 3, metrics_config=METRICS)["folder"]))
     path = folders[1] / "benchmark.json"
     report = json.loads(path.read_text())
     path.write_text(json.dumps(report | {"name": "</script><b>"}))
@@ -64,7 +64,7 @@ def test_one_repeat_has_no_interval_and_says_so(tmp_path, capsys):
     folders = []
     for name, network in (("a", Memoriser()), ("b", Affine())):
         run = make_run(tmp_path / name, network)
-        folders.append(benchmark(run, (1,), 60, ruler=RULER)["folder"])
+        folders.append(benchmark(run, (1,), 60, metrics_config=METRICS)["folder"])
     path = compare_run(folders, str(tmp_path / "out"), metric="accuracy")
     said = "One repeat has no interval: benchmark all with --repeats 3."
     assert said in capsys.readouterr().out and said in path.read_text()
@@ -74,10 +74,12 @@ def test_one_repeat_has_no_interval_and_says_so(tmp_path, capsys):
 
 def test_numbers_that_do_not_compare_are_refused(reports, tmp_path):
     run = make_run(tmp_path / "run", Affine())
-    other = benchmark(run, (1,), 60, ruler=RULER, settings=SamplingConfig(seed=1))["folder"]
+    other = benchmark(run, (1,), 60, metrics_config=METRICS, settings=SamplingConfig(seed=1))[
+        "folder"
+    ]
     with pytest.raises(ValueError, match="repeats differs: 3 in .*1 in"):
         compare_run([reports[0], other], str(tmp_path / "out"))
-    fewer = benchmark(run, (1,), 50, 3, ruler=RULER)["folder"]
+    fewer = benchmark(run, (1,), 50, 3, metrics_config=METRICS)["folder"]
     with pytest.raises(ValueError, match="num_samples differs: 60 in .*50 in"):
         compare_run([reports[0], fewer], str(tmp_path / "out"))
     with pytest.raises(ValueError, match="has no kid"):
@@ -115,7 +117,9 @@ def test_held_out_distances_compare_with_one_held_out_reference_only(reports, tm
 
 def test_numbers_stay_under_their_heads_when_runs_have_other_metrics(reports, tmp_path):
     run = make_run(tmp_path / "run", Affine())
-    other = benchmark(run, (1, 2), 60, 3, ruler=MetricConfig(metrics=("accuracy",)))["folder"]
+    other = benchmark(run, (1, 2), 60, 3, metrics_config=MetricConfig(metrics=("accuracy",)))[
+        "folder"
+    ]
     path = compare_run([reports[0], other], str(tmp_path / "out"), metric="accuracy")
     data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.S)[1])
     rows = [dict(zip(data["head"], row, strict=True)) for row in data["rows"]]

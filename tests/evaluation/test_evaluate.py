@@ -11,7 +11,8 @@ from tests.digits_oracle import Memoriser, make_run
 from tests.evaluation.test_extractors import random_inception  # noqa: F401
 from ucgm.data import Digits
 from ucgm.evaluation.benchmark import benchmark
-from ucgm.evaluation.evaluate import evaluate, evaluate_run, make_reference, reference_run
+from ucgm.evaluation.chunks import FeatureExtractor
+from ucgm.evaluation.evaluate import evaluate, make_reference
 from ucgm.evaluation.extractors import open_extractor
 from ucgm.evaluation.extractors.dinov2 import DinoV2
 from ucgm.evaluation.image_sets import open_images
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*samples for")
 @pytest.fixture(scope="module")
 def train_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "digits.npz"
-    return str(reference_run("digits", str(path), device="cpu"))
+    return str(make_reference("digits", str(path), device="cpu"))
 
 
 def write_samples(samples, sink, count, batch=100):
@@ -47,30 +48,32 @@ def test_reference_file_equals_the_data(train_file):
 
 
 def test_shards_and_kept_rows(tmp_path, monkeypatch):
-    import ucgm.evaluation.evaluate as module
+    def make(name, **kwargs):
+        out = str(tmp_path / name)
+        return make_reference("digits-test", out, "digits", num_rows=100, device="cpu", **kwargs)
 
-    extractor, images = open_extractor("digits"), open_images("digits-test")
-    whole = make_reference(images, extractor, tmp_path / "a.npz", "a", num_rows=100)
-    made, real = [], module._shard
+    whole = make("a.npz")
+    made, real = [], FeatureExtractor.moments
 
     def count(*args):
         if len(made) == 3:
             raise KeyboardInterrupt
-        made.append(args[2])
+        made.append(args[1])
         return real(*args)
 
-    monkeypatch.setattr(module, "_shard", count)
+    monkeypatch.setattr(FeatureExtractor, "moments", count)
     with pytest.raises(KeyboardInterrupt):
-        make_reference(images, extractor, tmp_path / "b.npz", "b", num_rows=100, shard=70)
+        make("b.npz", shard_size=70)
     assert not (tmp_path / "b.npz").exists()
     made.clear()
-    monkeypatch.setattr(module, "_shard", lambda *a: made.append(a[2]) or real(*a))
-    parts = make_reference(images, extractor, tmp_path / "b.npz", "b", num_rows=100, shard=70)
+    monkeypatch.setattr(FeatureExtractor, "moments", lambda *a: made.append(a[1]) or real(*a))
+    parts = make("b.npz", shard_size=70)
     assert len(made) == 7 - 3  # the finished ones are kept
     one, two = load_reference(whole), load_reference(parts)
     assert torch.allclose(one.gaussian.covariance, two.gaussian.covariance, rtol=1e-9, atol=1e-12)
     assert torch.equal(one.features, two.features) and len(one.features) == 100
-    rows = extractor(images.images(torch.arange(100) * 454 // 100))["features"]
+    images = open_images("digits-test").images(torch.arange(100) * 454 // 100)
+    rows = open_extractor("digits")(images)["features"]
     assert torch.allclose(one.features, rows, atol=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
 
@@ -89,7 +92,7 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     Image.new("L", (8, 8)).save(made / "grid.png")
     (tmp_path / "npz" / "protocol.json").write_text("{}")
     for where in (npz, png, str(made), str(tmp_path / "npz")):
-        found = evaluate_run(where, MetricConfig(reference=train_file), device="cpu")
+        found = evaluate(where, MetricConfig(reference=train_file), device="cpu")
         assert found["images_hash"] == expected["images_hash"]
         for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
             assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=1e-6), name
@@ -102,10 +105,10 @@ def test_no_labels_no_accuracy(tmp_path, train_file):
     data = Digits("test").open()
     pixels = data.decode(data.x[:60]).permute(0, 2, 3, 1).numpy()
     np.savez_compressed(tmp_path / "x.npz", arr_0=pixels)  # compressed: read whole
-    found = evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
+    found = evaluate(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
     assert "accuracy" not in found["scores"] and "fid" in found["scores"]
     with pytest.raises(ValueError, match="the images have no labels"):
-        evaluate_run(
+        evaluate(
             str(tmp_path / "x.npz"), MetricConfig(("accuracy",), reference=train_file), device="cpu"
         )
 
@@ -115,9 +118,9 @@ def test_changed_samples_are_not_mixed(tmp_path, train_file):
     for count in (60, 50):
         np.savez(tmp_path / "x.npz", arr_0=data.decode(data.x[:count]).permute(0, 2, 3, 1).numpy())
         if count == 60:
-            evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
+            evaluate(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
     with pytest.raises(ValueError, match="nothing was overwritten"):
-        evaluate_run(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
+        evaluate(str(tmp_path / "x.npz"), MetricConfig(reference=train_file), device="cpu")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -133,10 +136,10 @@ def test_files_that_were_written_again_are_not_the_same_samples(tmp_path, train_
         return shutil.make_archive(str(folder), "zip", folder) if zipped else str(folder)
 
     name = write(100)
-    evaluate_run(name, MetricConfig(reference=train_file), device="cpu")
+    evaluate(name, MetricConfig(reference=train_file), device="cpu")
     write(200)
     with pytest.raises(ValueError, match="changed_sha256.*nothing was overwritten"):
-        evaluate_run(name, MetricConfig(reference=train_file), device="cpu")
+        evaluate(name, MetricConfig(reference=train_file), device="cpu")
 
 
 def test_bad_image_sets(tmp_path, train_file):
@@ -164,11 +167,11 @@ def test_bad_image_sets(tmp_path, train_file):
     with pytest.raises(ValueError, match="disagree, first about b.png"):
         open_images(str(folder))
     with pytest.raises(ValueError, match="exists and was not overwritten"):
-        reference_run("digits", train_file, device="cpu")
+        make_reference("digits", train_file, device="cpu")
     with pytest.raises(ValueError, match="num_rows is -3"):
-        reference_run("digits", str(tmp_path / "out.npz"), num_rows=-3, device="cpu")
+        make_reference("digits", str(tmp_path / "out.npz"), num_rows=-3, device="cpu")
     with pytest.raises(ValueError, match="is an .npz"):
-        reference_run("digits", str(tmp_path / "out.pkl"), device="cpu")
+        make_reference("digits", str(tmp_path / "out.pkl"), device="cpu")
 
 
 def adm_like(path, real, outputs):
@@ -198,11 +201,11 @@ def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_incepti
     (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fd_dinov2": entry}))
     run = make_run(tmp_path, Memoriser(), steps=2)
     references = (str(tmp_path / "adm.npz"), str(tmp_path / "edm2.pkl"))
-    ruler = MetricConfig(None, ("inception", "dinov2"), files, references)
+    config = MetricConfig(None, ("inception", "dinov2"), files, references)
     with pytest.warns(
         UserWarning, match="64 samples for 2048 features: the covariance is singular"
     ):
-        result = benchmark(run, (2,), 64, ruler=ruler, out_dir=tmp_path / "out")
+        result = benchmark(run, (2,), 64, metrics_config=config, out_dir=tmp_path / "out")
     names = ["fid", "sfid", "kid", "precision", "recall", "inception_score", "dinov2.fid"]
     assert result["metrics"] == names
     assert all(np.isfinite(result["rows"][0]["scores"][name]) for name in names)
@@ -211,6 +214,6 @@ def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_incepti
 
 
 def test_evaluation_of_a_reference_with_itself_is_zero(tmp_path, train_file):
-    ruler = MetricConfig(metrics=("fid",), reference=train_file)
-    found = evaluate(open_images("digits"), ruler, tmp_path / "self")
+    config = MetricConfig(metrics=("fid",), reference=train_file)
+    found = evaluate("digits", config, out_dir=tmp_path / "self", device="cpu")
     assert abs(found["scores"]["fid"]) < 1e-8

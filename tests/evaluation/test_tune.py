@@ -7,8 +7,12 @@ import torch
 import yaml
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.evaluation.tuning.search import FAMILIES, Candidate, Space, fitted, passes, search
-from ucgm.evaluation.tuning.tune import Budget, CandidateScorer, default_of, tune, tune_sampler
+from ucgm.evaluation.references import open_evaluators
+from ucgm.evaluation.scoring import MetricConfig
+from ucgm.evaluation.tuning.search import FAMILIES, Budget, Candidate, Space, fitted, passes, search
+from ucgm.evaluation.tuning.tune import CandidateScorer, default_of, tune_sampler
+from ucgm.generation.command import samples_of_run
+from ucgm.generation.samples import SamplingConfig
 from ucgm.runs.config import from_dict
 from ucgm.runs.layers import config_of
 from ucgm.sampler import Grid, Guidance, Sampler
@@ -61,7 +65,7 @@ def test_search_finds_the_bottom_of_a_bowl_and_shares_the_samples():
         return miss + (candidate.family != "ucgm_state")
 
     default = Candidate(Sampler(Linear(), 8), Guidance(), None, "default")
-    best, trials = search(space, default, score, 64, 100, rungs=2, seed=1)
+    best, trials = search(space, default, score, Budget(64, 100, 2), seed=1)
     assert best.family == "ucgm_state" and score(best, 0) < 0.05
     rounds = [[t.score for t in trials if t.round == r and t.rung == 2] for r in (1, 2)]
     assert min(rounds[1]) < min(rounds[0])  # the second round comes closer
@@ -74,23 +78,19 @@ def test_search_finds_the_bottom_of_a_bowl_and_shares_the_samples():
 
 def test_scores_do_not_depend_on_how_far_others_got():
     run = make_run("run", Affine())
-    bench = make_bench(run)
+    scorer = make_scorer(run)
     default = default_of(run, 4)
-    once = bench(default, 90)
-    again = make_bench(run)
+    once = scorer(default, 90)
+    again = make_scorer(run)
     again(default, 30)
     assert again(default, 90) == pytest.approx(once, rel=1e-6)
-    assert bench.images == 90 and again.images == 90
+    assert scorer.images == 90 and again.images == 90
 
 
-def make_bench(run, seed=0):
-    from ucgm.evaluation.references import open_judge
-    from ucgm.evaluation.scoring import MetricConfig
-    from ucgm.generation.command import samples_of_run
-    from ucgm.generation.samples import SamplingConfig
-
+def make_scorer(run, seed=0):
     base = samples_of_run(run, SamplingConfig(seed=seed))
-    return CandidateScorer(base, open_judge(MetricConfig(), run.config.data, base.data), "fid")
+    evaluators = open_evaluators(MetricConfig(), run.config.data, base.data)
+    return CandidateScorer(base, evaluators.parts[0], "fid")
 
 
 class Exploding(torch.nn.Module):
@@ -102,15 +102,15 @@ class Exploding(torch.nn.Module):
 
 def test_a_sampler_that_diverges_has_an_infinite_score():
     run = make_run("run", Exploding())
-    bench = make_bench(run)
-    assert bench(default_of(run, 2), 20) == float("inf")
-    assert bench.repeated(default_of(run, 2), 20, 3) == {"fid": [float("inf")] * 3}
+    scorer = make_scorer(run)
+    assert scorer(default_of(run, 2), 20) == float("inf")
+    assert scorer.repeated(default_of(run, 2), 20, 3) == {"fid": [float("inf")] * 3}
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return tune(make_run(folder, Memoriser()), 3, SMALL, metric="fid")
+    return tune_sampler(make_run(folder, Memoriser()), 3, SMALL, metric="fid", device="cpu")
 
 
 def test_the_winner_beats_the_default_on_the_held_out_seed(tuned):
@@ -125,8 +125,8 @@ def test_the_winner_beats_the_default_on_the_held_out_seed(tuned):
 def test_the_final_figures_are_those_of_seed_one(tuned):
     sampler = from_dict(Sampler, tuned["tuned"]["sampler"])
     guidance = from_dict(Guidance, tuned["tuned"]["guidance"])
-    bench = make_bench(make_run("run", Memoriser()), seed=1)
-    score = bench(Candidate(sampler, guidance, None, "tuned"), 300)
+    scorer = make_scorer(make_run("run", Memoriser()), seed=1)
+    score = scorer(Candidate(sampler, guidance, None, "tuned"), 300)
     assert score == pytest.approx(tuned["held_out"]["tuned"]["fid"][0], rel=1e-5)
     assert all(trial["samples"] in (60, 180) for trial in tuned["trials"])
 
@@ -152,14 +152,18 @@ def test_what_is_written_can_be_layered(tuned):
 def test_bad_input(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(ValueError, match="nfe"):
-        tune(run, 0)
+        tune_sampler(run, 0)
     with pytest.raises(ValueError, match="samples is 5: it must be at least 10"):
         Budget(samples=5)
     with pytest.raises(ValueError, match="repeats"):
         Budget(repeats=0)
     with pytest.raises(ValueError, match="raise --nfe"):
-        tune(make_run(tmp_path, guidance=Guidance(2.0)), 1)
+        tune_sampler(make_run(tmp_path, guidance=Guidance(2.0)), 1)
     with pytest.raises(ValueError, match="autoguidance"):
-        tune(make_run(tmp_path, guidance=Guidance(2.0, kind="auto", guide="x")), 4)
+        tune_sampler(make_run(tmp_path, guidance=Guidance(2.0, kind="auto", guide="x")), 4)
     with pytest.raises(ValueError, match="is .* a run folder"):
         tune_sampler(str(tmp_path / "nothing"), 4)
+    with pytest.raises(ValueError, match="mean nothing here: guidance is searched"):
+        tune_sampler(run, 4, settings=SamplingConfig(guidance_scale=2.0))
+    with pytest.raises(ValueError, match="one extractor"):
+        tune_sampler(run, 4, metrics_config=MetricConfig(extractor=("digits", "inception")))

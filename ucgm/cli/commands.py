@@ -39,9 +39,9 @@ COMMANDS = {
 # Commands that are one function: module and name.
 _FUNCTIONS = {
     "sample": ("ucgm.generation.command", "sample_run"),
-    "benchmark": ("ucgm.evaluation.benchmark", "benchmark_run"),
-    "evaluate": ("ucgm.evaluation.evaluate", "evaluate_run"),
-    "reference": ("ucgm.evaluation.evaluate", "reference_run"),
+    "benchmark": ("ucgm.evaluation.benchmark", "benchmark"),
+    "evaluate": ("ucgm.evaluation.evaluate", "evaluate"),
+    "reference": ("ucgm.evaluation.evaluate", "make_reference"),
     "compare": ("ucgm.evaluation.compare", "compare_run"),
     "tune-sampler": ("ucgm.evaluation.tuning.tune", "tune_sampler"),
     "encode": ("ucgm.data.encoding.command", "encode_data"),

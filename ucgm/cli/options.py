@@ -87,8 +87,9 @@ def _split(words: Sequence[str], wanted: re.Pattern[str]) -> tuple[list[str], li
 
 
 def _dataclass_of(hint: Any) -> Any:
-    """The dataclass of ``Dataclass | None``; None for other types."""
-    return next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
+    """The dataclass of ``Dataclass | None``; None for other types, such as ``str | Dataclass``."""
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) else None
 
 
 def _parser(**options: Any) -> Any:

@@ -27,14 +27,13 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK, GeneratedImages
-from ucgm.evaluation.references import extract_dataset, measure, open_panel
+from ucgm.evaluation.references import extract_dataset, open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
-from ucgm.evaluation.sweep import FeatureExtraction, consecutive
-from ucgm.generation.command import protocol_of, samples_of_run, with_changes
+from ucgm.evaluation.sweep import FeatureExtraction
+from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
-from ucgm.runs.checkpoint import Run, load_run
-from ucgm.runtime.files import claim_folder
+from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
 
 NFE_CONVENTION = (
@@ -46,70 +45,89 @@ LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
 
 def benchmark(
-    run: Run,
-    steps: Sequence[int] = (1, 2, 4, 8, 16),
+    run: str | Run,
+    steps: list[int] | None = None,
     num_samples: int = 2000,
     repeats: int = 1,
     settings: SamplingConfig | None = None,
-    ruler: MetricConfig | None = None,
+    metrics_config: MetricConfig | None = None,
     out_dir: str | Path | None = None,
     batch_size: int = 256,
     chunk_size: int = CHUNK,
-    world: World | None = None,
+    weights: str = "ema",
+    checkpoint: int | None = None,
+    keep_features: bool = True,
+    device: str | None = None,
+    changes: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure a trained run at several numbers of steps; see :func:`benchmark_run`.
+    """FID and its companions against the number of steps, with pictures.
 
     Args:
-        run: the trained run.
-        steps: numbers of steps.
-        num_samples: per number of steps and repeat.
-        repeats: disjoint sets of samples.
+        run: folder of the run, or the run itself.
+        steps: numbers of steps; 1 2 4 8 16 when left out.
+        num_samples: per number of steps; papers use 50000.
+        repeats: disjoint sets of samples, for mean and spread.
         settings: how it is sampled.
-        ruler: what it is measured with.
-        out_dir: folder of the report.
+        metrics_config: what it is measured with.
+        out_dir: where the report goes; a folder under RUN/benchmark when left out.
         batch_size: images held at a time by a process; no part of the result.
-        chunk_size: samples per chunk file.
-        world: the processes; this one alone when None.
+        chunk_size: samples between two points from which a stopped command goes on.
+        weights: ema or network.
+        checkpoint: training step of the checkpoint; the latest when left out.
+        keep_features: keep the features, so that another metric costs no sampling.
+        device: cpu, cuda, ...; the fastest there is when left out.
+        changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
 
     Returns:
-        content of ``benchmark.json`` and its ``folder``; the folder alone on the other processes.
+        content of ``benchmark.json`` and its ``folder``; the folder alone on other processes than
+        the first.
     """
-    world, settings, ruler = world or World(), settings or SamplingConfig(), ruler or MetricConfig()
-    steps = check_sizes(steps, num_samples, repeats, batch_size)
-    samples = samples_of_run(run, settings, device=world.device)
+    world = join_world(device)
+    run = open_run(run, checkpoint, weights, world.device, changes)
+    steps = [1, 2, 4, 8, 16] if steps is None else steps
+    counts = check_sizes(steps, num_samples, repeats, batch_size)
+    samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
     # An autoencoder that is missing fails before the work is done.
     samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
-    panel = open_panel(ruler, run.config.data, samples.data, world.device)
-    panel.warn_if_few(num_samples)
+    metrics_config = metrics_config or MetricConfig()
+    evaluators = open_evaluators(metrics_config, run.config.data, samples.data, world.device)
+    evaluators.warn_if_few(num_samples)
     sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
-    facts = sizes | panel.identity() | {"versions": versions()}
-    protocol = protocol_of(run, samples) | facts
-    mark = fingerprint(protocol)
-    name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{mark[:8]}"
+    protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
+    name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{fingerprint(protocol)[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
-    sweep = FeatureExtraction(panel.extractor, folder, chunk_size, world)
-    rows = measure_all(sweep, panel, samples, protocol, steps, batch_size)
-    if not world.first:
-        return {"folder": str(folder)}
-    result = {
+    extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
+    rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
+    result: dict[str, Any] = {"folder": str(folder)}
+    if world.first:
+        facts = {"machine": machine(world, batch_size), "rows": rows}
+        result |= _described(run, protocol, evaluators, metrics_config) | facts
+        write_report(folder, {k: v for k, v in result.items() if k != "folder"}, samples)
+        if not keep_features:
+            shutil.rmtree(folder / "chunks")
+    world.leave()
+    return result
+
+
+def _described(
+    run: Run, protocol: dict[str, Any], evaluators: Evaluators, metrics_config: MetricConfig
+) -> dict[str, Any]:
+    """What a report says of the run and of the measure, without rows."""
+    return {
         "schema": 1,
         "name": run.run_dir.name,
-        "fingerprint": mark,
+        "fingerprint": fingerprint(protocol),
         "protocol": protocol,
         "nfe_convention": NFE_CONVENTION,
-        "references": panel.references(),
-        "metrics": panel.metrics,
-        "real": None if ruler.reference else real_scores(run, panel),
-        "machine": machine(world, batch_size),
-        "rows": rows,
+        "references": evaluators.references(),
+        "metrics": evaluators.metrics,
+        "real": None if metrics_config.reference else real_scores(run, evaluators),
     }
-    write_report(folder, result, samples)
-    return result | {"folder": str(folder)}
 
 
 def measure_all(
-    sweep: FeatureExtraction,
-    panel: Evaluators,
+    extraction: FeatureExtraction,
+    evaluators: Evaluators,
     samples: SampleSet,
     protocol: dict[str, Any],
     steps: Sequence[int],
@@ -118,27 +136,26 @@ def measure_all(
     """A row of facts and scores per number of steps and repeat; empty but on the first process.
 
     Args:
-        sweep: makes the chunks, in a folder that is that of the protocol from here on.
-        panel: scores them.
+        extraction: makes the chunks, in a folder that is that of the protocol from here on.
+        evaluators: score them.
         samples: of any number of steps.
         protocol: says how many.
         steps: numbers of steps.
         batch_size: images held at a time.
     """
-    if sweep.world.first:
-        claim_folder(sweep.folder, protocol)
-    sweep.world.wait()
-    sweep.clean()
+    extraction.claim(protocol)
     repeats, num_samples = protocol["repeats"], protocol["num_samples"]
     rows = []
     for count, repeat in itertools.product(steps, range(repeats)):
         source = GeneratedImages(samples.with_steps(count), batch_size)
         first = repeat * num_samples
-        name = f"steps_{count:03d}_repeat_{repeat}"
-        measured, facts = sweep.measure(name, source, consecutive(first, num_samples))
-        if sweep.world.first:
+        indices = torch.arange(first, first + num_samples)
+        statistics, facts = extraction.measure(
+            f"steps_{count:03d}_repeat_{repeat}", source, indices
+        )
+        if extraction.world.first:
             row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
-            rows.append(row | {"scores": panel.score(measured)})
+            rows.append(row | {"scores": evaluators.score(statistics)})
     return rows
 
 
@@ -164,21 +181,21 @@ def check_sizes(
     return tuple(sorted(set(steps)))
 
 
-def real_scores(run: Run, panel: Evaluators) -> dict[str, Any] | None:
+def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
     """Scores of held-out real images: the noise floor of the curve. None without such images."""
     source = run.config.data.held_out()
     if source is None:
         return None
     data = source.open()
-    asked = {metric for judge in panel.judges for metric in judge.metrics}
+    asked = {metric for part in evaluators.parts for metric in part.metrics}
     few = [name for name, least in LEAST.items() if len(data) < least and name in asked]
     if few:
         warnings.warn(
             f"{len(data)} held-out images are too few for {', '.join(few)}: the row real has none.",
             stacklevel=3,
         )
-    outputs, labels = extract_dataset(data, panel.extractor)
-    scores = panel.without("fid_heldout", *few).score(measure(outputs, labels))
+    outputs, labels = extract_dataset(data, evaluators.extractor)
+    scores = evaluators.without("fid_heldout", *few).score(statistics_of(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 
@@ -225,51 +242,3 @@ def machine(world: World, batch_size: int) -> dict[str, Any]:
         "commit": commit(),
         "peak_memory_mib": round(peak),
     }
-
-
-def benchmark_run(
-    run_dir: str,
-    steps: list[int] | None = None,
-    num_samples: int = 2000,
-    repeats: int = 1,
-    settings: SamplingConfig | None = None,
-    ruler: MetricConfig | None = None,
-    out_dir: str | None = None,
-    batch_size: int = 256,
-    weights: str = "ema",
-    checkpoint: int | None = None,
-    keep_features: bool = True,
-    device: str | None = None,
-    changes: list[str] | None = None,
-) -> dict[str, Any]:
-    """FID and its companions against the number of steps, with pictures.
-
-    Args:
-        run_dir: folder of the run.
-        steps: numbers of steps; 1 2 4 8 16 when left out.
-        num_samples: per number of steps; papers use 50000.
-        repeats: disjoint sets of samples, for mean and spread.
-        settings: how it is sampled.
-        ruler: what it is measured with.
-        out_dir: where the report goes; a folder under RUN/benchmark when left out.
-        batch_size: images held at a time by a process; no part of the result.
-        weights: ema or network.
-        checkpoint: training step of the checkpoint; the latest when left out.
-        keep_features: keep the features, so that another metric costs no sampling.
-        device: cpu, cuda, ...; the fastest there is when left out.
-        changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
-
-    Returns:
-        the content of ``benchmark.json``.
-    """
-    world = join_world(device)
-    run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    run = with_changes(run, changes)
-    counts = (1, 2, 4, 8, 16) if steps is None else steps
-    result = benchmark(
-        run, counts, num_samples, repeats, settings, ruler, out_dir, batch_size, world=world
-    )
-    if world.first and not keep_features:
-        shutil.rmtree(Path(result["folder"]) / "chunks")
-    world.leave()
-    return result

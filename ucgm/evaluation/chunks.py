@@ -18,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ucgm.evaluation.extractors import Extractors
+from ucgm.evaluation.metrics import RunningMoments
 from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
@@ -36,27 +36,8 @@ CHUNK = 1024
 STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")
 
 
-@dataclass
-class Chunk:
-    """Extractor outputs of consecutive sample indices.
-
-    Attributes:
-        rows: ``features``, ``labels`` and what else the extractor gives, equal lengths.
-        images_hash: of indices and uint8 pixels, 64 hex digits.
-        network_rows: rows the network evaluated.
-        seconds: per stage.
-        timed: images these seconds are for, per stage.
-    """
-
-    rows: dict[str, Tensor]
-    images_hash: str
-    network_rows: int
-    seconds: dict[str, float]
-    timed: dict[str, int]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.rows["labels"])
+# Rows by name, of equal lengths in a chunk of features, and facts that JSON can hold.
+Chunk = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class ChunkFolder:
@@ -64,33 +45,23 @@ class ChunkFolder:
 
     Args:
         folder: is made when missing.
+        kind: first word of the file names.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kind: str = "chunk") -> None:
+        self.folder, self.kind = folder, kind
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, number: int) -> Path:
         """File of chunk ``number``."""
-        return self.folder / f"chunk_{number:05d}.safetensors"
+        return self.folder / f"{self.kind}_{number:05d}.safetensors"
 
     def read(self, number: int, count: int) -> Chunk | None:
         """The chunk; None when it is missing, not of ``count``, or damaged (with a warning)."""
-        found = load_rows(self.path(number))
-        if found is None:
+        chunk = load_rows(self.path(number))
+        if chunk is None or len(chunk[0].get("labels", range(count))) != count:
             return None
-        chunk = Chunk(found[0], **found[1])
-        return chunk if len(chunk) == count else None
-
-    def write(self, number: int, chunk: Chunk) -> None:
-        """Save the chunk, whole or not at all; see :func:`save_rows`."""
-        facts = {
-            "images_hash": chunk.images_hash,
-            "network_rows": chunk.network_rows,
-            "seconds": chunk.seconds,
-            "timed": chunk.timed,
-        }
-        save_rows(self.path(number), chunk.rows, facts)
+        return chunk
 
     def facts(self, number: int) -> dict[str, Any]:
         """Counts, image hash and times of a finished chunk."""
@@ -123,7 +94,7 @@ def save_rows(path: Path, rows: dict[str, Tensor], facts: dict[str, Any]) -> Non
         ) from error
 
 
-def load_rows(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_rows(path: Path) -> Chunk | None:
     """Tensors and facts; None when there is no file, or it is damaged (a warning says so)."""
     if not path.is_file():
         return None
@@ -239,7 +210,7 @@ class GeneratedImages:
 
 
 class FeatureExtractor:
-    """Extracts chunks and keeps the time of each stage.
+    """Extracts the features of images, and keeps the time of each stage.
 
     Args:
         source: where images come from.
@@ -250,24 +221,54 @@ class FeatureExtractor:
         self.source, self.extractor = source, extractor
         self.watch = Stopwatch()
 
-    def make(self, indices: Tensor, tell: Callable[[int], object] = int) -> Chunk:
-        """The chunk of the sample ``indices`` (n,); ``tell`` hears of every few images done."""
+    def chunk(self, indices: Tensor, report: Callable[[int], object] = int) -> Chunk:
+        """Outputs and labels of the samples ``indices`` (n,); ``report`` hears of each batch."""
         self.watch.clear()
         before = self.source.network_rows
         hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
-        done = 0
-        for group in self._groups(indices):
-            part = indices[done : done + len(group)]
-            hashes.append(images_hash(part, group))
-            with self.watch.time("extractor", len(group)):
-                outputs.append(self.extractor(group, part))
-            done += len(group)
-            tell(len(group))
+        for part, images, found in self._batches(indices):
+            hashes.append(images_hash(part, images))
+            outputs.append(found)
+            report(len(part))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         rows["labels"] = self.source.labels_at(indices)
-        evaluated = self.source.network_rows - before
-        return Chunk(rows, add_hashes(hashes), evaluated, self.watch.seconds, self.watch.images)
+        return rows, {
+            "images_hash": add_hashes(hashes),
+            "network_rows": self.source.network_rows - before,
+            "seconds": self.watch.seconds,
+            "timed": self.watch.images,
+        }
+
+    def moments(
+        self, indices: Tensor, kept: Tensor, report: Callable[[int], object] = int
+    ) -> Chunk:
+        """State of the moments of the samples ``indices`` (n,), and the feature rows of those that
+        are among ``kept`` (k,).
+        """
+        moments = empty_moments(self.extractor)
+        rows = []
+        for part, _, outputs in self._batches(indices):
+            for name, running in moments.items():
+                running.update(outputs[name])
+            rows.append(outputs["features"][torch.isin(part, kept)])
+            report(len(part))
+        state = {
+            f"{name}.{key}": value
+            for name, running in moments.items()
+            for key, value in running.state().items()
+        }
+        return {**state, "rows": torch.cat(rows)}, {}
+
+    def _batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Indices, images and extractor outputs, in batches of the extractor's size."""
+        done = 0
+        for images in self._groups(indices):
+            part = indices[done : done + len(images)]
+            done += len(images)
+            with self.watch.time("extractor", len(images)):
+                outputs = self.extractor(images, part)
+            yield part, images, outputs
 
     def _groups(self, indices: Tensor) -> Iterator[Tensor]:
         """Images of ``indices`` regrouped to the extractor's batch size."""
@@ -281,3 +282,12 @@ class FeatureExtractor:
             waiting = waiting[whole:]
         if len(waiting):
             yield waiting
+
+
+def empty_moments(extractor: Extractors) -> dict[str, RunningMoments]:
+    """Moments to be filled, of every output that Frechet distances are computed from."""
+    return {
+        output: RunningMoments(width)
+        for output, width in extractor.dimensions.items()
+        if output.endswith(("features", "spatial"))
+    }

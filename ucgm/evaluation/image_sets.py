@@ -13,6 +13,7 @@ import csv
 import io
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from ucgm.data.dataset import Dataset
 from ucgm.data.pixels import read_image
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.data.sources.listing import open_source
+from ucgm.evaluation.chunks import Stopwatch
+
+READ_AT_A_TIME = 250
 
 
 class ImageSet(ABC):
-    """A numbered set of uint8 images.
+    """A numbered set of uint8 images, which is a source of chunks.
 
     Attributes:
         identity: what it is, as JSON: for reports, and to notice that it has changed.
@@ -45,6 +49,22 @@ class ImageSet(ABC):
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
         """Images (B, C, H, W) uint8 at ``indices`` (B,)."""
+
+    @property
+    def network_rows(self) -> int:
+        """No network is evaluated for them."""
+        return 0
+
+    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
+        """Images (B, C, H, W) of ``indices`` (n,) in order, reading timed as decoding."""
+        for batch in indices.split(READ_AT_A_TIME):
+            with watch.time("decoder", len(batch)):
+                images = self.images(batch)
+            yield images
+
+    def labels_at(self, indices: Tensor) -> Tensor:
+        """Labels (n,) at ``indices`` (n,); -1 where there are none."""
+        return torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
 
 
 class DatasetImages(ImageSet):

@@ -1,6 +1,7 @@
-"""Where references and judges come from: the files given, else the run's own data."""
+"""Where references and evaluators come from: the files given, else the run's own data."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from ucgm.evaluation.scoring import (
     ExtractorChoice,
     FeatureStatistics,
     MetricConfig,
-    available_metrics,
     choose_metrics,
 )
 
@@ -24,15 +24,18 @@ from ucgm.evaluation.scoring import (
 MANY = 10_000
 
 
-def open_panel(
-    ruler: MetricConfig, config: DataConfig | None, data: Dataset | None, device: str = "cpu"
+def open_evaluators(
+    metrics_config: MetricConfig,
+    config: DataConfig | None,
+    data: Dataset | None,
+    device: str = "cpu",
 ) -> Evaluators:
-    """The judges a ruler describes, with the run's own data where it names no reference.
+    """An evaluator per extractor, with the run's own data where no reference is named.
 
     An extractor is the one named, else that of the reference file, else that of the data.
 
     Args:
-        ruler: the choices.
+        metrics_config: metrics, extractors and files.
         config: data of the run; None when there is no run.
         data: the same, opened.
         device: of the extractors.
@@ -40,39 +43,31 @@ def open_panel(
     Raises:
         ValueError: for unknown names, references of another extractor, metrics that cannot be.
     """
-    found = [_compared(one, config, data, device) for one in ruler.each()]
-    names = [extractor.name for extractor, _, _ in found]
+    found = [_evaluator(choice, config, data, device) for choice in metrics_config.each()]
+    names = [evaluator.extractor.name for evaluator in found]
     if len(set(names)) < len(names):
         raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
     reasons = []
-    for extractor, reference, held_out in found:
-        num_classes = extractor.num_classes if data is None else data.num_classes
-        reasons.append(available_metrics(extractor, reference, held_out, num_classes))
+    for evaluator in found:
+        num_classes = evaluator.extractor.num_classes if data is None else data.num_classes
+        reasons.append(evaluator.unavailable(num_classes))
     # a metric that is asked for must be possible with one of them
     possible = {
         name: "" if any(not why[name] for why in reasons) else reasons[0][name] for name in METRICS
     }
-    wanted = choose_metrics(ruler.metrics, possible)
-    judges = []
-    for (extractor, reference, held_out), why in zip(found, reasons, strict=True):
+    wanted = choose_metrics(metrics_config.metrics, possible)
+    parts = []
+    for evaluator, why in zip(found, reasons, strict=True):
         metrics = tuple(name for name in wanted if not why[name])
-        prefix = f"{extractor.name}." if judges else ""
-        judges.append(Evaluator(extractor, metrics, reference, held_out, prefix))
-    return Evaluators(tuple(judges))
+        prefix = f"{evaluator.extractor.name}." if parts else ""
+        parts.append(replace(evaluator, metrics=metrics, prefix=prefix))
+    return Evaluators(tuple(parts))
 
 
-def open_judge(
-    ruler: MetricConfig, config: DataConfig, data: Dataset, device: str = "cpu"
-) -> Evaluator:
-    """The only judge of a ruler with one extractor; see :func:`open_panel`."""
-    (judge,) = open_panel(ruler, config, data, device).judges
-    return judge
-
-
-def _compared(
+def _evaluator(
     choice: ExtractorChoice, config: DataConfig | None, data: Dataset | None, device: str
-) -> tuple[Extractor, Reference, Reference | None]:
-    """Extractor, reference and held-out reference of one choice."""
+) -> Evaluator:
+    """Extractor and references of one choice, without metrics so far."""
     name, weights, file, other = choice
     entry = "fd_dinov2" if name == "dinov2" else "fid"
     reference = None if file is None else load_reference(file, entry)
@@ -93,10 +88,10 @@ def _compared(
     for found in (reference, held_out):
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
-    return extractor, reference, held_out
+    return Evaluator(extractor, (), reference, held_out)
 
 
-def measure(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
+def statistics_of(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
     """Statistics of extractor outputs (N, ...) that are in memory, with labels (N,)."""
     rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
     moments = {
@@ -144,7 +139,7 @@ def reference_of(data: Dataset, extractor: Extractor) -> Reference:
             stacklevel=2,
         )
     outputs, _ = extract_dataset(data, extractor)
-    moments = measure(outputs).moments
+    moments = statistics_of(outputs).moments
     return Reference(
         name=data.name,
         gaussian=moments["features"],

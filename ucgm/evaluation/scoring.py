@@ -1,4 +1,4 @@
-"""Features to scores: what the benchmark and ``ucgm evaluate`` have in common.
+"""From features to scores, for the benchmark and ``ucgm evaluate``.
 
 Scores, and what each needs besides the generated images:
 
@@ -58,27 +58,6 @@ class FeatureStatistics:
     rows: Callable[[str], Tensor]
 
 
-def available_metrics(
-    extractor: Extractor, reference: Reference, held_out: Reference | None, num_classes: int
-) -> dict[str, str]:
-    """For each metric the empty string, or why it cannot be computed here."""
-    rows, held, spatial, logits, accuracy = "", "", "", "", ""
-    if reference.features is None and reference.images is None:
-        rows = f"reference {reference.name} holds no feature rows: make it with `ucgm reference`"
-    if held_out is None:
-        held = "there is no held-out reference: give one"
-    if "spatial" not in extractor.dimensions:
-        spatial = f"{extractor.name} has no spatial features: use the inception extractor"
-    elif reference.spatial is None:
-        spatial = f"reference {reference.name} has no mu_s and sigma_s"
-    if "logits" not in extractor.dimensions:
-        logits = f"{extractor.name} has no logits"
-    if extractor.num_classes == 0 or extractor.num_classes != num_classes:
-        accuracy = f"the logits of {extractor.name} are not the {num_classes} classes of the data"
-    reasons = ("", held, spatial, rows, rows, rows, logits, accuracy)
-    return dict(zip(METRICS, reasons, strict=True))
-
-
 def choose_metrics(asked: Sequence[str] | None, available: dict[str, str]) -> tuple[str, ...]:
     """The metrics to compute, in table order: all that can be when none are named.
 
@@ -98,7 +77,7 @@ Names = tuple[str, ...] | str | None
 
 
 class ExtractorChoice(NamedTuple):
-    """What a ruler says of one extractor; None: what fits."""
+    """An extractor and the files that belong to it; None: what fits."""
 
     extractor: str | None
     weights: str | None
@@ -178,25 +157,50 @@ class Evaluator:
             progress.add(len(batch))
         return torch.cat(rows)
 
-    def score(self, measured: FeatureStatistics) -> dict[str, float]:
+    def unavailable(self, num_classes: int) -> dict[str, str]:
+        """For each metric the empty string, or why it cannot be computed here.
+
+        Args:
+            num_classes: classes of the data.
+        """
+        extractor, reference = self.extractor, self.reference
+        rows, held, spatial, logits, accuracy = "", "", "", "", ""
+        if reference.features is None and reference.images is None:
+            rows = (
+                f"reference {reference.name} holds no feature rows: make it with `ucgm reference`"
+            )
+        if self.held_out is None:
+            held = "there is no held-out reference: give one"
+        if "spatial" not in extractor.dimensions:
+            spatial = f"{extractor.name} has no spatial features: use the inception extractor"
+        elif reference.spatial is None:
+            spatial = f"reference {reference.name} has no mu_s and sigma_s"
+        if "logits" not in extractor.dimensions:
+            logits = f"{extractor.name} has no logits"
+        if extractor.num_classes == 0 or extractor.num_classes != num_classes:
+            accuracy = (
+                f"the logits of {extractor.name} are not the {num_classes} classes of the data"
+            )
+        reasons = ("", held, spatial, rows, rows, rows, logits, accuracy)
+        return dict(zip(METRICS, reasons, strict=True))
+
+    def score(self, statistics: FeatureStatistics) -> dict[str, float]:
         """The metrics of a set of images; a spread comes as ``kid_std`` and the like."""
         metrics, reference = self.metrics, self.reference
-        moments = {
-            output.removeprefix(self.prefix): gaussian
-            for output, gaussian in measured.moments.items()
-            if output.startswith(self.prefix)
-        }
         scores: dict[str, float] = {}
 
+        def moments(output: str) -> Gaussian:
+            return statistics.moments[self.prefix + output]
+
         def rows(output: str) -> Tensor:
-            return measured.rows(self.prefix + output)
+            return statistics.rows(self.prefix + output)
 
         if "fid" in metrics:
-            scores["fid"] = frechet_distance(moments["features"], reference.gaussian)
+            scores["fid"] = frechet_distance(moments("features"), reference.gaussian)
         if "fid_heldout" in metrics and self.held_out is not None:
-            scores["fid_heldout"] = frechet_distance(moments["features"], self.held_out.gaussian)
+            scores["fid_heldout"] = frechet_distance(moments("features"), self.held_out.gaussian)
         if "sfid" in metrics and reference.spatial is not None:
-            scores["sfid"] = frechet_distance(moments["spatial"], reference.spatial)
+            scores["sfid"] = frechet_distance(moments("spatial"), reference.spatial)
         if "kid" in metrics:
             scores["kid"], scores["kid_std"] = kernel_distance(
                 rows("features"), self.reference_rows
@@ -209,7 +213,7 @@ class Evaluator:
             mean, spread = inception_score(rows("logits"))
             scores |= {"inception_score": mean, "inception_score_std": spread}
         if "accuracy" in metrics:
-            scores["accuracy"] = conditional_accuracy(rows("logits"), measured.rows("labels"))
+            scores["accuracy"] = conditional_accuracy(rows("logits"), statistics.rows("labels"))
         return {self.prefix + name: value for name, value in scores.items()}
 
     def references(self) -> list[dict[str, Any]]:
@@ -229,65 +233,57 @@ class Evaluator:
 
 @dataclass(frozen=True, eq=False)
 class Evaluators:
-    """Judges of the same images, one per extractor; the first one's scores have plain names.
+    """Evaluators of the same images, one per extractor; the first one's scores have plain names.
 
     Attributes:
-        judges: at least one.
+        parts: at least one.
     """
 
-    judges: tuple[Evaluator, ...]
+    parts: tuple[Evaluator, ...]
 
     @cached_property
     def extractor(self) -> Extractors:
         """Their extractors as one."""
-        return Extractors({judge.prefix: judge.extractor for judge in self.judges})
+        return Extractors({part.prefix: part.extractor for part in self.parts})
 
     @property
     def metrics(self) -> list[str]:
         """Names of the scores."""
-        return [judge.prefix + name for judge in self.judges for name in judge.metrics]
+        return [part.prefix + name for part in self.parts for name in part.metrics]
 
     def without(self, *metrics: str) -> "Evaluators":
-        """The panel without some metrics."""
+        """The same evaluators without some metrics."""
+        kept = [tuple(m for m in part.metrics if m not in metrics) for part in self.parts]
         return Evaluators(
-            tuple(
-                replace(judge, metrics=tuple(m for m in judge.metrics if m not in metrics))
-                for judge in self.judges
-            )
+            tuple(replace(p, metrics=m) for p, m in zip(self.parts, kept, strict=True))
         )
 
-    def score(self, measured: FeatureStatistics) -> dict[str, float]:
-        """The scores of all judges."""
-        return {k: value for judge in self.judges for k, value in judge.score(measured).items()}
+    def score(self, statistics: FeatureStatistics) -> dict[str, float]:
+        """The scores of all."""
+        return {k: value for part in self.parts for k, value in part.score(statistics).items()}
 
     def identity(self) -> dict[str, Any]:
         """``extractor`` and, where there are several, ``more_extractors`` of a protocol."""
-        first, *more = (judge.extractor.identity() for judge in self.judges)
+        first, *more = (part.extractor.identity() for part in self.parts)
         return {"extractor": first} | ({"more_extractors": more} if more else {})
 
     def references(self) -> list[dict[str, Any]]:
         """Identities of all references."""
-        return [entry for judge in self.judges for entry in judge.references()]
+        return [entry for part in self.parts for entry in part.references()]
 
     def warn_if_few(self, count: int) -> None:
         """Warn where the bias of FID, about c / n, is not small."""
-        for judge in self.judges:
-            if not {"fid", "fid_heldout", "sfid"} & set(judge.metrics):
+        for part in self.parts:
+            dimension = part.extractor.dimensions["features"]
+            if not {"fid", "fid_heldout", "sfid"} & set(part.metrics) or count >= 30 * dimension:
                 continue
-            warn_if_few(count, judge.extractor.dimensions["features"])
-
-
-def warn_if_few(count: int, dimension: int) -> None:
-    """Warn where the bias of FID, about c / n, is not small."""
-    if count <= dimension:
-        warnings.warn(
-            f"{count} samples for {dimension} features: the covariance is singular and FID is "
-            "dominated by its bias. Use at least 30 samples per feature.",
-            stacklevel=3,
-        )
-    elif count < 30 * dimension:
-        warnings.warn(
-            f"{count} samples for {dimension} features: FID is biased upwards by several percent, "
-            f"or more. Use at least {30 * dimension}, and compare equal numbers only.",
-            stacklevel=3,
-        )
+            text = (
+                "FID is biased upwards by several percent, or more. Use at least "
+                f"{30 * dimension}, and compare equal numbers only."
+            )
+            if count <= dimension:
+                text = (
+                    "the covariance is singular and FID is dominated by its bias. Use at least 30 "
+                    "samples per feature."
+                )
+            warnings.warn(f"{count} samples for {dimension} features: {text}", stacklevel=3)

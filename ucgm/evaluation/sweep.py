@@ -1,12 +1,16 @@
 """One set of images, from indices to the ingredients of scores, on any number of processes.
 
-    chunks of 1,024 indices, chunk c on process c mod size, no collective in the loop
-    -> running moments of the chunks of this process
-    -> one float64 sum over the processes: count, sum and outer product
+    chunks of consecutive indices, chunk c on process c mod size, no collective in the loop
+
+    measure   chunks of 1,024 with all rows -> running moments of the chunks of this process
+              -> one float64 sum over the processes: count, sum and outer product
+    moments   chunks of 50,000 with moments and few rows -> merged in order by the first process,
+              so that the result does not depend on the number of processes
 
 The count that comes out is checked against the number asked for.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.evaluation.chunks import STAGES, ChunkFolder, FeatureExtractor, ImageSource, add_hashes
+from ucgm.evaluation.chunks import (
+    STAGES,
+    ChunkFolder,
+    FeatureExtractor,
+    ImageSource,
+    add_hashes,
+    empty_moments,
+    save_rows,
+)
 from ucgm.evaluation.extractors import Extractors
-from ucgm.evaluation.metrics import RunningMoments
+from ucgm.evaluation.metrics import Gaussian, RunningMoments
 from ucgm.evaluation.scoring import FeatureStatistics
+from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import Progress, World
 
 
@@ -27,7 +40,7 @@ class FeatureExtraction:
 
     Attributes:
         extractor: of the features; one or several.
-        folder: holds ``chunks/``; on a disk that all processes share.
+        folder: of the chunks, on a disk that all processes share.
         chunk_size: images per file.
         world: the processes.
     """
@@ -37,9 +50,16 @@ class FeatureExtraction:
     chunk_size: int
     world: World
 
-    def clean(self) -> None:
-        """Remove what killed processes left half written; all processes call it first."""
+    def claim(self, protocol: dict[str, Any]) -> None:
+        """Make the folder that of ``protocol``; all processes call it first.
+
+        What killed processes left half written is removed.
+
+        Raises:
+            ValueError: the folder belongs to another protocol; nothing was written.
+        """
         if self.world.first:
+            claim_folder(self.folder, protocol)
             for path in self.folder.glob("chunks/*/.chunk_*.tmp"):
                 path.unlink()
         self.world.wait()
@@ -60,59 +80,95 @@ class FeatureExtraction:
         """
         folder = ChunkFolder(self.folder / "chunks" / name)
         parts = indices.split(self.chunk_size)
-        maker = FeatureExtractor(source, self.extractor)
-        moments = {
-            output: RunningMoments(width)
-            for output, width in self.extractor.dimensions.items()
-            if output.endswith(("features", "spatial"))
-        }
-        mine = self.world.share(range(len(parts)))
-        total = sum(len(parts[number]) for number in mine)
-        progress = Progress(total, name.replace("_", " "), silent=not self.world.first)
-        for number in mine:
-            chunk = folder.read(number, len(parts[number]))
-            if chunk is None:
-                chunk = maker.make(parts[number], progress.add)
-                folder.write(number, chunk)
-            else:
-                progress.skip(len(chunk))
+        moments = empty_moments(self.extractor)
+        for rows in self._chunks(folder, name.replace("_", " "), source, parts):
             for output, running in moments.items():
-                running.update(chunk.rows[output])
+                running.update(rows[output])
         for running in moments.values():
             running.reduce()
             assert running.count == len(indices), "a chunk was counted twice or not at all"
-        measured = FeatureStatistics(
+        statistics = FeatureStatistics(
             {output: running.gaussian() for output, running in moments.items()},
             lambda output: folder.all_rows(range(len(parts)), output),
         )
-        return measured, facts_of(folder, parts) if self.world.first else {}
+        return statistics, facts_of(folder, parts) if self.world.first else {}
+
+    def moments(
+        self, name: str, source: ImageSource, indices: Tensor, kept: Tensor
+    ) -> tuple[dict[str, Gaussian], Tensor] | None:
+        """Make what is missing of one set, of which only moments and a few rows are kept.
+
+        Args:
+            name: of the set, for the progress line.
+            source: of the images.
+            indices: (n,) consecutive.
+            kept: (k,) indices whose feature rows are kept.
+
+        Returns:
+            the moments of each output, and the rows (k, d); None on other processes than the first.
+        """
+        folder = ChunkFolder(self.folder, "shard")
+        parts = indices.split(self.chunk_size)
+        for _ in self._chunks(folder, name, source, parts, kept):
+            pass
+        self.world.wait()
+        if not self.world.first:
+            return None
+        moments, rows = empty_moments(self.extractor), []
+        for number, part in enumerate(parts):
+            found = folder.read(number, len(part))
+            if found is None:
+                path = folder.path(number)
+                raise ValueError(f"{path} is missing or damaged: run the same command again.")
+            for output, running in moments.items():
+                state = {key: found[0][f"{output}.{key}"] for key in ("count", "sum", "lower")}
+                running.merge(RunningMoments.from_state(state))
+            rows.append(found[0]["rows"])
+        return {name: running.gaussian() for name, running in moments.items()}, torch.cat(rows)
+
+    def _chunks(
+        self,
+        folder: ChunkFolder,
+        label: str,
+        source: ImageSource,
+        parts: tuple[Tensor, ...],
+        kept: Tensor | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """The rows of the chunks of this process, made and saved where they are missing."""
+        extractor = FeatureExtractor(source, self.extractor)
+        mine = self.world.share(range(len(parts)))
+        total = sum(len(parts[number]) for number in mine)
+        progress = Progress(total, label, silent=not self.world.first)
+        for number in mine:
+            part = parts[number]
+            chunk = folder.read(number, len(part))
+            if chunk is not None:
+                progress.skip(len(part))
+            else:
+                if kept is None:
+                    chunk = extractor.chunk(part, progress.add)
+                else:
+                    chunk = extractor.moments(part, kept, progress.add)
+                save_rows(folder.path(number), *chunk)
+            yield chunk[0]
 
 
 def facts_of(folder: ChunkFolder, parts: tuple[Tensor, ...]) -> dict[str, Any]:
     """Counts, image hash and times of a finished set of ``parts`` (n,), from its files."""
     count = sum(map(len, parts))
-    hashes = []
-    rows, seconds, timed = 0, dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0)
-    for number in range(len(parts)):
-        facts = folder.facts(number)
-        hashes.append(facts["images_hash"])
-        rows += facts["network_rows"]
-        for stage in STAGES:
-            seconds[stage] += facts["seconds"][stage]
-            timed[stage] += facts["timed"][stage]
-    cost = {stage: seconds[stage] / timed[stage] if timed[stage] else None for stage in STAGES}
+    facts = [folder.facts(number) for number in range(len(parts))]
+    cost: dict[str, float | None] = {}
+    for stage in STAGES:
+        timed = sum(chunk["timed"][stage] for chunk in facts)
+        seconds = sum(chunk["seconds"][stage] for chunk in facts)
+        cost[stage] = seconds / timed if timed else None
     making = None
     if cost["sampler"] and cost["decoder"] is not None:
         making = 1.0 / (cost["sampler"] + cost["decoder"])
     return {
         "num_samples": count,
-        "nfe": rows / count,
-        "images_hash": add_hashes(hashes),
+        "nfe": sum(chunk["network_rows"] for chunk in facts) / count,
+        "images_hash": add_hashes(chunk["images_hash"] for chunk in facts),
         "seconds_per_image": cost,
         "images_per_second": making,
     }
-
-
-def consecutive(first: int, count: int) -> Tensor:
-    """Indices first .. first + count - 1."""
-    return torch.arange(first, first + count)

@@ -61,16 +61,27 @@ def samples_of_run(
     return samples if steps is None else samples.with_steps(steps)
 
 
-def with_changes(run: Run, changes: list[str] | None) -> Run:
-    """The run with another sampler and guidance.
+def open_run(
+    run: str | Run,
+    checkpoint: int | None,
+    weights: str,
+    device: str,
+    changes: list[str] | None = None,
+) -> Run:
+    """The run of a folder, or the run itself, with another sampler and guidance if asked for.
 
     Args:
-        run: stays as it is.
+        run: folder, or a run, which stays as it is.
+        checkpoint: training step; the latest when None.
+        weights: ema or network.
+        device: of the network.
         changes: ``--sampler.KEY VALUE``, ``--guidance.KEY VALUE`` and ``--config FILE``.
 
     Raises:
         ValueError: a setting without a meaning, or one of another section.
     """
+    if not isinstance(run, Run):
+        run = load_run(run, step=checkpoint, weights=weights, device=device)
     if not changes:
         return run
     asked = config_of(changes, run.config)
@@ -165,8 +176,7 @@ def sample_run(
     if num_images < 1 or batch_size < 1:
         raise ValueError("num_images and batch_size must be at least 1.")
     world, settings = join_world(device), settings or SamplingConfig()
-    run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    run = with_changes(run, changes)
+    run = open_run(run_dir, checkpoint, weights, world.device, changes)
     samples = samples_of_run(run, settings, steps, world.device)
     steps = samples.sampler.steps
     protocol = protocol_of(run, samples) | {"steps": steps, "num_images": num_images}

@@ -15,7 +15,7 @@ halving).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,29 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, float] | None]] = {
     "jump": ({"solver": "jump"}, ("stochasticity", 1.0)),
 }
 _DIMENSION = 10
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is measured."""
+
+    candidates: int = 48
+    """settings of the first round; half as many follow around the best."""
+    samples: int = 500
+    """images of each in the first rung, three times as many in the next, and so on."""
+    rungs: int = 3
+    """rungs of a round."""
+    final_samples: int = 5000
+    """images of a set on the held-out seed."""
+    repeats: int = 3
+    """such sets."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that measure nothing."""
+        for name, value in asdict(self).items():
+            least = 10 if name.endswith("samples") else 1
+            if value < least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}.")
 
 
 class Candidate(NamedTuple):
@@ -151,16 +174,11 @@ def _between(low: float, high: float, u: float) -> float:
     return float(f"{value:.3g}")
 
 
-Score = Callable[[Candidate, int], float]
-
-
 def search(
     space: Space,
     default: Candidate,
-    score: Score,
-    candidates: int,
-    samples: int,
-    rungs: int = 3,
+    score: Callable[[Candidate, int], float],
+    budget: Budget,
     seed: int = 0,
     report: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[Candidate, list[Trial]]:
@@ -170,18 +188,16 @@ def search(
         space: what is searched.
         default: measured in every rung, as the yardstick.
         score: of a candidate on its first n samples; lower is better.
-        candidates: points of the first round.
-        samples: of the first rung; each further rung takes three times as many.
-        rungs: rungs of a round.
+        budget: candidates, samples and rungs.
         seed: of the points.
         report: told of every measurement.
     """
     trials: list[Trial] = []
-    pool = space.spread(candidates, seed)
+    pool = space.spread(budget.candidates, seed)
     best = pool[:1]
     for turn in (1, 2):
-        for rung in range(rungs):
-            count = samples * 3**rung
+        for rung in range(budget.rungs):
+            count = budget.samples * 3**rung
             scored = []
             for candidate in [default, *pool]:
                 trial = Trial(turn, rung + 1, count, score(candidate, count), candidate)
@@ -189,8 +205,8 @@ def search(
                 report(trial)
                 scored.append(trial)
             scored.sort(key=lambda trial: trial.score)
-            left = max(4 if rung < rungs - 1 else 1, math.ceil(len(pool) / 3))
+            left = max(4 if rung < budget.rungs - 1 else 1, math.ceil(len(pool) / 3))
             pool = [t.candidate for t in scored if t.candidate is not default][:left]
         best = pool
-        pool = best[:4] + space.around(best[:4], max(4, candidates // 2), seed + 1)
+        pool = best[:4] + space.around(best[:4], max(4, budget.candidates // 2), seed + 1)
     return best[0], trials

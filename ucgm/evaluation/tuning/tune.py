@@ -9,7 +9,7 @@ and is layered over any configuration with ``--config``.
 """
 
 import statistics
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,46 +18,18 @@ from torch import Tensor
 
 from ucgm.evaluation.metrics import kernel_distance, moments_of
 from ucgm.evaluation.metrics.frechet import frechet_distance
-from ucgm.evaluation.references import open_judge
+from ucgm.evaluation.references import open_evaluators
 from ucgm.evaluation.scoring import Evaluator, MetricConfig
 from ucgm.evaluation.tuning.report import RungLog, described, trial_row, write_results
-from ucgm.evaluation.tuning.search import Candidate, Space, fitted, search
-from ucgm.generation.command import protocol_of, samples_of_run
+from ucgm.evaluation.tuning.search import Budget, Candidate, Space, fitted, search
+from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
-from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runs.checkpoint import Run
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 
 Metric = Literal["fid", "kid"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is measured.
-
-    Attributes:
-        candidates: settings of the first round; half as many follow around the best.
-        samples: images of each in the first rung, three times as many in the next, and so on.
-        rungs: rungs of a round.
-        final_samples: images of a set on the held-out seed.
-        repeats: such sets.
-    """
-
-    candidates: int = 48
-    samples: int = 500
-    rungs: int = 3
-    final_samples: int = 5000
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        """Refuse counts that measure nothing."""
-        for field in fields(self):
-            least = 10 if field.name.endswith("samples") else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)}: it must be at least {least}."
-                )
 
 
 class Diverged(Exception):
@@ -68,16 +40,17 @@ class CandidateScorer:
     """Scores of candidates on numbered samples of one seed; features are kept and extended.
 
     Args:
-        samples: of the run, unguided; its seed is the bench's.
-        judge: extractor and reference.
+        samples: of the run, unguided.
+        evaluator: extractor and reference.
         metric: fid, or kid where features are many and samples few.
         batch_size: images at a time.
     """
 
     def __init__(
-        self, samples: SampleSet, judge: Evaluator, metric: Metric, batch_size: int = 250
+        self, samples: SampleSet, evaluator: Evaluator, metric: Metric, batch_size: int = 250
     ) -> None:
-        self.samples, self.judge, self.metric, self.batch_size = samples, judge, metric, batch_size
+        self.samples, self.evaluator = samples, evaluator
+        self.metric, self.batch_size = metric, batch_size
         self.null_label = samples.data.num_classes or None
         self.kept: dict[tuple[Any, ...], Tensor] = {}
         self.images = 0
@@ -93,13 +66,13 @@ class CandidateScorer:
             if not bool(torch.isfinite(x).all()):
                 raise Diverged
             parts.append(samples.data.decode(x).cpu())
-        return self.judge.extractor(torch.cat(parts))["features"]
+        return self.evaluator.extractor(torch.cat(parts))["features"]
 
     def distance(self, features: Tensor) -> float:
         """Score of feature rows (N, d)."""
         if self.metric == "kid":
-            return kernel_distance(features, self.judge.reference_rows)[0]
-        return frechet_distance(moments_of(features), self.judge.reference.gaussian)
+            return kernel_distance(features, self.evaluator.reference_rows)[0]
+        return frechet_distance(moments_of(features), self.evaluator.reference.gaussian)
 
     def __call__(self, candidate: Candidate, count: int) -> float:
         """Score on the first ``count`` samples; infinite when the sampler diverges."""
@@ -124,7 +97,7 @@ class CandidateScorer:
         except Diverged:
             return {self.metric: [float("inf")] * repeats}
         scores = {self.metric: [self.distance(features) for features in rows]}
-        held_out = self.judge.held_out
+        held_out = self.evaluator.held_out
         if self.metric == "fid" and held_out is not None:
             unseen = [frechet_distance(moments_of(f), held_out.gaussian) for f in rows]
             scores["fid_heldout"] = unseen
@@ -148,82 +121,47 @@ def default_of(run: Run, nfe: int) -> Candidate:
     return Candidate(sampler, run.config.guidance, None, "default")
 
 
-def tune(
-    run: Run,
-    nfe: int,
-    budget: Budget | None = None,
-    seed: int = 0,
-    metric: Metric | None = None,
-    guidance: bool = True,
-    ruler: MetricConfig | None = None,
-    out_dir: str | Path | None = None,
-    batch_size: int = 250,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Search the sampler of ``run``; see :func:`tune_sampler`."""
-    if nfe < 1 or batch_size < 1:
-        raise ValueError("nfe and batch_size must be at least 1.")
-    budget = budget or Budget()
-    default = default_of(run, nfe)
-    plain = replace(run, config=replace(run.config, guidance=Guidance()))
-    base = samples_of_run(plain, SamplingConfig(seed=seed), device=device)
-    judge = open_judge(ruler or MetricConfig(), run.config.data, base.data, device)
-    if metric is None:
-        metric = "fid" if budget.samples >= 5 * judge.extractor.dimensions["features"] else "kid"
-    protocol = protocol_of(run, base) | {
-        "nfe": nfe,
-        "metric": metric,
-        "budget": asdict(budget),
-        "guidance": guidance,
-        "default": described(default),
-        "extractor": {"name": judge.extractor.name, "sha256": judge.extractor.digest},
-    }
-    name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{seed}"
-    folder = claim_folder(Path(out_dir or run.run_dir / "tune" / name), protocol)
-    bench = CandidateScorer(base, judge, metric, batch_size)
-    space = Space(
+def space_of(run: Run, nfe: int, guidance: bool) -> Space:
+    """What is searched: guidance where a run has classes, jumps where it takes two times."""
+    return Space(
         run.config.sampler,
         nfe,
         guidance and run.num_classes > 0,
         bool(getattr(run.network, "second_time", False)),
         run.config.guidance.channels,
     )
-    sizes = (budget.candidates, budget.samples, budget.rungs)
-    found, trials = search(space, default, bench, *sizes, seed, RungLog(default))
-    held_out = CandidateScorer(
-        replace(base, settings=SamplingConfig(seed=seed + 1)), judge, metric, batch_size
-    )
-    scores = {
-        label: held_out.repeated(candidate, budget.final_samples, budget.repeats)
-        for label, candidate in (("default", default), ("tuned", found))
-    }
-    mean = {label: statistics.mean(values[metric]) for label, values in scores.items()}
-    kept = "tuned" if mean["tuned"] < mean["default"] else "default"
-    result = {
-        **{"nfe": nfe, "metric": metric, "held_out_seed": seed + 1, "held_out": scores},
-        **{"kept": kept, "default": described(default), "tuned": described(found)},
-        "images": bench.images + held_out.images,
-        "trials": [trial_row(trial) for trial in trials],
-    }
-    write_results(folder, result, found if kept == "tuned" else default)
-    return result | {"folder": str(folder)}
+
+
+def _measured(
+    run: Run, settings: SamplingConfig, metrics_config: MetricConfig, device: str
+) -> tuple[SampleSet, Evaluator]:
+    """The unguided samples of a run, and what they are measured with.
+
+    Raises:
+        ValueError: for a setting that means nothing here.
+    """
+    if settings.guidance_scale is not None or metrics_config.metrics is not None:
+        raise ValueError(
+            "guidance_scale and metrics mean nothing here: guidance is searched (--guidance), and "
+            "candidates are compared by one --metric."
+        )
+    if len(metrics_config.each()) > 1:
+        raise ValueError("candidates are compared by one extractor: name one.")
+    unguided = replace(run, config=replace(run.config, guidance=Guidance()))
+    base = samples_of_run(unguided, settings, device=device)
+    evaluators = open_evaluators(metrics_config, run.config.data, base.data, device)
+    return base, evaluators.parts[0]
 
 
 def tune_sampler(
-    run_dir: str,
+    run: str | Run,
     nfe: int = 8,
-    candidates: int = 48,
-    samples: int = 500,
-    rungs: int = 3,
-    final_samples: int = 5000,
-    repeats: int = 3,
-    seed: int = 0,
+    budget: Budget | None = None,
+    settings: SamplingConfig | None = None,
+    metrics_config: MetricConfig | None = None,
     metric: Metric | None = None,
     guidance: bool = True,
-    extractor: str | None = None,
-    extractor_weights: str | None = None,
-    reference: str | None = None,
-    out_dir: str | None = None,
+    out_dir: str | Path | None = None,
     batch_size: int = 250,
     weights: str = "ema",
     checkpoint: int | None = None,
@@ -232,19 +170,13 @@ def tune_sampler(
     """Find the sampler of a run for a number of network passes per image.
 
     Args:
-        run_dir: folder of the run.
+        run: folder of the run, or the run itself.
         nfe: network passes per image; an evaluation under guidance is two.
-        candidates: settings of the first round; half as many follow around the best.
-        samples: images of each in the first rung, three times as many in the next, and so on.
-        rungs: rungs of a round.
-        final_samples: images of a set on the held-out seed.
-        repeats: such sets.
-        seed: of the search; the held-out seed is the next one.
+        budget: how much is measured.
+        settings: how it is sampled; the held-out seed is the one after its seed.
+        metrics_config: extractor and reference.
         metric: fid or kid; fid when the first rung has five images per feature.
         guidance: search guidance too.
-        extractor: digits, inception or a registered name; that of the data when left out.
-        extractor_weights: path of its weights.
-        reference: statistics of real images; the training data when left out.
         out_dir: where the results go; a folder under RUN/tune when left out.
         batch_size: images held at a time; no part of the result.
         weights: ema or network.
@@ -254,10 +186,55 @@ def tune_sampler(
     Returns:
         the content of ``trace.json`` and the folder.
     """
+    device = _one_process(device, nfe, batch_size)
+    run = open_run(run, checkpoint, weights, device)
+    budget, settings = budget or Budget(), settings or SamplingConfig()
+    default = default_of(run, nfe)
+    base, evaluator = _measured(run, settings, metrics_config or MetricConfig(), device)
+    if metric is None:
+        dimension = evaluator.extractor.dimensions["features"]
+        metric = "fid" if budget.samples >= 5 * dimension else "kid"
+    protocol = protocol_of(run, base) | {"nfe": nfe, "metric": metric, "budget": asdict(budget)}
+    protocol |= {"guidance": guidance, "default": described(default)}
+    used = evaluator.extractor
+    protocol["extractor"] = {"name": used.name, "sha256": used.digest}
+    name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{settings.seed}"
+    folder = claim_folder(Path(out_dir or run.run_dir / "tune" / name), protocol)
+    scorer = CandidateScorer(base, evaluator, metric, batch_size)
+    space = space_of(run, nfe, guidance)
+    found, trials = search(space, default, scorer, budget, settings.seed, RungLog(default))
+    unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
+    held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
+    result = {"nfe": nfe, "metric": metric} | _compared(held_out, default, found, budget)
+    result["images"] = scorer.images + held_out.images
+    result["trials"] = [trial_row(trial) for trial in trials]
+    write_results(folder, result, found if result["kept"] == "tuned" else default)
+    return result | {"folder": str(folder)}
+
+
+def _one_process(device: str | None, nfe: int, batch_size: int) -> str:
+    """The device of the only process."""
     world = join_world(device)
     if world.size > 1:
         raise ValueError("tune-sampler runs in one process: start it without a launcher.")
-    run = load_run(run_dir, step=checkpoint, weights=weights, device=world.device)
-    ruler = MetricConfig(None, extractor, extractor_weights, reference)
-    budget = Budget(candidates, samples, rungs, final_samples, repeats)
-    return tune(run, nfe, budget, seed, metric, guidance, ruler, out_dir, batch_size, world.device)
+    if nfe < 1 or batch_size < 1:
+        raise ValueError("nfe and batch_size must be at least 1.")
+    return world.device
+
+
+def _compared(
+    scorer: CandidateScorer, default: Candidate, found: Candidate, budget: Budget
+) -> dict[str, Any]:
+    """Scores of both on samples that chose nothing, and which of them is kept."""
+    scores = {
+        label: scorer.repeated(candidate, budget.final_samples, budget.repeats)
+        for label, candidate in (("default", default), ("tuned", found))
+    }
+    mean = {label: statistics.mean(values[scorer.metric]) for label, values in scores.items()}
+    return {
+        "held_out_seed": scorer.samples.settings.seed,
+        "held_out": scores,
+        "kept": "tuned" if mean["tuned"] < mean["default"] else "default",
+        "default": described(default),
+        "tuned": described(found),
+    }
