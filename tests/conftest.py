@@ -6,10 +6,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from ucgm import transport as paths
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, help="new random cases of each fuzzer; 100 fixed ones")
+
+
+def pytest_configure(config):
+    count = config.getoption("--fuzz")
+    settings.register_profile(
+        "fuzz",
+        max_examples=count or 100,
+        derandomize=count is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.load_profile("fuzz")
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -18,9 +18,10 @@ from tests import group
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.runs import checkpoint, folder
+from ucgm.runs import checkpoint
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
+from ucgm.runtime.files import lock_folder
 from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
 from ucgm.training.ema import EMA
@@ -124,7 +125,7 @@ def test_a_folder_of_another_configuration_is_refused(six_steps, tmp_path):
 def test_two_trainings_in_one_folder_are_refused(six_steps, tmp_path):
     run = copy_of(six_steps, tmp_path)
     before = (run / "config.yaml").read_text()
-    with folder.lock_run(run):
+    with lock_folder(run, "training"):
         mine = f"another training is running.*process {os.getpid()}"
         with pytest.raises(ValueError, match=mine):
             train(tiny(keep_checkpoints=1), run)

@@ -79,18 +79,16 @@ def benchmark(
         changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
 
     Returns:
-        content of ``benchmark.json`` and its ``folder``; the folder alone on other processes than
-        the first.
+        content of ``benchmark.json``, and ``folder``, which alone other processes return.
     """
     world = join_world(device)
     run = open_run(run, checkpoint, weights, world.device, changes)
-    steps = [1, 2, 4, 8, 16] if steps is None else steps
     counts = check_sizes(steps, num_samples, repeats, batch_size)
     samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
     # An autoencoder that is missing fails before the work is done.
     samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
-    metrics_config = metrics_config or MetricConfig()
-    evaluators = open_evaluators(metrics_config, run.config.data, samples.data, world.device)
+    chosen = metrics_config or MetricConfig()
+    evaluators = open_evaluators(chosen, run.config.data, samples.data, world.device)
     evaluators.warn_if_few(num_samples)
     sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
     protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
@@ -98,15 +96,15 @@ def benchmark(
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
     rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
-    result: dict[str, Any] = {"folder": str(folder)}
+    result: dict[str, Any] = {}
     if world.first:
-        facts = {"machine": machine(world, batch_size), "rows": rows}
-        result |= _described(run, protocol, evaluators, metrics_config) | facts
-        write_report(folder, {k: v for k, v in result.items() if k != "folder"}, samples)
-        if not keep_features:
-            shutil.rmtree(folder / "chunks")
+        result = _described(run, protocol, evaluators, chosen)
+        result |= {"machine": machine(world, batch_size), "rows": rows}
+        write_report(folder, result, samples)
+    if not keep_features and world.first:
+        shutil.rmtree(folder / "chunks")
     world.leave()
-    return result
+    return result | {"folder": str(folder)}
 
 
 def _described(
@@ -160,13 +158,14 @@ def measure_all(
 
 
 def check_sizes(
-    steps: Sequence[int], num_samples: int, repeats: int, batch_size: int
+    steps: Sequence[int] | None, num_samples: int, repeats: int, batch_size: int
 ) -> tuple[int, ...]:
-    """The step counts, sorted and unique.
+    """The step counts, sorted and unique; 1 2 4 8 16 for None.
 
     Raises:
         ValueError: for counts below one.
     """
+    steps = (1, 2, 4, 8, 16) if steps is None else steps
     if not steps:
         raise ValueError("no number of steps was given: for example --steps 1 2 4 8.")
     for name, value in (

@@ -5,12 +5,6 @@ to the weights it started from, which stay in it; and to one training at a time,
 holds a lock on ``RUN/.lock`` while it lives.
 """
 
-import contextlib
-import errno
-import fcntl
-import os
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -116,33 +110,6 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
         return
     if codec is not None and dataset.codec is not None:
         codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
-
-
-@contextlib.contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Keep every other training out of ``run_dir``; the system frees the lock of a dead process.
-
-    Raises:
-        ValueError: another training is in there.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / ".lock"
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Some file systems of clusters have no locks; there a second training is not noticed.
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                file.seek(0)
-                raise ValueError(
-                    f"another training is running in {run_dir} ({file.read().strip()}): wait for "
-                    f"it, stop it, or choose another run_dir; if there is none, delete {path}"
-                ) from None
-        else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-        yield
 
 
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:

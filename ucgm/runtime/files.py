@@ -1,10 +1,14 @@
-"""Files on the disk: atomic writes, digests, an output folder's protocol, files of the package."""
+"""Files on the disk: atomic writes, digests, locks and protocols of folders, files of ucgm."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,48 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, work: str = "command") -> Iterator[None]:
+    """Keep other processes from writing to ``folder``, which is made; ``FOLDER/.lock`` stays.
+
+    The system frees the lock of a process that ends in any way.  Some file systems of clusters have
+    no locks; there a second process is not noticed.
+
+    Args:
+        folder: is made.
+        work: what is running in it, for the error.
+
+    Raises:
+        ValueError: another process is writing to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    with contextlib.ExitStack() as held:
+        while True:
+            file = held.enter_context(path.open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    break
+                file.seek(0)
+                raise ValueError(
+                    f"another {work} is running in {folder} ({file.read().strip()}): wait for it, "
+                    f"stop it, or name another folder; if there is none, delete {path}"
+                ) from None
+            # A folder that its last owner deleted between the two lines is locked by nobody.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+                break
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+
+
 def plain(value: Any) -> Any:
     """A tree of mappings and sequences as JSON values; other objects by their text."""
     if isinstance(value, dict):
@@ -73,7 +119,9 @@ def claim_folder(
     if path.is_file():
         there = current_names(json.loads(path.read_text()))
         if overwrite and there != protocol:
-            shutil.rmtree(folder)
+            for old in folder.iterdir():
+                if old.name != LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
             there = protocol
         for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
@@ -81,7 +129,9 @@ def claim_folder(
                     f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
                     f"nothing was overwritten. Choose another {option}, or delete it."
                 )
-    elif folder.exists() and not all(p.name.startswith(f".{record}") for p in folder.iterdir()):
+    elif folder.exists() and not all(
+        p.name == LOCK or p.name.startswith(f".{record}") for p in folder.iterdir()
+    ):
         raise ValueError(
             f"{folder} holds other files, nothing was written: choose another {option}."
         )

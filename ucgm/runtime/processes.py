@@ -9,11 +9,12 @@ model's forward in autocast when it knows the precision.  That would also wrap t
 stay in float32, so it is told "no", and the step opens autocast itself.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
+from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ class World:
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """The part of ``items`` that is this process's; lengths may differ by one."""
         return items[self.rank :: self.size]
+
+    @contextlib.contextmanager
+    def lock(self, folder: Path, work: str) -> Iterator[None]:
+        """Hold the lock of an output folder on the first process; see ``files.lock_folder``."""
+        with lock_folder(folder, work) if self.first else contextlib.nullcontext():
+            yield
 
     def wait(self) -> None:
         """Return when all processes have come here."""

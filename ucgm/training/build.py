@@ -16,8 +16,9 @@ from ucgm.data.loader import BatchPlan
 from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
-from ucgm.runs.folder import create_run, lock_run, refuse_another, start_from
+from ucgm.runs.folder import create_run, refuse_another, start_from
 from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_optimizer
+from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding, exchange_gradients
@@ -125,7 +126,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        held.enter_context(lock_run(run_dir))
+        held.enter_context(lock_folder(run_dir, "training"))
         create_run(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
