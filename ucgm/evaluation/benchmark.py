@@ -18,7 +18,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,8 +39,6 @@ NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
     "classifier-free guidance or autoguidance counts 2, one outside the guidance interval 1."
 )
-# Images without which a metric has no value.
-LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
 
 def benchmark(
@@ -186,15 +183,9 @@ def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
     if source is None:
         return None
     data = source.open()
-    asked = {metric for part in evaluators.parts for metric in part.metrics}
-    few = [name for name, least in LEAST.items() if len(data) < least and name in asked]
-    if few:
-        warnings.warn(
-            f"{len(data)} held-out images are too few for {', '.join(few)}: the row real has none.",
-            stacklevel=3,
-        )
+    possible = evaluators.without("fid_heldout").enough(len(data), "the row real")
     outputs, labels = extract_dataset(data, evaluators.extractor)
-    scores = evaluators.without("fid_heldout", *few).score(statistics_of(outputs, labels))
+    scores = possible.score(statistics_of(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 

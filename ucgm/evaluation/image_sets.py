@@ -11,6 +11,7 @@ belongs to real data; without, all images must have one size, and nothing is res
 
 import csv
 import io
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ from ucgm.data.sources.listing import open_source
 from ucgm.evaluation.chunks import Stopwatch
 
 READ_AT_A_TIME = 250
+MOST_CLASSES = 2**31
+# The formats of data sets: Pillow gives some of the others to other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+GREY = ("1", "L", "LA")
 
 
 class ImageSet(ABC):
@@ -96,19 +101,31 @@ class NpzImages(ImageSet):
     def __init__(self, path: Path) -> None:
         try:
             self.pixels = _member(path, "arr_0.npy")
-        except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no images under arr_0 ({error}).") from error
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
-            raise ValueError(
-                f"arr_0 of {path} is {self.pixels.shape} {self.pixels.dtype}, need (N, H, W, C) "
-                "uint8."
-            )
-        try:
-            self.labels = torch.from_numpy(np.array(_member(path, "arr_1.npy"), dtype=np.int64))
-        except KeyError:
-            self.labels = None
+            labels = _member(path, "arr_1.npy", default=None)
+        except Exception as error:  # zip, zlib and numpy have their own
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{path} holds no images under arr_0 ({reason}).") from error
+        found = f"arr_0 of {path} is {self.pixels.shape} {self.pixels.dtype}"
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or not self.pixels.size:
+            raise ValueError(f"{found}, need (N, H, W, C) uint8.")
+        if self.pixels.shape[3] not in (1, 3):
+            nchw = self.pixels.shape[1] in (1, 3)
+            remedy = "move the channels to the end" if nchw else "convert to grey or RGB"
+            raise ValueError(f"{found}, need (N, H, W, C) with C of 1 or 3: {remedy}.")
+        self.labels = None
+        if labels is not None:
+            self._check_labels(labels, path)
+            self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))
         state = path.stat()
         self.identity = {"images": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns}
+
+    def _check_labels(self, labels: np.ndarray, path: Path) -> None:
+        found = f"arr_1 of {path} is {labels.shape} {labels.dtype}"
+        if labels.dtype.kind not in "iu" or labels.shape != (len(self.pixels),):
+            raise ValueError(f"{found}, need a whole number for each of {len(self.pixels)} images.")
+        wrong = np.flatnonzero((labels < 0) | (labels > MOST_CLASSES))
+        if len(wrong):
+            raise ValueError(f"{found}: label {wrong[0]} is {labels[wrong[0]]}, no class.")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -144,9 +161,9 @@ class FileImages(ImageSet):
             "size": size,
             "jpeg_files": sum(name.endswith((".jpg", ".jpeg")) for name in names),
         }
-        with Image.open(io.BytesIO(self.source.content_of(0))) as first:
-            self.shape = (size, size) if size else first.size[::-1]
-            self.channels = 1 if first.mode in ("1", "L") else 3
+        first = self._pixels(0)
+        self.shape = (size, size) if size else first.shape[:2]
+        self.channels = 1 if first.ndim == 2 else 3
 
     def __len__(self) -> int:
         """Number of files."""
@@ -156,22 +173,34 @@ class FileImages(ImageSet):
         """Decoded files, cropped when there is a size."""
         return torch.from_numpy(np.stack([self._read(index) for index in indices.tolist()]))
 
-    def _read(self, index: int) -> np.ndarray:
-        content = self.source.content_of(index)
-        if self.size is not None:
-            return read_image(content, self.size, self.channels)
+    def _pixels(self, index: int) -> np.ndarray:
+        """A file as it is: (H, W) uint8 where it is grey, else (H, W, 3)."""
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
-        except OSError as error:
-            raise ValueError(f"{self.source.entry(index)} in {self.where}: {error}") from error
+            with Image.open(io.BytesIO(self.source.content_of(index)), formats=FORMATS) as image:
+                if image.mode[0] in "IF":
+                    raise ValueError(f"mode {image.mode} is not 8 bits")
+                return np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+        except Exception as error:  # Pillow's decoders raise about anything on damaged bytes
+            reason = str(error).partition(" <")[0]  # there follows a memory address
+            kind = type(error).__name__
+            raise ValueError(f"{self._name(index)} cannot be read: {kind}: {reason}.") from error
+
+    def _name(self, index: int) -> str:
+        return f"{self.source.entry(index)} in {self.where}"
+
+    def _read(self, index: int) -> np.ndarray:
+        pixels = self._pixels(index)
+        if self.channels == 1 and pixels.ndim == 3:
+            raise ValueError(f"{self._name(index)} is in colour, the first image is grey.")
+        if self.size is not None:
+            return read_image(self.source.content_of(index), self.size, self.channels)
         if pixels.shape[:2] != self.shape:
             raise ValueError(
-                f"{self.source.entry(index)} in {self.where} is {pixels.shape[1]}x"
-                f"{pixels.shape[0]}, the first image {self.shape[1]}x{self.shape[0]}: give --size "
-                "to crop all to one."
+                f"{self._name(index)} is {pixels.shape[1]}x{pixels.shape[0]}, the first image "
+                f"{self.shape[1]}x{self.shape[0]}: give --size to crop all to one."
             )
-        return pixels.reshape(*self.shape, self.channels).transpose(2, 0, 1)
+        pixels = np.broadcast_to(pixels.reshape(*self.shape, -1), (*self.shape, self.channels))
+        return pixels.transpose(2, 0, 1)
 
 
 class ListedImages(FileImages):
@@ -179,12 +208,20 @@ class ListedImages(FileImages):
 
     def __init__(self, folder: Path, size: int | None) -> None:
         super().__init__(str(folder), size)
-        with open(folder / "labels.csv", newline="") as file:
-            rows = {row["file"]: int(row["label"]) for row in csv.DictReader(file)}
+        path, rows = folder / "labels.csv", {}
+        try:
+            with open(path, newline="") as file:
+                for number, row in enumerate(csv.DictReader(file), 2):
+                    name, label = row.get("file"), row.get("label")
+                    if name is None or not re.fullmatch(r"\d{1,9}", label or "") or name in rows:
+                        raise ValueError(f"line {number} is {row}")
+                    rows[name] = int(label or "")
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is no list of file,label, each file once: {error}.") from error
         names = [self.source.entry(i) for i in range(len(self.source))]
         if set(names) != rows.keys():
             odd = sorted(set(names) ^ rows.keys())[0]
-            raise ValueError(f"{folder}/labels.csv and its images disagree, first about {odd}.")
+            raise ValueError(f"{path} and its images disagree, first about {odd}.")
         self.labels = torch.tensor([rows[name] for name in names])
 
 
@@ -220,9 +257,11 @@ def _as_stored(images: ImageSet, size: int | None) -> ImageSet:
     return images
 
 
-def _member(path: Path, name: str) -> np.ndarray:
-    """An array of an npz: mapped where it is stored as it is, else read."""
+def _member(path: Path, name: str, **default: Any) -> Any:
+    """An array of an npz: mapped where it is stored as it is, else read; else the ``default``."""
     with zipfile.ZipFile(path) as archive:
+        if default and name not in archive.namelist():
+            return default["default"]
         info = archive.getinfo(name)
         with archive.open(info) as file:
             major, _ = np.lib.format.read_magic(file)

@@ -45,6 +45,10 @@ METRICS = (
 )
 
 
+# Images without which a metric has no value.
+LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
     """What is known of a set of images in feature space.
@@ -169,6 +173,8 @@ class Evaluator:
             rows = (
                 f"reference {reference.name} holds no feature rows: make it with `ucgm reference`"
             )
+        elif reference.features is not None and len(reference.features) < LEAST["recall"]:
+            rows = f"reference {reference.name} keeps {len(reference.features)} feature rows alone"
         if self.held_out is None:
             held = "there is no held-out reference: give one"
         if "spatial" not in extractor.dimensions:
@@ -257,6 +263,17 @@ class Evaluators:
         return Evaluators(
             tuple(replace(p, metrics=m) for p, m in zip(self.parts, kept, strict=True))
         )
+
+    def enough(self, count: int, what: str) -> "Evaluators":
+        """The same evaluators without the metrics that ``count`` images cannot give; a warning says
+        which, of ``what``.
+        """
+        asked = {name for part in self.parts for name in part.metrics}
+        few = [name for name, least in LEAST.items() if count < least and name in asked]
+        if few:
+            left_out = f"are too few for {', '.join(few)}: {what} has none."
+            warnings.warn(f"{count} {left_out}", stacklevel=3)
+        return self.without(*few)
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
         """The scores of all."""

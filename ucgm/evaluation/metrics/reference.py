@@ -244,7 +244,7 @@ def _array(part: Any) -> np.ndarray:
     if not isinstance(content, bytes) or len(content) != math.prod(shape) * int(kind[1]):
         raise ValueError(f"the bytes of an array do not fill its shape {shape}")
     numbers = np.frombuffer(content, np.dtype(order + kind))
-    return numbers.reshape(shape, order="F" if fortran else "C")
+    return numbers.reshape(shape, order="F" if fortran else "C").copy()
 
 
 def _read_edm2(path: Path, features: str) -> dict[str, np.ndarray]:
