@@ -60,7 +60,10 @@ def preset(name: str, **settings: Any) -> Objective:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     if name == "ucgm_paper" and settings.get("consistency_ratio", 0.0) != 0.0:
         settings = {"field": "teacher", **settings}
-    return PRESETS[name]().with_settings(**settings)
+    try:
+        return replace(PRESETS[name](), **settings)
+    except TypeError as error:
+        raise ValueError(f"preset {name!r}: {error}") from error
 
 
 def settings_of(objective: Objective) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Everything a training step touches: built from a configuration, or restored from a run folder."""
 
 import contextlib
+import ctypes
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
@@ -21,9 +24,8 @@ from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_op
 from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
-from ucgm.runtime.sharding import Sharding, exchange_gradients
+from ucgm.runtime.sharding import Sharding
 from ucgm.training.log import MetricsLogger
-from ucgm.training.machine import keep_freed_memory
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
@@ -60,8 +62,8 @@ class TrainState:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""
         with contextlib.ExitStack() as stack:
             for module in filter(None, (self.wrapped, self.wrapped_variance)):
-                if self.sharding.mesh is not None:
-                    exchange_gradients(module, last)
+                if isinstance(module, FSDPModule):
+                    module.set_requires_gradient_sync(last)
                 elif not last:
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
@@ -161,6 +163,23 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     if accelerator.is_main_process:
         print(state.describe(), flush=True)
     return state
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let a training on a CPU keep what it frees for its next step; returns whether it does.
+
+    A step frees its activations and asks for them again.  glibc hands large pieces back to the
+    kernel, which clears every page anew: up to a tenth of a step (scripts/bench/training.py).  The
+    process holds its largest step until it ends, which
+    is what it needs anyway.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    max_mappings, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    return set_option is not None and bool(
+        set_option(max_mappings, 0) and set_option(trim_threshold, -1)
+    )
 
 
 def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:

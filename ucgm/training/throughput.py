@@ -57,22 +57,16 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
     layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     tokens = torch.randn(size, size, device=device).to(dtype)
+    finish = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
     best = 0.0
     for _ in range(3):  # the first warms up
-        _finish(device)
+        finish()
         start = time.perf_counter()
         for _ in range(repeats):
             layer(tokens)
-        _finish(device)
+        finish()
         best = max(best, 2.0 * size**3 * repeats / (time.perf_counter() - start))
     return best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def peak_memory(device: torch.device) -> float:
