@@ -13,19 +13,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or holds something else.
+        OSError: it is not there, or may not be read.
+        ValueError: it holds something else.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file.")
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
         content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__} in place of a JSON object")
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} in place of a JSON object.")
     return content
 
 

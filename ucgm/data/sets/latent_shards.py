@@ -27,7 +27,7 @@ from ucgm.runtime.randomness import RowRandom
 
 MANIFEST_FILE = "manifest.json"
 _MANIFEST = {"num_classes": int, "classes": list, "rows": int, "shards": list, "skipped": list}
-_RECORD = {"file": str, "rows": int, "bytes": int, "sha256": str}
+RECORD = {"file": str, "rows": int, "bytes": int, "sha256": str}
 
 
 class LatentDataset(Dataset):
@@ -168,7 +168,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_fields(manifest, _MANIFEST, str(path))
     classes, records = manifest["classes"], manifest["shards"]
     for record in records:
-        check_fields(record if isinstance(record, dict) else {}, _RECORD, f"a shard of {path}")
+        check_fields(record if isinstance(record, dict) else {}, RECORD, f"a shard of {path}")
         if Path(record["file"]).name != record["file"] or "\0" in record["file"]:
             raise ValueError(
                 f"{path} names {record['file']!r:.60}, which is no file of its folder."
