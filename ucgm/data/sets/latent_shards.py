@@ -176,8 +176,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     problem = None
     if manifest["num_classes"] > MOST_CLASSES:
         problem = f"num_classes {manifest['num_classes']}, above {MOST_CLASSES}"
-    elif not all(isinstance(name, str) for name in classes):
+    elif not _texts(classes):
         problem = "class names that are no text"
+    elif not all(isinstance(p, list) and len(p) == 2 and _texts(p) for p in manifest["skipped"]):
+        problem = "skipped items that are no pairs of name and reason"
     elif classes and len(classes) != manifest["num_classes"]:
         problem = f"{len(classes)} class names for {manifest['num_classes']} classes"
     elif len({record["file"] for record in records}) < len(records):
@@ -187,6 +189,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if problem is not None:
         raise ValueError(f"{path} has {problem}: it is not what `ucgm encode` wrote.")
     return manifest
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def shard_paths(folder: Path, manifest: dict[str, Any]) -> list[Path]:
