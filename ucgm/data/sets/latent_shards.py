@@ -169,10 +169,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     classes, records = manifest["classes"], manifest["shards"]
     for record in records:
         check_fields(record if isinstance(record, dict) else {}, RECORD, f"a shard of {path}")
-        if Path(record["file"]).name != record["file"] or "\0" in record["file"]:
-            raise ValueError(
-                f"{path} names {record['file']!r:.60}, which is no file of its folder."
-            )
+        name = record["file"]
+        if not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
+            raise ValueError(f"{path} names {name!r:.60}, which is no file of its folder.")
     problem = None
     if manifest["num_classes"] > MOST_CLASSES:
         problem = f"num_classes {manifest['num_classes']}, above {MOST_CLASSES}"
