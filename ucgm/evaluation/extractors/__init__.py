@@ -1,6 +1,6 @@
 """Feature extractors by name; importing this package registers those that ship with ucgm."""
 
-from ucgm.evaluation.extractors import dinov2, inception
+from ucgm.evaluation.extractors import dinov2, inception, random
 from ucgm.evaluation.extractors.digits import DigitsClassifier
 from ucgm.evaluation.extractors.extractor import (
     Extractor,
@@ -16,5 +16,6 @@ __all__ = [
     "dinov2",
     "inception",
     "open_extractor",
+    "random",
     "register_extractor",
 ]

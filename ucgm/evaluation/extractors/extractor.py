@@ -13,8 +13,11 @@ the hash of its weights: two numbers compare only when both agree.
 import importlib
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +81,7 @@ class Extractor:
         places = torch.arange(len(images)) if indices is None else indices
         with torch.no_grad(), exact_float32(device):
             for tile in tiles(places, self.batch_size):
-                found = self.module(tile.fill(filler, images).to(device))
-                self._check_outputs(found)
+                found = self._outputs(tile.fill(filler, images).to(device))
                 for name, rows in outputs.items():
                     rows[tile.rows] = found[name].float().cpu()[tile.slots]
         for name, rows in outputs.items():
@@ -90,15 +92,24 @@ class Extractor:
                 )
         return outputs
 
-    def _check_outputs(self, found: dict[str, Tensor]) -> None:
-        """Refuse outputs that are not those announced; some of them would broadcast."""
-        shapes = {name: tuple(rows.shape) for name, rows in found.items()}
+    def _outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """What the module gives, refused unless it is what was announced; some would broadcast."""
+        try:
+            found = self.module(images)
+            shapes: Any = {name: tuple(rows.shape) for name, rows in found.items()}
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"extractor {self.name} failed on images {tuple(images.shape)}: {reason_of(error)}."
+            ) from error
         for name, width in self.dimensions.items():
             if shapes.get(name) != (self.batch_size, width):
                 raise ValueError(
                     f"extractor {self.name} announces {name} of width {width}, and its module "
                     f"gives {shapes} for {self.batch_size} images: correct its dimensions."
                 )
+        return found
 
 
 class Extractors:
@@ -146,26 +157,48 @@ def open_extractor(
 ) -> Extractor:
     """The extractor registered as ``name``, on ``device``.
 
+    Your own is ``module:function``: the module is imported, from the current folder too, and
+    ``function(weights)`` is called with the path after ``--extractor-weights``, or None.  It
+    returns an :class:`Extractor`, whose module is given (B, channels, H, W) uint8 on ``device`` and
+    returns a dict of float tensors: ``features`` (B, d), and if it likes ``logits`` (B, K).
+
     Args:
-        name: ``digits``, ``inception``, ``dinov2``, a name given to :func:`register_extractor`, or
-            ``package.module:function`` of your own, which is imported and called as a builder.
+        name: ``digits``, ``random``, ``inception``, ``dinov2``, a name given to
+            :func:`register_extractor`, or ``module:function``.
         weights: path of its weights; None for those it ships with or downloads.
         device: where it runs.
 
     Raises:
-        ValueError: for an unknown name, or when the weights are missing or of another network.
+        ValueError: for an unknown name, when the weights are missing or of another network, and for
+            whatever goes wrong in a function of your own.
     """
-    if ":" in name:
+    if ":" in name and name not in _REGISTRY:
         module, _, function = name.partition(":")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
         try:
-            register_extractor(name, getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"extractor {name} cannot be imported: {error}.") from error
+            build = getattr(importlib.import_module(module), function)
+        except Exception as error:
+            raise ValueError(f"extractor {name} cannot be imported: {reason_of(error)}.") from error
+        register_extractor(name, build)
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise ValueError(
             f"unknown extractor {name!r}: choose one of {known}, or your own as module:function."
         )
-    extractor = _REGISTRY[name](weights)
+    try:
+        extractor = _REGISTRY[name](weights)
+    except Exception as error:
+        if isinstance(error, ValueError) and ":" not in name:
+            raise
+        raise ValueError(f"extractor {name} cannot be built: {reason_of(error)}.") from error
+    if not isinstance(extractor, Extractor):
+        kind = type(extractor).__name__
+        raise ValueError(f"{name} must return a ucgm.evaluation.extractors.Extractor, not {kind}.")
     extractor.module.to(device).eval().requires_grad_(False)
     return extractor
+
+
+def reason_of(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]]).rstrip(".")

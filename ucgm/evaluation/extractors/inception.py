@@ -85,9 +85,14 @@ def build_inception(weights: str | None = None) -> Extractor:
     )
 
 
+def cached() -> Path:
+    """Where torch's cache has the published file, or would have it."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / FILE
+
+
 def _cached_or_downloaded() -> str:
     """The published file in torch's cache, fetched into it when it is not there."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    path = cached()
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,8 @@ def _cached_or_downloaded() -> str:
 def _remedy() -> str:
     return (
         f"Get {URL} (sha256 {PREFIX}...) and name it with --extractor-weights PATH; "
-        "pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same numbers."
+        "pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same numbers. "
+        "--extractor random needs no file."
     )
 
 

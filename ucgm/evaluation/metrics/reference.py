@@ -8,6 +8,9 @@ Read by their keys, without executing anything they may carry:
     MeanFlow        ref_mu, ref_sigma                                             .npz
     EDM2            {"fid": {"mu", "sigma"}, "fd_dinov2": {...}}                  .pkl
 
+A pickle is read as words; its arrays are built here from shape, dtype and bytes, and never by
+numpy's own way of restoring state, which trusts what it is given.
+
 Statistics become float64 whatever the file holds.  Ours name the extractor and the hash of its
 weights, and a run with another one is refused; foreign files do not say, and are taken for
 Inception's when they have 2,048 features.
@@ -16,9 +19,9 @@ Inception's when they have 2,048 features.
 import hashlib
 import io
 import json
+import math
 import pickle
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,19 +32,6 @@ from torch import Tensor
 
 from ucgm.evaluation.metrics.moments import Gaussian
 from ucgm.runtime.files import sha256
-
-_UNREADABLE = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    OSError,
-    ValueError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -129,8 +119,8 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
         raise ValueError(f"reference {path} does not exist: check the path.")
     try:
         return _reference(path, _read_edm2(path, features) if path.suffix == ".pkl" else _npz(path))
-    except _UNREADABLE as error:
-        reason = str(error).rstrip(".")
+    except Exception as error:  # zip, zlib, pickle, json and numpy have their own
+        reason = str(error).rstrip(".") or type(error).__name__
         raise ValueError(f"reference {path} cannot be read: {reason}.") from error
 
 
@@ -153,14 +143,24 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         )
     protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
     count = protocol.get("num_samples")
+    if count is not None and (type(count) is not int or count < 2):
+        raise ValueError(f"its num_samples is {count!r}, no number of images")
+    for key in ("name", "extractor", "extractor_sha256", "extractor_spec"):
+        if not isinstance(protocol.get(key, ""), str):
+            raise ValueError(f"its {key} is {protocol[key]!r}, no text")
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
         spatial = _gaussian(arrays["mu_s"], arrays["sigma_s"], count)
     extractor = protocol.get("extractor")
+    gaussian = _gaussian(arrays[f"{prefix}mu"], arrays[f"{prefix}sigma"], count)
     rows = arrays.get("features")
+    if rows is not None and (
+        rows.shape[1:] != (gaussian.dimension,) or not np.isfinite(rows).all()
+    ):
+        raise ValueError(f"its features {rows.shape} are no finite rows of {gaussian.dimension}")
     return Reference(
         name=protocol.get("name", path.stem),
-        gaussian=_gaussian(arrays[f"{prefix}mu"], arrays[f"{prefix}sigma"], count),
+        gaussian=gaussian,
         digest=sha256(path),
         spatial=spatial,
         features=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
@@ -178,33 +178,88 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None) -> Ga
     return Gaussian(mu, (checked.covariance + checked.covariance.T) / 2, count)
 
 
-class _NumpyOnly(pickle.Unpickler):
-    """A pickle of dicts and arrays; anything else is refused, nothing is executed."""
+# Codes of a pickle from protocol 2 on that arrays and dictionaries of them are written with.
+_CODES = b"\x80\x95.(}utu)\x85\x86\x87sqrhj\x94XVU\x8c\x8dCB\x8eTKMJ\x8aN\x88\x89c\x93Rb0"
+_NAMES = {
+    f"{module}.{name}": name
+    for module, names in {
+        "numpy": "ndarray dtype",
+        "numpy.core.multiarray": "_reconstruct scalar",
+        "numpy._core.multiarray": "_reconstruct scalar",
+        "_codecs": "encode",
+    }.items()
+    for name in names.split()
+}
+
+
+class _Part:
+    """A call that a pickle asks for, kept as words: its name, arguments and state."""
+
+    def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
+        self.name, self.arguments, self.state = name, arguments, ()
+
+    def __call__(self, *arguments: Any) -> "_Part":
+        return _Part(self.name, arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Table(dict):
+    """A dictionary whose keys are names: the hash of a nested tuple can take for ever."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, str):
+            raise ValueError(f"it has a key that is a {type(key).__name__}, no name")
+        super().__setitem__(key, value)
+
+
+class _Parts(pickle._Unpickler):
+    """A pickle read as parts, without numpy; the one in C would allot any memo it is told to."""
+
+    dispatch = {code: do for code, do in pickle._Unpickler.dispatch.items() if code in _CODES}
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
-            ("_codecs", "encode"),
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, only numpy arrays are read")
-        if module == "numpy.core.multiarray":
-            module = "numpy._core.multiarray" if hasattr(np, "_core") else module
-        return super().find_class(module, name)
+        if f"{module}.{name}" not in _NAMES:
+            raise ValueError(f"it asks for {module}.{name}, only numpy arrays are read")
+        return _Part(name)
+
+    def load_empty_dictionary(self) -> None:
+        self.append(_Table())
+
+    dispatch[ord("}")] = load_empty_dictionary
+
+
+def _array(part: Any) -> np.ndarray:
+    """The array that a pickle describes, from its shape, the name of its dtype, and its bytes."""
+    if not isinstance(part, _Part) or part.name != "_reconstruct" or len(part.state) != 5:
+        raise ValueError(f"mu and sigma must be arrays, found {type(part).__name__}")
+    _, shape, dtype, fortran, content = part.state
+    order = dtype.state[1] if isinstance(dtype, _Part) and dtype.name == "dtype" else None
+    kind = dtype.arguments[0] if order in ("<", ">", "=", "|") else None
+    if kind not in ("f2", "f4", "f8"):
+        raise ValueError(f"it holds an array of {kind}, only floating point is read")
+    if isinstance(content, _Part) and content.name == "encode":  # Python 2 and protocol 2
+        content = content.arguments[0].encode("latin1")
+    if not isinstance(content, bytes) or len(content) != math.prod(shape) * int(kind[1]):
+        raise ValueError(f"the bytes of an array do not fill its shape {shape}")
+    numbers = np.frombuffer(content, np.dtype(order + kind))
+    return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _read_edm2(path: Path, features: str) -> dict[str, np.ndarray]:
     """One entry of the nested dictionary of an EDM2 reference file."""
-    content = _NumpyOnly(io.BytesIO(path.read_bytes())).load()
+    try:
+        content = _Parts(io.BytesIO(path.read_bytes())).load()
+    except KeyError as error:
+        raise ValueError(f"it uses code {error} of pickle, which no arrays need") from error
     if not isinstance(content, dict):
         raise ValueError("not a dictionary of statistics")
     if "mu" in content:
         content = {"fid": content}
     if features not in content:
         raise ValueError(f"it holds {sorted(content)}, need {features}")
-    return content[features]
+    entry = content[features]
+    if not isinstance(entry, dict):
+        raise ValueError(f"{features} is a {type(entry).__name__}, no dictionary of mu and sigma")
+    return {key: _array(entry[key]) for key in ("mu", "sigma") if key in entry}
