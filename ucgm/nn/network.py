@@ -162,8 +162,9 @@ class Network(ModelMixin, ConfigMixin):
     def run(self, blocks: list[nn.Module] | nn.ModuleList, x: Tensor, *args: object) -> Tensor:
         """Pass `x` (B, N, D) through the blocks, recomputed in the backward pass if asked for."""
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        checkpointed: Any = self._gradient_checkpointing_func
         for block in blocks:
-            x = self._gradient_checkpointing_func(block, x, *args) if recompute else block(x, *args)
+            x = checkpointed(block, x, *args) if recompute else block(x, *args)
         return x
 
 

@@ -122,7 +122,7 @@ class ShardSet:
         for slot, n, offset in where:
             if self.kept:
                 out[slot] = self._contents[n][offset : offset + size]
-            elif os.preadv(self._handles[n], (out[slot],), offset) != size:
+            elif os.preadv(int(self._handles[n]), (out[slot].data,), offset) != size:
                 raise ValueError(f"shard {self.shards[n].path} has become shorter.")
         latents = torch.from_numpy(out).view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
