@@ -161,10 +161,10 @@ class Network(ModelMixin, ConfigMixin):
 
     def run(self, blocks: list[nn.Module] | nn.ModuleList, x: Tensor, *args: object) -> Tensor:
         """Pass `x` (B, N, D) through the blocks, recomputed in the backward pass if asked for."""
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        checkpointed: Any = self._gradient_checkpointing_func
+        wanted = self.gradient_checkpointing and torch.is_grad_enabled()
+        recompute = self._gradient_checkpointing_func if wanted else None
         for block in blocks:
-            x = checkpointed(block, x, *args) if recompute else block(x, *args)
+            x = recompute(block, x, *args) if recompute else block(x, *args)
         return x
 
 

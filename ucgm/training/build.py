@@ -70,11 +70,9 @@ class TrainState:
 
     def states(self) -> dict[str, StateDict]:
         """What a checkpoint holds, copied to the first process; sharded: all must call."""
-        main = self.accelerator.is_main_process
-        if not main and self.sharding.mesh is None:
-            return {}
         values = {name: module.state_dict() for name, module in self.networks.named().items()}
         values["optimizer"] = optimizer_state(self.optimizer, self.trained)
+        main = self.accelerator.is_main_process
         return {name: host_copies(state, main) for name, state in values.items()}
 
     def describe(self) -> str:
