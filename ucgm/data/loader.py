@@ -33,7 +33,8 @@ from ucgm.runtime.randomness import RowRandom
 _FLIP_STREAM = 1 << 20
 _PREPARE_STREAM = (1 << 20) + 1
 _AHEAD = 2  # batches per worker
-Wanted, Found = TypeVar("Wanted"), TypeVar("Found")
+Wanted = TypeVar("Wanted")
+Found = TypeVar("Found")
 
 
 @lru_cache(maxsize=2)

@@ -36,7 +36,7 @@ def check_fields(values: Mapping[str, Any], fields: Mapping[str, type], where: s
     for name, kind in fields.items():
         value = values.get(name)
         # bool is an int to isinstance, and true is no count.
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             needed = "a count" if kind is int else f"of type {kind.__name__}"
             raise ValueError(f"{where} has {name} {value!r:.60}; it must be {needed}.")
 
