@@ -151,16 +151,14 @@ class ShardSet:
             with path.open("rb", buffering=0) as file:
                 if self.kept:
                     self._contents[number] = np.fromfile(file, np.uint8)
-                    file.seek(0)
                 size = os.fstat(file.fileno()).st_size
                 if size < self.shards[number].bytes:
                     raise ValueError(f"shard {path} has become shorter.")
                 if self.digests is not None:
-                    kept = self._contents.get(number)
-                    if kept is None:
-                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                    if self.kept:
+                        found = hashlib.sha256(self._contents[number].data).hexdigest()
                     else:
-                        found = hashlib.sha256(kept.data).hexdigest()
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
                     if found != self.digests[number]:
                         raise ValueError(
                             f"shard {path} is not what was written (SHA-256 {found[:12]}, in the "
