@@ -6,8 +6,8 @@
 ``speed`` compares the loader of ucgm with opening each sample with ``safetensors.safe_open``, which
 is how LightningDiT's and UCGM's published data sets read (one open and two slices per sample,
 default collate), in the same process, on the same files, in turns.  Both read from the page cache:
-the figures are the cost of the code, not of a disk.  A set this small is kept in memory; larger
-ones are read with pread, which is the last column.
+the figures are the cost of the code, not of a disk.  A set this small is kept in memory;
+larger ones are read with pread, which is the last column.
 """
 
 import argparse

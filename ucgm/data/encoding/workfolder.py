@@ -98,21 +98,17 @@ def write_rows(
     moments = [channel_moments(part, job.store) for part in latents]
     record["moments"] = [[n, mean.tolist(), squares.tolist()] for n, mean, squares in moments]
     record["skipped"] = skipped
-    try:
-        _write_record(folder, number, record)
-    except OSError as error:
-        raise ValueError(f"the record of shard {number} could not be written: {error}") from error
+    _write_record(folder, number, record)
 
 
 def finish(folder: Path, job: Job) -> None:
     """Write codec and manifest from the records; call when every shard has one."""
     records = []
     for number in range(job.num_shards):
-        records.append(read_record(folder, number))
-        if records[-1] is None:
-            raise ValueError(
-                f"shard {number} has disappeared from {folder}: run the command again."
-            )
+        record = read_record(folder, number)
+        if record is None:
+            raise ValueError(f"shard {number} has gone from {folder}: run the command again.")
+        records.append(record)
     f64 = torch.float64
     moments = [
         (count, torch.tensor(mean, dtype=f64), torch.tensor(squares, dtype=f64))

@@ -78,7 +78,7 @@ class ShardSet:
         self.kept = sum(shard.bytes for shard in self.shards) <= KEEP_BELOW
         self._labels = np.empty(len(self), dtype=np.int32)  # no memory until a shard is opened
         self._opened = np.zeros(len(self.shards), dtype=bool)
-        self._handles = np.full(len(self.shards), -1)
+        self._handles = [-1] * len(self.shards)
         self._contents: dict[int, np.ndarray] = {}
         self._locks = [threading.Lock() for _ in self.shards]
         if not self.kept:
@@ -95,7 +95,7 @@ class ShardSet:
     def __del__(self) -> None:
         for handle in self.__dict__.get("_handles", ()):
             if handle >= 0:
-                os.close(int(handle))
+                os.close(handle)
 
     def gather(self, rows: np.ndarray, flipped: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows in the order asked for, read in the order of the disk.
@@ -122,7 +122,7 @@ class ShardSet:
         for slot, n, offset in where:
             if self.kept:
                 out[slot] = self._contents[n][offset : offset + size]
-            elif os.preadv(int(self._handles[n]), (out[slot].data,), offset) != size:
+            elif os.preadv(self._handles[n], (out[slot].data,), offset) != size:
                 raise ValueError(f"shard {self.shards[n].path} has become shorter.")
         latents = torch.from_numpy(out).view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
@@ -151,7 +151,6 @@ class ShardSet:
             with path.open("rb", buffering=0) as file:
                 if self.kept:
                     self._contents[number] = np.fromfile(file, np.uint8)
-                    file.seek(0)
                 size = os.fstat(file.fileno()).st_size
                 if size < self.shards[number].bytes:
                     raise ValueError(f"shard {path} has become shorter.")
