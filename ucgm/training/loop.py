@@ -24,7 +24,7 @@ from ucgm.generation.writers import join_grid, save_grid
 from ucgm.objective import Draw
 from ucgm.runs.averages import save_snapshot
 from ucgm.runs.config import Config
-from ucgm.runs.saving import Writer, host_copies, save_checkpoint
+from ucgm.runs.saving import CHECKPOINTS, Writer, host_copies, save_checkpoint
 from ucgm.runtime.precision import autocast, precision
 from ucgm.runtime.randomness import RowRandom
 from ucgm.training.build import TrainState, build_train_state
@@ -61,7 +61,18 @@ def train(config: Config, run_dir: str | Path) -> Path:
                 if stop:
                     break
         state.accelerator.end_training()
+        if state.accelerator.is_main_process:
+            print(_last_line(state), flush=True)
     return state.run_dir
+
+
+def _last_line(state: TrainState) -> str:
+    """Where the result is, and what to do next."""
+    run = state.run_dir
+    saved = f"saved {run}/{CHECKPOINTS}/step_{state.step:07d}; next: "
+    if state.step < state.config.train.steps:
+        return f"{saved}ucgm train --run-dir {run}  (goes on)"
+    return f"{saved}ucgm sample {run}  or  ucgm benchmark {run}"
 
 
 def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -164,6 +175,8 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
     main = state.accelerator.is_main_process
     if not main and state.sharding.mesh is None:
         return
+    else:
+        state.log.beat(step)
     jobs: list[Callable[[], object]] = []
     if step % state.config.ema.snapshot_every == 0 or step == train.steps:
         jobs += _snapshots(state)
