@@ -25,6 +25,7 @@ from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding
+from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
@@ -50,6 +51,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     skipper: NonFiniteSkipper
     log: MetricsLogger
+    memory: str
+    seconds: float
     step: int = 0
 
     @property
@@ -96,6 +99,8 @@ class TrainState:
             f"objective {config.objective.preset}, transport {config.objective.transport}",
             f"passes: {self.log.work.describe()}; measured peak {self.log.peak / 1e12:,.3g} "
             "TFLOP/s per process",
+            f"estimate: {self.memory}; {duration(self.seconds)} per step, "
+            f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
             f"averages: {config.ema.describe(target=config.objective.needs_target)}",
             f"optimizer: {config.optimizer.describe()}"
@@ -122,6 +127,9 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
+    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
+    needed = needed_memory(config, dataset.shape, dataset.num_classes, plan, work.parameters)
+    memory = check_memory(needed, accelerator.device, plan)
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
@@ -132,12 +140,14 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding)
     trained = networks.trained()
+    seconds = 0.0
+    if accelerator.is_main_process and sharding.mesh is None:
+        seconds = time_of_step(network, dataset.shape, plan, work, accelerator.device)
     wrapped, wrapped_variance = networks.online, networks.log_variance
     optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)
         wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
-    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     peak = measure_peak(accelerator.device, dtype)
     state = TrainState(
@@ -154,6 +164,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         optimizer=optimizer,
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
+        memory=memory,
+        seconds=seconds or work.flops * plan.micro_batch * plan.accumulation / (0.4 * peak),
     )
     _resume(state)
     if train.tracker:

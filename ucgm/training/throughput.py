@@ -35,6 +35,14 @@ class Work:
     """passes by kind (gradient, forward, tangent)."""
     flops: float
     """floating-point operations, forward and backward."""
+    parameters: int
+    """of the network."""
+
+    @property
+    def trained(self) -> float:
+        """Operations of one pass with gradient."""
+        weighted = sum(_WEIGHT[kind] * n for kind, n in self.passes.items())
+        return _WEIGHT["gradient"] * self.flops / weighted
 
     def describe(self) -> str:
         """A few words for the log."""
@@ -47,8 +55,9 @@ def count_work(
 ) -> Work:
     """Count the work of one row with fake tensors and a counting network: no arithmetic."""
     passes = count_passes(objective)
-    forward = 2e9 * cost(model, shape, num_classes).gmacs
-    return Work(passes, forward * sum(_WEIGHT[kind] * n for kind, n in passes.items()))
+    found = cost(model, shape, num_classes)
+    weighted = sum(_WEIGHT[kind] * n for kind, n in passes.items())
+    return Work(passes, 2e9 * found.gmacs * weighted, found.parameters)
 
 
 @torch.no_grad()
