@@ -11,26 +11,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ucgm.generation.run import Run, load_run
     from ucgm.integrations import DiffusersNetwork, DiscreteVP, UCGMPipeline, UCGMScheduler
     from ucgm.nn import DDT, EDM2, DiT, UNet
     from ucgm.objective import Draw, Objective, Terms, preset
-    from ucgm.runs.checkpoint import Run, load_run
     from ucgm.runs.config import Config
     from ucgm.runtime.randomness import RowRandom
     from ucgm.sampler import Autoguided, Churn, Grid, Guidance, Guided, Restart, Sampler
-    from ucgm.training.loop import train
+    from ucgm.training.start import train
     from ucgm.transport import Linear, Transport, Trig
 
 # Names are imported when they are used: `ucgm --help` must not wait for torch.
 _HOMES = {
+    "generation.run": ("Run", "load_run"),
     "integrations": ("DiffusersNetwork", "DiscreteVP", "UCGMPipeline", "UCGMScheduler"),
     "nn": ("DDT", "DiT", "EDM2", "UNet"),
     "objective": ("Draw", "Objective", "Terms", "preset"),
-    "runs.checkpoint": ("Run", "load_run"),
     "runs.config": ("Config",),
     "runtime.randomness": ("RowRandom",),
     "sampler": ("Autoguided", "Churn", "Grid", "Guidance", "Guided", "Restart", "Sampler"),
-    "training.loop": ("train",),
+    "training.start": ("train",),
     "transport": ("Linear", "Transport", "Trig"),
 }
 _WHERE = {name: f"ucgm.{module}" for module, names in _HOMES.items() for name in names}

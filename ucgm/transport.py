@@ -25,7 +25,6 @@ Translation of the letters of UCGM (arXiv 2505.07447, section 3):
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,11 +51,6 @@ class Coefficients(NamedTuple):
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """(B,) times with trailing unit axes, so that they broadcast over ``like`` (B, ...)."""
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
-
-
-def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt at times of any shape, by forward-mode differentiation."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
 @dataclass(frozen=True)
@@ -92,13 +86,8 @@ class Transport:
         return x_hat, z_hat
 
     def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha', sigma') at ``t`` of any shape, by forward-mode differentiation of the
-        coefficients.
-        """
-        return (
-            derivative(lambda time: self.coefficients(time).alpha, t),
-            derivative(lambda time: self.coefficients(time).sigma, t),
-        )
+        """(alpha', sigma') at ``t`` of any shape, by forward-mode differentiation."""
+        return torch.func.jvp(lambda t: self.coefficients(t)[:2], (t,), (torch.ones_like(t),))[1]
 
     def velocity(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """v = alpha' x_hat + sigma' z_hat along the prediction; x_t, F (B, ...), t (B,)."""
@@ -175,17 +164,13 @@ class Trig(Transport):
 
 
 @dataclass(frozen=True)
-class TrigLinear(Transport):
+class TrigLinear(Trig):
     """The trigonometric path with the linear path's prediction target (UCGM, arXiv 2505.07447)."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """alpha = cos, sigma = sin, F = z - x."""
         one = torch.ones_like(t)
         return Coefficients(torch.cos(HALF_PI * t), torch.sin(HALF_PI * t), -one, one)
-
-    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
-        """t = atan(exp(-log_snr / 2)) / (pi / 2)."""
-        return torch.atan(torch.exp(-0.5 * log_snr)) / HALF_PI
 
 
 @dataclass(frozen=True)

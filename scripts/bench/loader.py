@@ -6,8 +6,8 @@
 ``speed`` compares the loader of ucgm with opening each sample with ``safetensors.safe_open``, which
 is how LightningDiT's and UCGM's published data sets read (one open and two slices per sample,
 default collate), in the same process, on the same files, in turns.  Both read from the page cache:
-the figures are the cost of the code, not of a disk.  A set this small is mapped; larger ones are
-read with pread, which is the last column.
+the figures are the cost of the code, not of a disk.  A set this small is kept in memory;
+larger ones are read with pread, which is the last column.
 """
 
 import argparse
@@ -112,12 +112,12 @@ def published(folder, workers):
     return iter(DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers))
 
 
-def ours(folder, workers, mapped=True):
+def ours(folder, workers, kept=True):
     """An endless stream of ours."""
     plan = BatchPlan(BATCH, 1, 0, 1)
     dataset = LatentDataset(folder)
-    assert dataset.rows.mapped
-    dataset.rows.mapped = mapped
+    assert dataset.rows.kept
+    dataset.rows.kept = kept
     return batches(dataset, plan, seed=0, num_workers=workers)
 
 
@@ -131,7 +131,7 @@ def speed(folder, repeats):
         for _ in range(repeats):
             slow.append(rate(published(folder, workers), 20))
             fast.append(rate(ours(folder, workers), 300))
-            read.append(rate(ours(folder, workers, mapped=False), 300))
+            read.append(rate(ours(folder, workers, kept=False), 300))
         ratios = sorted(b / a for a, b in zip(slow, fast, strict=True))
         others = sorted(b / a for a, b in zip(slow, read, strict=True))
         print(

@@ -208,5 +208,6 @@ def test_list_options(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/**/*.yaml")), ids=lambda p: p.stem)
-def test_every_config_parses(path, trained):
-    cli.main(["train", "--config", str(path), "--run-dir", "x"])
+def test_every_config_parses(path, capsys):
+    cli.main(["train", "--config", str(path), "--print-config"])
+    assert "objective:" in capsys.readouterr().out

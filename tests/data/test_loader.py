@@ -189,15 +189,15 @@ def test_a_held_batch_is_not_overwritten(dataset):
     assert torch.equal(view, kept[0][2:4, :1])
 
 
-def test_memory_map_and_calls_read_the_same(tmp_path):
+def test_memory_and_calls_read_the_same(tmp_path):
     folder = make_set(tmp_path / "set")
-    mapped, called = LatentDataset(folder), LatentDataset(folder)
-    assert mapped.rows.mapped
-    called.rows.mapped = False
+    kept, called = LatentDataset(folder), LatentDataset(folder)
+    assert kept.rows.kept
+    called.rows.kept = False
     rows = np.array([47, 0, 13, 13, 12, 37, 23, 14])
-    for a, b in zip(mapped.read(rows), called.read(rows), strict=True):
+    for a, b in zip(kept.read(rows), called.read(rows), strict=True):
         assert torch.equal(a, b)
-    assert numbers(mapped.__getitems__(rows)[0]) == [(int(r) % 24, bool(r >= 24)) for r in rows]
+    assert numbers(kept.__getitems__(rows)[0]) == [(int(r) % 24, bool(r >= 24)) for r in rows]
 
 
 def test_index_is_small(tmp_path):

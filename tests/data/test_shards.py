@@ -57,8 +57,9 @@ def test_foreign_shards_are_read(tmp_path, dtype):
     assert rows.flips and len(rows) == 12
     order = np.array([11, 0, 6, 5, 0])
     flipped = np.array([True, False, True, True, True])
-    for mapped in (True, False):
-        rows.mapped = mapped
+    for kept in (True, False):
+        rows = ShardSet(sorted(tmp_path.iterdir()))
+        rows.kept = kept
         latents, labels = rows.gather(order, flipped)
         for slot, (row, flip) in enumerate(zip(order % 6, flipped, strict=True)):
             name = "latents_flip" if flip else "latents"
@@ -80,7 +81,7 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
     path = tmp_path / "a.safetensors"
     write_shard(path, arrays())
     rows = ShardSet([path])
-    rows.mapped = False
+    rows.kept = False
     rows.labels(0)
     os.truncate(path, 4100)
     with pytest.raises(ValueError, match=f"shard {path} has become shorter"):

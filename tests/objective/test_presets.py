@@ -13,8 +13,8 @@ from tests.test_transport import gaussian_flow
 from ucgm.nn import DiT
 from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
 from ucgm.objective.additions import Alignment, transported
-from ucgm.objective.anchors import alpha_of_progress, anchor
 from ucgm.objective.presets import count_passes
+from ucgm.objective.residual import alpha_of_progress, anchor
 from ucgm.objective.times import (
     ArcTan,
     Below,

@@ -13,7 +13,7 @@ from tests.training.test_train import same, tiny, weights
 from ucgm.objective import preset
 from ucgm.runs import checkpoint
 from ucgm.training.loop import train
-from ucgm.training.machine import compile_blocks
+from ucgm.training.networks import compile_blocks
 
 # torch.compile writes C++ on a CPU.
 needs_compiler = pytest.mark.skipif(

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def logger(folder, flops=1e6, peak=1e9):
     train = TrainConfig(steps=10, global_batch=8)
     accelerator = Accelerator(cpu=True)
-    return MetricsLogger(folder / "metrics.jsonl", accelerator, train, Work({}, flops), peak)
+    return MetricsLogger(folder / "metrics.jsonl", accelerator, train, Work({}, flops, 0), peak)
 
 
 def lines(folder):

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from ucgm.training.machine import keep_freed_memory
+from ucgm.training.build import keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch
-from ucgm.training.machine import keep_freed_memory
+from ucgm.training.build import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory(torch.device("cpu"))
 def fill():

@@ -117,26 +117,22 @@ def _fail(program: str, message: str) -> NoReturn:
 
 
 def _train(words: list[str]) -> None:
-    """``ucgm train [--config FILE ...] --run-dir RUN [--section.key value ...]``.
-
-    Without a file and a preset, a run that is there goes on with its own configuration.
-    """
-    from ucgm.runs.config import read_config, to_yaml
-    from ucgm.runs.layers import config_of
+    """``ucgm train [--config FILE ...] --run-dir RUN [--section.key value ...]``."""
+    from ucgm.runs.config import to_yaml
+    from ucgm.runs.layers import layers_of, training_config
+    from ucgm.runs.recipes import describe_fitted
 
     run_dir, words = take_option(words, "run_dir")
-    base = None
-    names = {word.partition("=")[0].replace("-", "_") for word in words}
-    if run_dir is not None and not names & {"__config", "__objective.preset"}:
-        path = Path(run_dir) / "config.yaml"
-        base = read_config(path) if path.exists() else None
-    show = "--print-config" in words
-    config = config_of([word for word in words if word != "--print-config"], base)
-    if show:
-        print(to_yaml(config), end="")
+    if "--print-config" in words:  # what is fitted to the data is not there without them
+        words.remove("--print-config")
+        print(to_yaml(training_config(layers_of(words))[0]), end="")
         return
+    layers = layers_of(words)
+    config, fitted = training_config(layers, None if run_dir is None else Path(run_dir))
     if run_dir is None:
         raise ValueError("--run-dir is missing: name the folder of the run")
+    if fitted is not None:
+        print(describe_fitted(config, fitted), flush=True)
 
     from ucgm.training.loop import train
 

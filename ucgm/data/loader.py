@@ -20,7 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ from ucgm.runtime.randomness import RowRandom
 _FLIP_STREAM = 1 << 20
 _PREPARE_STREAM = (1 << 20) + 1
 _AHEAD = 2  # batches per worker
-Batch = tuple[Tensor, Tensor]
+Wanted = TypeVar("Wanted")
+Found = TypeVar("Found")
 
 
 @lru_cache(maxsize=2)
@@ -125,7 +127,7 @@ def batches(
             for micro in range(plan.accumulation):
                 yield step, plan.rows(micro)
 
-    stored = _in_order(read, (indices(*place) for place in micro_batches()), num_workers)
+    stored = in_order(read, (indices(*place) for place in micro_batches()), num_workers)
     for (step, rows), batch in zip(micro_batches(), stored, strict=True):
         values, y = (v.to(where, non_blocking=True) for v in batch)
         random = None
@@ -135,19 +137,19 @@ def batches(
         yield dataset.prepare(values, random), y
 
 
-def _in_order(
-    read: Callable[[list[int]], Batch], indices: Iterator[list[int]], num_workers: int
-) -> Iterator[Batch]:
-    """``map(read, indices)``, by threads and before it is asked for."""
+def in_order(
+    read: Callable[[Wanted], Found], wanted: Iterator[Wanted], num_workers: int
+) -> Iterator[Found]:
+    """``map(read, wanted)``, by threads and before it is asked for."""
     if num_workers == 0:
-        yield from map(read, indices)
+        yield from map(read, wanted)
         return
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="ucgm-loader")
     try:
-        ahead = deque(pool.submit(read, next(indices)) for _ in range(_AHEAD * num_workers))
-        while True:
-            batch = ahead.popleft().result()
-            ahead.append(pool.submit(read, next(indices)))
-            yield batch
+        ahead = deque(pool.submit(read, w) for w in islice(wanted, _AHEAD * num_workers))
+        while ahead:
+            found = ahead.popleft().result()
+            ahead.extend(pool.submit(read, w) for w in islice(wanted, 1))
+            yield found
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -129,18 +129,6 @@ class ScalarEmbedder(nn.Module):
             return self.mlp(wave.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
-class LabelEmbedder(nn.Module):
-    """One vector per class; row `num_classes` is the null class."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Map labels `y` (B,), int64 in [0, num_classes], to (B, width)."""
-        return self.embedding_table(y)
-
-
 class PatchEmbedder(nn.Module):
     """Project every p x p patch of an image to a token."""
 

@@ -11,6 +11,8 @@ no b1, b2. RMSNorm is arXiv:1910.07467, QK-norm arXiv:2302.05442, SwiGLU arXiv:2
 Parameter names are those of the public networks, so that their weights load by name.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -78,19 +80,6 @@ class Attention(nn.Module):
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
-class GeluMLP(nn.Module):
-    """fc2 gelu(fc1 x) with the tanh form of gelu."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `x` (..., D) to (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class SwiGLU(nn.Module):
     """w3 (silu(a) * b) with (a, b) = w12 x."""
 
@@ -124,7 +113,9 @@ def make_mlp(kind: str, width: int, ratio: float) -> nn.Module:
     if kind == "swiglu":
         return SwiGLU(width, int(2 / 3 * int(width * ratio)))
     if kind == "gelu":
-        return GeluMLP(width, int(width * ratio))
+        fc1 = nn.Linear(width, int(width * ratio))
+        fc2 = nn.Linear(fc1.out_features, width)
+        return nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU("tanh"), fc2=fc2))
     raise ValueError(f'mlp must be "swiglu" or "gelu", got {kind!r}')
 
 

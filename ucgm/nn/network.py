@@ -19,6 +19,7 @@ index whose signal-to-noise ratio is that of the continuous VP path of our trans
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -27,31 +28,28 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ucgm.nn.embeddings import FixedTable, LabelEmbedder, ScalarEmbedder
+from ucgm.nn.embeddings import FixedTable, ScalarEmbedder
 
 
 class Orientation(nn.Module):
     """Convention "ucgm": the native network already speaks our time and sign."""
 
+    negative = False
+    """Whether the native prediction is -F."""
+
     def time(self, t: Tensor) -> Tensor:
         """Native time of our `t` (B,)."""
         return t
-
-    def field(self, raw: Tensor) -> Tensor:
-        """Our F of the native prediction, (B, C, H, W)."""
-        return raw
 
 
 class Reversed(Orientation):
     """Convention "reversed": native time 0 is noise, the native velocity is data - noise."""
 
+    negative = True
+
     def time(self, t: Tensor) -> Tensor:
         """1 - t, (B,)."""
         return 1 - t
-
-    def field(self, raw: Tensor) -> Tensor:
-        """-raw, (B, C, H, W)."""
-        return -raw
 
 
 class DiscreteSteps(FixedTable, Orientation):
@@ -149,10 +147,8 @@ class Network(ModelMixin, ConfigMixin):
         if s is not None and not self.second_time:
             raise ValueError("this network has one time: build it with second_time=True to pass s")
         h = None if s is None else t - s
-        raw = self.native(x_t, self.orientation.time(t), y, h, guidance)
-        if raw.shape[1] != x_t.shape[1]:
-            raw = raw[:, : x_t.shape[1]]
-        return self.orientation.field(raw)
+        raw = self.native(x_t, self.orientation.time(t), y, h, guidance)[:, : x_t.shape[1]]
+        return -raw if self.orientation.negative else raw
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y` (B,), or raise for a class-conditional network without labels."""
@@ -165,13 +161,10 @@ class Network(ModelMixin, ConfigMixin):
 
     def run(self, blocks: list[nn.Module] | nn.ModuleList, x: Tensor, *args: object) -> Tensor:
         """Pass `x` (B, N, D) through the blocks, recomputed in the backward pass if asked for."""
-        recompute = self._gradient_checkpointing_func if self.gradient_checkpointing else None
-        if recompute is None or not torch.is_grad_enabled():
-            for block in blocks:
-                x = block(x, *args)
-        else:
-            for block in blocks:
-                x = recompute(block, x, *args)
+        wanted = self.gradient_checkpointing and torch.is_grad_enabled()
+        recompute = self._gradient_checkpointing_func if wanted else None
+        for block in blocks:
+            x = recompute(block, x, *args) if recompute else block(x, *args)
         return x
 
 
@@ -192,7 +185,10 @@ class EmbeddedNetwork(Network):
             )
         times = (width, config.time_scale, config.time_max_period)
         self.t_embedder = ScalarEmbedder(*times)
-        self.y_embedder = LabelEmbedder(self.num_classes, width) if self.num_classes else None
+        self.y_embedder = None
+        if self.num_classes:  # the last row is the null class; Sequential for the published name
+            table = nn.Embedding(self.num_classes + 1, width)
+            self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
         self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
         self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if config.guidance_input else None
 

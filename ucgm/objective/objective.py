@@ -11,7 +11,6 @@ a pure function of them, so every formula can be tested with given numbers:
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,11 @@ from ucgm.objective.additions import (
     terminal_velocity,
     transported,
 )
-from ucgm.objective.anchors import anchor
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.fields import field_at, sources_of
 from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
-from ucgm.objective.residual import consistency_target
+from ucgm.objective.residual import anchor, consistency_target
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
@@ -180,10 +178,3 @@ class Objective(ObjectiveSettings):
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, f_target)
-
-    def with_settings(self, **settings: Any) -> "Objective":
-        """A copy with some settings replaced; an unknown name is a ValueError."""
-        try:
-            return replace(self, **settings)
-        except TypeError as error:
-            raise ValueError(f"preset {self.preset!r}: {error}") from error

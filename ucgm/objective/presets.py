@@ -60,7 +60,10 @@ def preset(name: str, **settings: Any) -> Objective:
         raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
     if name == "ucgm_paper" and settings.get("consistency_ratio", 0.0) != 0.0:
         settings = {"field": "teacher", **settings}
-    return PRESETS[name]().with_settings(**settings)
+    try:
+        return replace(PRESETS[name](), **settings)
+    except TypeError as error:
+        raise ValueError(f"preset {name!r}: {error}") from error
 
 
 def settings_of(objective: Objective) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def print_presets(markdown: bool = False) -> None:
             print(f"    {key} = {value}")
 
 
-def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) -> dict[str, float]:
+def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
     """Passes of a step per row, counted over a batch of ``rows`` and not declared.
 
     Returns:
@@ -119,7 +122,7 @@ def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) 
     objective = replace(objective, coupling="independent", alignment=0.0)
     x, y = torch.zeros(rows, 1, 1, 1), torch.zeros(rows, dtype=torch.int64)
     keys = RowRandom.for_rows(0, 0, torch.arange(rows))
-    draw = objective.draw(x, y, 1, keys, progress)
+    draw = objective.draw(x, y, 1, keys)
 
     rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
@@ -129,7 +132,5 @@ def count_passes(objective: Objective, rows: int = 4096, progress: float = 1.0) 
         return torch.zeros_like(inputs[0])
 
     variance = LogVariance() if objective.log_variance else None
-    objective.terms(
-        network, draw, target=network, teacher=network, log_variance=variance, progress=progress
-    )
+    objective.terms(network, draw, target=network, teacher=network, log_variance=variance)
     return {kind: count / rows for kind, count in rows_of.items()}

@@ -9,6 +9,14 @@ flow map X = A x + B F of the network is asked to agree with itself along the fi
     m < t     consistency models, Shortcut, UCGM at 0 < lambda < 1 (arXiv 2505.07447, section 3.1)
     m -> t    G = T / b(t),  T = dX/dt along the field: continuous-time consistency, MeanFlow
 
+The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Two methods
+move it with the progress p of the run, from 0 to 1:
+
+    ect     the noise level nu = sigma / alpha of m is nu_t (1 - q^-(k+1) (1 + 8 sigmoid(-nu_t))),
+            with q = 2 and k = floor(8 p) doublings (arXiv 2406.14548, section 4)
+    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p (arXiv 2510.20771): a = 1 is
+            flow matching, a = 0 MeanFlow
+
 The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
 
     one       k = 1      c = 1
@@ -33,6 +41,35 @@ from ucgm.objective.settings import ObjectiveSettings, StepRule
 from ucgm.transport import HALF_PI, Transport, expand
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
+
+
+def alpha_of_progress(progress: float) -> float:
+    """AlphaFlow's a: a sigmoid of steepness 25 over the run, set to 1 and 0 within 0.005."""
+    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (progress - 0.5)))))
+    return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
+
+
+def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) -> Tensor:
+    """m in [s, t] for t, s (B,) at a share of the run; m = t stands for the limit m -> t.
+
+    The tangent ``forward`` takes the limit by an anchor of its own, ``tangent_step`` before t.
+    """
+    schedule, ratio = objective.anchor_schedule, objective.consistency_ratio
+    if schedule == "ect":
+        transport = objective.transport
+        level = torch.exp(-0.5 * transport.log_snr(t))
+        shrink = 1.0 - 2.0 ** -(int(8 * min(progress, 0.999)) + 1) * (
+            1.0 + 8.0 * torch.sigmoid(-level)
+        )
+        earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
+        m = torch.where(shrink > 0, torch.maximum(earlier, s), s)
+    else:
+        if schedule == "alpha":
+            ratio = 1.0 - alpha_of_progress(progress)
+        m = t if ratio == 1.0 else s + ratio * (t - s)
+    if objective.tangent == "forward":
+        m = torch.where(m == t, torch.maximum(t - objective.tangent_step, s), m)
+    return m
 
 
 def finite_tangent(

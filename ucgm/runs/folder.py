@@ -44,10 +44,16 @@ def refuse_another(config: Config, run_dir: Path) -> None:
     path = run_dir / "config.yaml"
     if path.exists():
         old = read_config(path)
-        free = _FREE_TO_CHANGE
-        if not (_knows_its_end(old) or _knows_its_end(config)):
-            free += ("train.steps",)
-        found = [d for d in differences(old, config) if not d.startswith(free)]
+        found = [d for d in differences(old, config) if not d.startswith(_FREE_TO_CHANGE)]
+        moving = _follows_the_length(old) or _follows_the_length(config)
+        lengths = [d for d in found if d.startswith("train.steps")]
+        if lengths and moving and len(found) == 1:
+            raise ValueError(
+                f"{run_dir} cannot be made longer or shorter ({lengths[0]}): {moving} follows the "
+                f"number of steps. Train on from it with --train.init {run_dir} and a new --run-dir"
+            )
+        if not moving:
+            found = [d for d in found if d not in lengths]
         if found:
             raise ValueError(
                 f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
@@ -58,11 +64,13 @@ def refuse_another(config: Config, run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
 
 
-def _knows_its_end(config: Config) -> bool:
-    """Whether a step depends on how many there will be; without that a run may be made longer."""
-    objective = config.objective
-    moving = objective.anchor_schedule != "constant" or objective.tangent_warmup > 0
-    return moving or config.optimizer.schedule == "cosine"
+def _follows_the_length(config: Config) -> str:
+    """What depends on how many steps there will be; without that a run may be made longer."""
+    if config.optimizer.schedule == "cosine":
+        return "the learning rate (optimizer.schedule cosine)"
+    if config.objective.anchor_schedule != "constant":
+        return f"the objective (anchor_schedule {config.objective.anchor_schedule})"
+    return "the objective (tangent_warmup)" if config.objective.tangent_warmup > 0 else ""
 
 
 def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:

@@ -34,11 +34,16 @@ def sync(path: Path) -> None:
 def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
     """Write a file all or nothing: under a hidden temporary name, synced, then renamed.
 
-    ``content`` is the text, or a function that writes to the path it is given.
+    ``content`` is the text, or a function that writes to the path it is given.  The file may be
+    read by whom the umask lets, whatever the function does (safetensors makes private files).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         temporary.write_text(content) if isinstance(content, str) else content(temporary)
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
     finally:

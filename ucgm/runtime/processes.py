@@ -109,11 +109,7 @@ def join_world(device: str | None = None) -> World:
     # The first process scores a set while the others wait for it at the next one.
     cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
-    if state.num_processes != asked:
-        raise ValueError(
-            f"{asked} processes were asked for and {state.num_processes} runs: start them with "
-            f"`torchrun --standalone --nproc_per_node {asked} -m ucgm ...`."
-        )
+    _check_number(asked, state.num_processes)
     return World(state.process_index, state.num_processes, str(state.device))
 
 
@@ -146,12 +142,16 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    if asked is not None and accelerator.num_processes != asked:
-        raise ValueError(
-            f"{asked} processes were asked for and {accelerator.num_processes} runs. On a machine "
-            f"without GPUs start them with: torchrun --standalone --nproc_per_node {asked} -m ucgm"
-        )
+    _check_number(asked or accelerator.num_processes, accelerator.num_processes)
     return accelerator
+
+
+def _check_number(asked: int, running: int) -> None:
+    if asked != running:
+        raise ValueError(
+            f"{asked} processes were asked for and {running} runs: start them with "
+            f"`torchrun --standalone --nproc_per_node {asked} -m ucgm ...`"
+        )
 
 
 class _Lines(tqdm):

@@ -24,7 +24,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 _TIMEOUT = timedelta(hours=1)
@@ -112,12 +112,6 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     names = set(getattr(network, "_no_split_modules", None) or ())
     # A sharded block has a class of its own, derived from the one it had.
     return [m for m in network.modules() if names & {c.__name__ for c in type(m).__mro__}]
-
-
-def exchange_gradients(module: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass of a sharded ``module`` ends with mean gradients."""
-    assert isinstance(module, FSDPModule)
-    module.set_requires_gradient_sync(wanted)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -242,22 +242,17 @@ class _Run:
         self.random = as_random(generator, len(z), z.device) if noisy else None
         self.network, self.at, self.y = network, getattr(network, "at", None), y
         _check_labels(network, y, len(z))
-        self.times = self._rows([step.t for step in self.plan])
-        self.seconds = self._rows(
-            [step.t if step.second is None else step.second for step in self.plan]
-        )
-
-    def _rows(self, times: list[float]) -> tuple[Tensor, ...]:
-        """(B,) tensors of the times, made with one copy to the device."""
-        column = torch.tensor(times, dtype=self.start.dtype, device=self.start.device)
-        return column[:, None].expand(-1, len(self.start)).unbind(0)
+        # (N, 2, B), t and the second time of every evaluation, in one copy to the device.
+        pairs = [(step.t, step.t if step.second is None else step.second) for step in self.plan]
+        times = torch.tensor(pairs, dtype=dtype, device=z.device)
+        self.times = times[..., None].expand(-1, -1, len(z))
 
     def predict(self, i: int, x: Tensor) -> Tensor:
         """The prediction of evaluation ``i``; guidance is decided by the plan's time."""
         step = self.plan[i]
         network = self.at(step.t) if self.at else self.network
-        second = None if step.second is None else self.seconds[i]
-        prediction = call(network, x, self.times[i], self.y, second)
+        t, second = self.times[i]
+        prediction = call(network, x, t, self.y, None if step.second is None else second)
         if prediction.shape != x.shape:
             raise ValueError(
                 f"the network returned {tuple(prediction.shape)} for a state of shape "

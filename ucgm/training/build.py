@@ -1,7 +1,9 @@
 """Everything a training step touches: built from a configuration, or restored from a run folder."""
 
 import contextlib
+import ctypes
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
@@ -21,9 +24,9 @@ from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_op
 from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
-from ucgm.runtime.sharding import Sharding, exchange_gradients
+from ucgm.runtime.sharding import Sharding
+from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
 from ucgm.training.log import MetricsLogger
-from ucgm.training.machine import keep_freed_memory
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
@@ -48,6 +51,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     skipper: NonFiniteSkipper
     log: MetricsLogger
+    memory: str
+    seconds: float
     step: int = 0
 
     @property
@@ -60,19 +65,17 @@ class TrainState:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""
         with contextlib.ExitStack() as stack:
             for module in filter(None, (self.wrapped, self.wrapped_variance)):
-                if self.sharding.mesh is not None:
-                    exchange_gradients(module, last)
+                if isinstance(module, FSDPModule):
+                    module.set_requires_gradient_sync(last)
                 elif not last:
                     stack.enter_context(self.accelerator.no_sync(module))
             yield
 
     def states(self) -> dict[str, StateDict]:
         """What a checkpoint holds, copied to the first process; sharded: all must call."""
-        main = self.accelerator.is_main_process
-        if not main and self.sharding.mesh is None:
-            return {}
         values = {name: module.state_dict() for name, module in self.networks.named().items()}
         values["optimizer"] = optimizer_state(self.optimizer, self.trained)
+        main = self.accelerator.is_main_process
         return {name: host_copies(state, main) for name, state in values.items()}
 
     def describe(self) -> str:
@@ -96,6 +99,8 @@ class TrainState:
             f"objective {config.objective.preset}, transport {config.objective.transport}",
             f"passes: {self.log.work.describe()}; measured peak {self.log.peak / 1e12:,.3g} "
             "TFLOP/s per process",
+            f"estimate: {self.memory}; {duration(self.seconds)} per step, "
+            f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
             f"averages: {config.ema.describe(target=config.objective.needs_target)}",
             f"optimizer: {config.optimizer.describe()}"
@@ -122,6 +127,9 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
+    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
+    needed = needed_memory(config, dataset.shape, dataset.num_classes, plan, work.parameters)
+    memory = check_memory(needed, accelerator.device, plan)
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
@@ -132,12 +140,14 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding)
     trained = networks.trained()
+    seconds = 0.0
+    if accelerator.is_main_process and sharding.mesh is None:
+        seconds = time_of_step(network, dataset.shape, plan, work, accelerator.device)
     wrapped, wrapped_variance = networks.online, networks.log_variance
     optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)
         wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
-    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     peak = measure_peak(accelerator.device, dtype)
     state = TrainState(
@@ -154,6 +164,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         optimizer=optimizer,
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
+        memory=memory,
+        seconds=seconds or work.flops * plan.micro_batch * plan.accumulation / (0.4 * peak),
     )
     _resume(state)
     if train.tracker:
@@ -161,6 +173,23 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     if accelerator.is_main_process:
         print(state.describe(), flush=True)
     return state
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let a training on a CPU keep what it frees for its next step; returns whether it does.
+
+    A step frees its activations and asks for them again.  glibc hands large pieces back to the
+    kernel, which clears every page anew: up to a tenth of a step (scripts/bench/training.py).  The
+    process holds its largest step until it ends, which
+    is what it needs anyway.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    max_mappings, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    return set_option is not None and bool(
+        set_option(max_mappings, 0) and set_option(trim_threshold, -1)
+    )
 
 
 def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:

@@ -26,6 +26,7 @@ from ucgm.runtime.files import write_atomic
 from ucgm.training.throughput import Work
 
 BINS = 10
+HEARTBEAT = 10.0
 _DIGITS = 8  # more than float32 has
 
 T = TypeVar("T")
@@ -49,7 +50,18 @@ class MetricsLogger:
         self.train, self.work, self.peak = train, work, peak
         self._begin()
 
+    def beat(self, step: int) -> None:
+        """Say that ``step`` steps are done, when nothing was printed for ten seconds.
+
+        The host may be some steps ahead of a GPU.
+        """
+        now = time.perf_counter()
+        if self.accelerator.is_main_process and now - self.spoke > HEARTBEAT:
+            self.spoke = now
+            print(f"step {step}/{self.train.steps} ...", flush=True)
+
     def _begin(self) -> None:
+        self.spoke = time.perf_counter()
         # Set by the first batch: what happens between a line and that is no part of a step.
         self.start: float | None = None
         self.waited = 0.0

@@ -24,7 +24,7 @@ from ucgm.generation.writers import join_grid, save_grid
 from ucgm.objective import Draw
 from ucgm.runs.averages import save_snapshot
 from ucgm.runs.config import Config
-from ucgm.runs.saving import Writer, host_copies, save_checkpoint
+from ucgm.runs.saving import CHECKPOINTS, Writer, host_copies, save_checkpoint
 from ucgm.runtime.precision import autocast, precision
 from ucgm.runtime.randomness import RowRandom
 from ucgm.training.build import TrainState, build_train_state
@@ -61,7 +61,18 @@ def train(config: Config, run_dir: str | Path) -> Path:
                 if stop:
                     break
         state.accelerator.end_training()
+        if state.accelerator.is_main_process:
+            print(_last_line(state), flush=True)
     return state.run_dir
+
+
+def _last_line(state: TrainState) -> str:
+    """Where the result is, and what to do next."""
+    run = state.run_dir
+    saved = f"saved {run}/{CHECKPOINTS}/step_{state.step:07d}; next: "
+    if state.step < state.config.train.steps:
+        return f"{saved}ucgm train --run-dir {run}  (goes on)"
+    return f"{saved}ucgm sample {run}  or  ucgm benchmark {run}"
 
 
 def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
@@ -160,13 +171,19 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
                 f"of them step {bad_step + 1}. {_describe_batch(state, bad_step)} The last "
                 "checkpoint is untouched."
             )
+    # Of replicas the first process does the rest; processes that share a network all gather it.
+    main = state.accelerator.is_main_process
+    if not main and state.sharding.mesh is None:
+        return
+    else:
+        state.log.beat(step)
     jobs: list[Callable[[], object]] = []
     if step % state.config.ema.snapshot_every == 0 or step == train.steps:
         jobs += _snapshots(state)
     milestone = train.milestone_every is not None and step % train.milestone_every == 0
     if step % train.checkpoint_every == 0 or milestone or last:
         jobs.append(_checkpoint(state))
-    if jobs and state.accelerator.is_main_process:
+    if jobs and main:
         writer.submit(*jobs)
     # Last, and not in a run that was told to stop: it may be killed while it draws.
     if not stop and (step % train.preview_every == 0 or step == train.steps):
@@ -175,11 +192,9 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
 
 def _snapshots(state: TrainState) -> list[Callable[[], object]]:
     """Jobs that write the power-function averages as they are now."""
-    jobs, main = [], state.accelerator.is_main_process
-    if not main and state.sharding.mesh is None:
-        return []
+    jobs = []
     for std, average in state.networks.tracked.items():
-        weights = host_copies(average.network.state_dict(), keep=main)
+        weights = host_copies(average.network.state_dict(), state.accelerator.is_main_process)
         arguments = (state.run_dir, state.step, std, average.updates, weights)
         jobs.append(functools.partial(save_snapshot, *arguments))
     return jobs
@@ -205,11 +220,8 @@ def _checkpoint(state: TrainState) -> Callable[[], object]:
 def _preview(state: TrainState) -> None:
     """A picture of samples; processes that share one network all sample, and the first decodes."""
     main, device = state.accelerator.is_main_process, state.accelerator.device
-    shared = state.sharding.mesh is not None
-    if not (main or shared):
-        return
     blind = main and not _decodes(state)
-    if state.sharding.any_rank(blind) if shared else blind:
+    if blind if state.sharding.mesh is None else state.sharding.any_rank(blind):
         return
     network = state.networks.ema.network
     samples = SampleSet(network, state.config.sampler, state.dataset, device=device)
@@ -218,7 +230,7 @@ def _preview(state: TrainState) -> None:
         return
     picture = state.run_dir / "samples" / f"step_{state.step:07d}.png"
     save_grid(samples, picture)
-    track_picture(state.accelerator, "preview", picture, state.step)
+    track_picture(state.accelerator, picture, state.step)
 
 
 def _decodes(state: TrainState) -> bool:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ucgm.objective import LogVariance
 from ucgm.runs.config import Config
 from ucgm.runs.settings import stem_of
-from ucgm.runtime.sharding import Sharding
+from ucgm.runtime.sharding import Sharding, blocks_of
 from ucgm.training.ema import EMA, frozen_copy
-from ucgm.training.machine import compile_blocks
 
 
 @dataclass
@@ -73,3 +73,19 @@ def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Net
         for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
             compile_blocks(module)
     return networks
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the repeated blocks in place; names of weights stay, and jvp passes run as before.
+
+    All blocks, and passes on other numbers of rows, share one program.  What is compiled is the
+    forward function of a block and not its call, so that the hooks which gather sharded weights
+    stay outside.
+    """
+    # One program for each of: with gradient or without, trained or frozen, precision, many rows or
+    # one; beyond the limit torch would go on uncompiled.
+    settings = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    setattr(settings, limit, max(32, getattr(settings, limit)))  # the second name is torch 2.6's
+    for block in blocks_of(network):
+        block.forward = torch.compile(block.forward)

@@ -113,13 +113,11 @@ def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None =
 
 def _draw(runs: list[tuple[str, list[dict[str, Any]]]], keys: list[str], path: Path) -> None:
     """One panel per key, two in a row, one colour per run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(2, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(5.4 * columns, 3.4 * rows + 0.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     for number, key in enumerate(keys):
         title, logarithmic = PANELS.get(key, (key, False))
         axes = figure.add_subplot(rows, columns, number + 1)

@@ -35,6 +35,14 @@ class Work:
     """passes by kind (gradient, forward, tangent)."""
     flops: float
     """floating-point operations, forward and backward."""
+    parameters: int
+    """of the network."""
+
+    @property
+    def trained(self) -> float:
+        """Operations of one pass with gradient."""
+        weighted = sum(_WEIGHT[kind] * n for kind, n in self.passes.items())
+        return _WEIGHT["gradient"] * self.flops / weighted
 
     def describe(self) -> str:
         """A few words for the log."""
@@ -47,8 +55,9 @@ def count_work(
 ) -> Work:
     """Count the work of one row with fake tensors and a counting network: no arithmetic."""
     passes = count_passes(objective)
-    forward = 2e9 * cost(model, shape, num_classes).gmacs
-    return Work(passes, forward * sum(_WEIGHT[kind] * n for kind, n in passes.items()))
+    found = cost(model, shape, num_classes)
+    weighted = sum(_WEIGHT[kind] * n for kind, n in passes.items())
+    return Work(passes, 2e9 * found.gmacs * weighted, found.parameters)
 
 
 @torch.no_grad()
@@ -57,22 +66,16 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     size, repeats = (8192, 10) if device.type == "cuda" else (1024, 4)
     layer = torch.nn.Linear(size, size, bias=False, device=device, dtype=dtype)
     tokens = torch.randn(size, size, device=device).to(dtype)
+    finish = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
     best = 0.0
     for _ in range(3):  # the first warms up
-        _finish(device)
+        finish()
         start = time.perf_counter()
         for _ in range(repeats):
             layer(tokens)
-        _finish(device)
+        finish()
         best = max(best, 2.0 * size**3 * repeats / (time.perf_counter() - start))
     return best
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def peak_memory(device: torch.device) -> float:

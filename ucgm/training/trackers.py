@@ -67,15 +67,15 @@ def start_tracker(
         ) from error
 
 
-def track_picture(accelerator: Accelerator, name: str, path: Path, step: int) -> None:
-    """Show an image file in the tracker, if there is one, in the row of pictures ``name``."""
+def track_picture(accelerator: Accelerator, path: Path, step: int) -> None:
+    """Show an image file in the tracker, if there is one, in the row of pictures ``preview``."""
     for tracker in accelerator.trackers:
         with Image.open(path) as picture:
             if tracker.name == "wandb":
-                tracker.log_images({name: [picture]}, step=step)
+                tracker.log_images({"preview": [picture]}, step=step)
             else:
                 pixels = np.asarray(picture.convert("RGB"))[None]
-                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+                tracker.log_images({"preview": pixels}, step=step, dataformats="NHWC")
 
 
 def _wandb_id(run_dir: Path) -> str:

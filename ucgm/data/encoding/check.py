@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ucgm.data.latents.codec import Codec
-from ucgm.data.latents.shard_format import read_header
 from ucgm.data.latents.shards import ShardSet
 from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.pixels import UnreadableImage, grid, read_image
@@ -78,9 +77,9 @@ def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
     for record in manifest["shards"]:
         name, path = record["file"], folder / record["file"]
         try:
-            header = read_header(path)
-            headers.append(header)
             shard = ShardSet([path], manifest["num_classes"])
+            header = shard.shards[0]
+            headers.append(header)
             if tuple(shard.row_shape) != codec.stored_shape:
                 raise ValueError(
                     f"shard {path} has rows of {tuple(shard.row_shape)}, the codec "
@@ -103,7 +102,7 @@ def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
         "rows": int(counts.sum()),
         "shards": len(manifest["shards"]),
         "flips": all("latents_flip" in header.arrays for header in headers),
-        "bytes": sum(header.path.stat().st_size for header in headers),
+        "bytes": sum(header.bytes for header in headers),
         "codec": codec.to_dict(),
         "codec_line": codec.describe(),
         "skipped": manifest["skipped"],

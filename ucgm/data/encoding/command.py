@@ -6,6 +6,7 @@ size, there is no collective in the loop, and a finished shard is a file with a 
 after a kill.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,15 @@ from typing import Any, Literal
 
 import yaml
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ucgm.data.encoding.encoder import Reader, encode_rows
+from ucgm.data.encoding.encoder import Batch, encode_rows, read_batch
 from ucgm.data.encoding.job import Job, Recipe, make_job
 from ucgm.data.encoding.workfolder import finish, open_folder, read_record, write_rows
 from ucgm.data.latents.autoencoder import Store
 from ucgm.data.latents.codec import CodecSettings
+from ucgm.data.loader import in_order
 from ucgm.data.sources.listing import open_source
+from ucgm.runtime.files import LOCK
 from ucgm.runtime.processes import Progress, World, join_world
 
 
@@ -62,7 +64,7 @@ def encode_data(
         label_column: of a Hub data set; null: no classes.
         shard_size: items per shard.
         batch_size: images per forward pass.
-        num_workers: reading processes per process.
+        num_workers: threads that read, per process.
         seed: of posterior samples.
         device: cpu, cuda, ...; the fastest there is when left out.
 
@@ -71,8 +73,12 @@ def encode_data(
     """
     if out is None:
         raise ValueError("--out is missing: name the folder to make.")
-    if min(shard_size, batch_size) < 1:
-        raise ValueError("shard_size and batch_size must be at least 1.")
+    if min(shard_size, batch_size) < 1 or min(num_workers, num_classes or 0) < 0:
+        raise ValueError(
+            "shard_size and batch_size must be at least 1, num_workers and num_classes at least 0."
+        )
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype must be float16 or float32, got {dtype!r}.")
     codec = codec_settings(config, vae=vae, size=size, store=store, normalise=normalise)
     recipe = Recipe(codec, flips, dtype, num_classes, shard_size, batch_size, seed)
     world = join_world(device)
@@ -92,11 +98,14 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
     settings = CodecSettings()
     if config is not None:
         try:
+            if Path(config).exists() and not Path(config).is_file():
+                raise OSError("it is no regular file")
             content = yaml.safe_load(Path(config).read_text())
             settings = CodecSettings(**content["data"]["init_args"]["codec"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
             raise ValueError(
-                f"--config {config} has no readable section data.init_args.codec: {error!r}"
+                f"--config {config} has no readable section data.init_args.codec: "
+                + " ".join(f"{type(error).__name__} {error}".split())
             ) from error
     elif flags["vae"] is None:
         raise ValueError("--vae is missing: name the autoencoder, or give --config.")
@@ -105,16 +114,25 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
 
 def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
     """Make what is missing of ``job`` in ``folder``, on all processes."""
-    if world.first:
-        open_folder(folder, job)
-    world.wait()
-    # Every process lists what is missing before any makes a new one: all share the same list.
-    missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
-    world.wait()
-    _encode_shards(folder, job, world, world.share(missing), num_workers)
-    world.wait()
-    if world.first:
-        finish(folder, job)
+    with contextlib.ExitStack() as held:
+        if world.first:
+            try:
+                held.enter_context(world.lock(folder, "`ucgm encode`"))
+            except OSError as error:
+                raise ValueError(
+                    f"{folder} cannot be written: {error}. Choose another --out."
+                ) from error
+            # What is left is a data set to keep and copy, with no trace of who made it.
+            held.callback(lambda: (folder / LOCK).unlink(missing_ok=True))
+            open_folder(folder, job)
+        world.wait()
+        # Every process lists what is missing before any makes a new one: all share the same list.
+        missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
+        world.wait()
+        _encode_shards(folder, job, world, world.share(missing), num_workers)
+        world.wait()
+        if world.first:
+            finish(folder, job)
     world.leave()
     return folder
 
@@ -122,20 +140,18 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
 def _encode_shards(
     folder: Path, job: Job, world: World, numbers: Sequence[int], num_workers: int
 ) -> None:
-    """Make the shards ``numbers``: one loader for all of them, one shard in memory at a time."""
-    plan = [(number, batch) for number in numbers for batch in job.batches(number)]
-    loader = DataLoader(
-        Reader(job.source, job.recipe.codec.size, 2 * job.shape[0], job.recipe.flips),
-        sampler=[batch for _, batch in plan],
-        batch_size=None,  # the reader makes whole batches
-        num_workers=num_workers if plan else 0,
-    )
-    progress = Progress(sum(len(b) for _, b in plan), "encoding", not world.first)
+    """Make the shards ``numbers``: one stream of batches, one shard in memory at a time."""
+    plan = [(number, items) for number in numbers for items in job.batches(number)]
+    recipe, channels = job.recipe, 2 * job.shape[0]
+
+    def read(place: tuple[int, range]) -> Batch:
+        return read_batch(job.source, place[1], recipe.codec.size, channels, recipe.flips)
+
+    progress = Progress(sum(len(items) for _, items in plan), "encoding", not world.first)
     parts: list[dict[str, Tensor]] = []
     skipped: list[tuple[str, str]] = []
-    for (number, items), batch in zip(plan, loader, strict=True):
-        if batch.failure is not None:
-            raise ValueError(f"{job.source.where}: {batch.failure}. Finished shards are kept.")
+    read_ahead = in_order(read, iter(plan), num_workers)
+    for (number, items), batch in zip(plan, read_ahead, strict=True):
         skipped += batch.skipped
         if len(batch.items):
             parts.append(encode_rows(job, batch, world.device))

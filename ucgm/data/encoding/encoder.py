@@ -1,4 +1,4 @@
-"""From items of a source to rows of a shard: reading in loader processes, encoding on the device.
+"""From items of a source to rows of a shard: reading in threads, encoding on the device.
 
     images    crop, uint8 -> posterior (mean, std) of the VAE, and of the mirrored image -> stored
     moments   (mean, std) of a file                                                     -> stored
@@ -11,7 +11,6 @@ so that a row does not depend on the batch, the process or the restart that made
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,67 +24,60 @@ from ucgm.runtime.randomness import RowRandom
 
 
 class Batch(NamedTuple):
-    """What a loader process hands over.
+    """What was read of some items.
 
     Attributes:
         items: (n,) int64, numbers of the items that could be read.
         values: (n, ...): uint8 images, float32 moments, or latents.
         flips: (n, ...) latents of the mirrored images, where the source has them.
         skipped: name and reason of each unreadable item.
-        failure: what makes going on impossible, such as a disk that does not answer.
     """
 
     items: Tensor
     values: Tensor
     flips: Tensor | None
     skipped: list[tuple[str, str]]
-    failure: str | None = None
 
 
-@dataclass(frozen=True)
-class Reader(torch.utils.data.Dataset):
-    """Batches of a source by the numbers of their items, for a DataLoader.
+def read_batch(
+    source: Source, items: Sequence[int], size: int, channels: int, flips: bool = False
+) -> Batch:
+    """Read items of a source.
 
-    Attributes:
-        source: the items.
+    Args:
+        source: where they are.
+        items: their numbers.
         size: side of the crop of images.
         channels: of a ``moments`` file, two per latent channel.
         flips: read ``latents_flip`` of foreign shards.
+
+    Raises:
+        ValueError: what makes going on impossible, such as a disk that does not answer.
     """
-
-    source: Source
-    size: int
-    channels: int
-    flips: bool
-
-    def __getitem__(self, items: Sequence[int]) -> Batch:
-        """Read a batch; nothing is raised here, because it would cross a process as a traceback."""
-        try:
-            if not isinstance(self.source, ShardSource):
-                return self._files(items)
-            rows, which = self.source.rows, np.asarray(items)
-            latents = rows.gather(which, np.zeros(len(which), dtype=bool))[0]
-            flips = rows.gather(which, np.ones(len(which), dtype=bool))[0] if self.flips else None
-            return Batch(torch.from_numpy(which), latents, flips, [])
-        except (OSError, ValueError) as error:
-            return Batch(torch.empty(0), torch.empty(0), None, [], str(error))
-
-    def _files(self, items: Sequence[int]) -> Batch:
-        good, values, skipped = [], [], []
+    good, values, skipped = [], [], []
+    try:
+        if isinstance(source, ShardSource):
+            which = np.asarray(items)
+            latents = source.rows.gather(which, np.zeros(len(which), dtype=bool))[0]
+            mirrored = None
+            if flips:
+                mirrored = source.rows.gather(which, np.ones(len(which), dtype=bool))[0]
+            return Batch(torch.from_numpy(which), latents, mirrored, [])
         for item in items:
-            content = self.source.content_of(item)
+            content = source.content_of(item)
             try:
-                if self.source.content == "moments":
-                    values.append(read_moments(content, self.channels))
-                else:
-                    values.append(read_image(content, self.size))
+                moments = source.content == "moments"
+                read = read_moments(content, channels) if moments else read_image(content, size)
+                values.append(read)
                 good.append(item)
             except UnreadableImage as error:
-                skipped.append((self.source.entry(item), str(error)))
+                skipped.append((source.entry(item), str(error)))
             except ValueError as error:
-                raise ValueError(f"{self.source.entry(item)}: {error}") from error
-        stacked = torch.from_numpy(np.stack(values)) if values else torch.empty(0)
-        return Batch(torch.tensor(good, dtype=torch.int64), stacked, None, skipped)
+                raise ValueError(f"{source.entry(item)}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source.where}: {error}. Finished shards are kept.") from error
+    stacked = torch.from_numpy(np.stack(values)) if values else torch.empty(0)
+    return Batch(torch.tensor(good, dtype=torch.int64), stacked, None, skipped)
 
 
 def read_moments(content: bytes, channels: int) -> np.ndarray:

@@ -179,4 +179,12 @@ def _count_classes(source: Source, asked: int | None) -> int:
             f"{source.entry(bad[0])} of {source.where} has label {int(labels[bad[0]])}, out of "
             f"range: the {count} classes are 0 to {count - 1} ({len(bad)} such items)."
         )
+    present = labels.unique()
+    if not asked and not source.classes and len(present) < count:
+        first = int(torch.nonzero(present != torch.arange(len(present)))[0])
+        raise ValueError(
+            f"the labels of {source.where} go up to {count - 1}, and none is {first} "
+            f"({count - len(present)} classes without items): number them without gaps, or give "
+            f"--num-classes {count} to keep such classes."
+        )
     return count

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from ucgm.data.encoding.job import Job
+from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.latents.statistics import channel_moments, merge_moments
-from ucgm.data.sets.latent_shards import MANIFEST_FILE
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD
 from ucgm.runtime.files import claim_folder, write_atomic
 
 PROGRESS = ".progress"
+_RECORD = {**RECORD, "moments": list, "skipped": list}
 
 
 def open_folder(folder: Path, job: Job) -> None:
@@ -35,7 +37,8 @@ def open_folder(folder: Path, job: Job) -> None:
     try:
         claim_folder(folder, job.protocol(), record="encode.json", option="--out")
         (folder / PROGRESS).mkdir(exist_ok=True)
-        _unpack_manifest(folder)
+        for number, record in enumerate(_finished(folder)):
+            _write_record(folder, number, record)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise ValueError(f"{folder} cannot be written: {error}. Choose another --out.") from error
@@ -47,14 +50,13 @@ def open_folder(folder: Path, job: Job) -> None:
         )
 
 
-def _unpack_manifest(folder: Path) -> None:
-    """Turn a finished set back into records, so that a lost shard alone is made again."""
+def _finished(folder: Path) -> list[Any]:
+    """Records of a finished set, so that a lost shard alone is made again; none if damaged."""
     try:
-        records = json.loads((folder / MANIFEST_FILE).read_text())["shards"]
+        records = read_json(folder / MANIFEST_FILE).get("shards")
     except (FileNotFoundError, ValueError):
-        return
-    for number, record in enumerate(records):
-        _write_record(folder, number, record)
+        return []
+    return records if isinstance(records, list) else []
 
 
 def _record_path(folder: Path, number: int) -> Path:
@@ -62,18 +64,19 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def _write_record(folder: Path, number: int, record: dict[str, Any]) -> None:
-    text = json.dumps(record) + "\n"
-    write_atomic(_record_path(folder, number), text)
+    write_atomic(_record_path(folder, number), json.dumps(record) + "\n")
 
 
 def read_record(folder: Path, number: int) -> dict[str, Any] | None:
     """The record of a shard that is there in full; None when it has to be made."""
+    name = f"shard_{number:05d}.safetensors"
     try:
-        record = json.loads(_record_path(folder, number).read_text())
-        size = (folder / record["file"]).stat().st_size
-    except (OSError, ValueError, KeyError):
+        record = read_json(_record_path(folder, number))
+        check_fields(record, _RECORD, name)
+        size = (folder / name).stat().st_size
+    except (FileNotFoundError, ValueError):
         return None
-    return record if size == record["bytes"] else None
+    return record if (record["file"], record["bytes"]) == (name, size) else None
 
 
 def write_rows(
@@ -95,21 +98,17 @@ def write_rows(
     moments = [channel_moments(part, job.store) for part in latents]
     record["moments"] = [[n, mean.tolist(), squares.tolist()] for n, mean, squares in moments]
     record["skipped"] = skipped
-    try:
-        _write_record(folder, number, record)
-    except OSError as error:
-        raise ValueError(f"the record of shard {number} could not be written: {error}") from error
+    _write_record(folder, number, record)
 
 
 def finish(folder: Path, job: Job) -> None:
     """Write codec and manifest from the records; call when every shard has one."""
     records = []
     for number in range(job.num_shards):
-        records.append(read_record(folder, number))
-        if records[-1] is None:
-            raise ValueError(
-                f"shard {number} has disappeared from {folder}: run the command again."
-            )
+        record = read_record(folder, number)
+        if record is None:
+            raise ValueError(f"shard {number} has gone from {folder}: run the command again.")
+        records.append(record)
     f64 = torch.float64
     moments = [
         (count, torch.tensor(mean, dtype=f64), torch.tensor(squares, dtype=f64))

@@ -196,11 +196,10 @@ def _from_ldm(path: Path) -> nn.Module:
     """An AutoencoderKL from a checkpoint of CompVis/latent-diffusion's layout."""
     diffusers = importlib.import_module("diffusers")
     state = read_ldm_state(path)
-    module = diffusers.AutoencoderKL(**ldm_arguments(state))
-    converted = ldm_to_diffusers(state)
     try:
-        module.load_state_dict(converted)
-    except RuntimeError as error:
+        module = diffusers.AutoencoderKL(**ldm_arguments(state))
+        module.load_state_dict(ldm_to_diffusers(state))
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{path} does not fit AutoencoderKL: {error}") from error
     return module
 

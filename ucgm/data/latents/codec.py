@@ -11,21 +11,24 @@ trained on them.  Two that differ are refused with both named: latents of one sc
 another look almost right, and cost weeks.
 """
 
-import dataclasses
 import json
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ucgm.data.latents.autoencoder import PUBLIC_VAES, Autoencoder, Store, open_autoencoder
+from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import write_atomic
 
 CODEC_FILE = "codec.json"
 _FORMAT = 1
+_FIELDS = {"vae": str, "kind": str, "digest": str, "size": int, "store": str, "normalise": str}
+_FIELDS |= {"shape": list, "mean": list, "std": list}
 _DECODE_BATCH = 16  # bounds the activations of a decoder at 512 pixels to a few GB
 
 
@@ -49,6 +52,14 @@ class CodecSettings:
             ValueError: for samples or moments of a model that has no posterior, or pixels that
             should be normalised.
         """
+        check_fields(asdict(self), {"vae": str, "size": int}, "data.codec")
+        if self.size < 1 or self.store not in (None, *get_args(Store)):
+            raise ValueError(
+                f"data.codec has size {self.size} and store {self.store}: size counts pixels, and "
+                f"store is one of {', '.join(get_args(Store))}."
+            )
+        if not isinstance(self.normalise, str | None):
+            raise ValueError(f"data.codec has normalise {self.normalise!r}: name a rule or a file.")
         known = PUBLIC_VAES.get(self.vae)
         store = self.store or (known.store if known else "mean" if deterministic else "sample")
         if deterministic and store != "mean":
@@ -93,6 +104,8 @@ class Codec:
 
     def __post_init__(self) -> None:
         """Refuse statistics that do not fit the latents or cannot be divided by."""
+        if len(self.shape) != 3 or min(self.shape) < 1 or self.size < 1:
+            raise ValueError(f"latents {self.shape} of {self.size} pixels are no images.")
         channels = self.shape[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
@@ -101,6 +114,8 @@ class Codec:
             )
         if not all(0 < s < float("inf") for s in (*self.std, self.scale)):
             raise ValueError(f"the statistics of {self.vae} have a deviation that is not positive.")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"the statistics of {self.vae} have a mean that is not finite.")
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -164,8 +179,8 @@ class Codec:
         Raises:
             ValueError: naming both sides and what differs.
         """
-        fields = [f.name for f in dataclasses.fields(self) if f.compare]
-        differing = [name for name in fields if getattr(self, name) != getattr(other, name)]
+        names = [f.name for f in fields(self) if f.compare]
+        differing = [name for name in names if getattr(self, name) != getattr(other, name)]
         if differing:
             raise ValueError(
                 f"{mine} has the codec {self.describe()} and {others} has {other.describe()}: they "
@@ -195,7 +210,7 @@ class Codec:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        values = dataclasses.asdict(self)
+        values = asdict(self)
         values.pop("place")
         return {"format": _FORMAT, **values}
 
@@ -205,11 +220,14 @@ class Codec:
         values = dict(values)
         if values.pop("format", None) != _FORMAT:
             raise ValueError(f"{where} is not a codec of format {_FORMAT}: encode the data again.")
+        check_fields(values, _FIELDS, where)
         try:
-            for name in ("shape", "mean", "std"):
+            for name, kind in (("shape", int), ("mean", float), ("std", float)):
+                if not all(type(number) in (int, kind) for number in values[name]):
+                    raise ValueError(f"{name} is not made of numbers.")
                 values[name] = tuple(values[name])
             return cls(**values, place=place)
-        except (KeyError, TypeError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where} is damaged: {error}") from error
 
     def save(self, folder: Path) -> None:
@@ -222,14 +240,12 @@ class Codec:
         """Read ``codec.json``; a ValueError says what is wrong."""
         path = folder / CODEC_FILE
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
         except FileNotFoundError:
             raise ValueError(
                 f"{folder} has no {CODEC_FILE}: what its latents mean is not recorded. Make a data "
                 f"set of it with `ucgm encode {folder} --vae NAME --out DIR`."
             ) from None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
         return cls.from_dict(values, str(path), place)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,37 @@
 """The LDM checkpoint layout of an AutoencoderKL, as VA-VAE is published, to that of diffusers.
 
-    LDM (CompVis/latent-diffusion, 2112.10752)       diffusers AutoencoderKL
-    encoder.down.L.block.i                           encoder.down_blocks.L.resnets.i
-    encoder.down.L.attn.i                            encoder.down_blocks.L.attentions.i
-    encoder.down.L.downsample.conv                   encoder.down_blocks.L.downsamplers.0.conv
-    decoder.up.L.*                                   decoder.up_blocks.(levels - 1 - L).*
-    mid.block_1, mid.block_2, mid.attn_1             mid_block.resnets.0, .1, mid_block.attentions.0
-    norm_out                                         conv_norm_out
-    inside a block: nin_shortcut                     conv_shortcut
-    inside an attention: norm, q, k, v, proj_out     group_norm, to_q, to_k, to_v, to_out.0
-
-LDM attention is made of 1x1 convolutions, diffusers' of linear layers: their weights lose the two
-last axes.  Widths, depth, latent channels and the levels that have attention are read from the
-tensors themselves, so no second configuration can disagree with them.
+The names of CompVis/latent-diffusion (2112.10752) become those of AutoencoderKL by the rules below.
+Attention made of 1x1 convolutions becomes linear layers, so weights lose the two last axes.
+Widths, depth, latent channels and the levels that have attention are read from the tensors
+themselves, so no second configuration can disagree with them.  The conversion of diffusers knows no
+attention inside a level, which VA-VAE has, and drops names that it does not know.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ucgm.data.latents.reading import read_tensors
+
 _OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+# In this order; a level of the decoder counts from the other end.
+_RULES = (
+    (r"\.up\.", ".up_blocks."),
+    (r"\.down\.", ".down_blocks."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+    (r"\.block\.", ".resnets."),
+    (r"\.attn\.", ".attentions."),
+    (r"\.(down|up)sample\.conv\.", r".\1samplers.0.conv."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(\.attentions\.\d+)\.(q|k|v)\.", r"\1.to_\2."),
+    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+)
 
 
 def read_ldm_state(path: Path) -> dict[str, Tensor]:
@@ -37,24 +43,15 @@ def read_ldm_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: not such a file, or one that would have to run code.
     """
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0]}). A checkpoint "
-            "with pickled objects runs code when it is loaded: open it where that is harmless and "
-            "save its state_dict as safetensors."
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    content = read_tensors(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict):
+        state = {}
+    state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     for prefix in ("first_stage_model.", "vae.", "module."):
         if any(key.startswith(prefix + "encoder.") for key in state):
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    state = {k: v for k, v in state.items() if k.startswith(_OURS) and isinstance(v, Tensor)}
+    state = {k: v for k, v in state.items() if k.startswith(_OURS)}
     if "encoder.down.0.block.0.conv1.weight" not in state:
         raise ValueError(
             f"{path} has no autoencoder in the LDM layout (encoder.down.0.block.0...): give a "
@@ -90,32 +87,20 @@ def ldm_arguments(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def ldm_to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, of any shape, under diffusers' names."""
-    levels = _count(state, r"decoder\.up\.(\d+)\.")
+    """The same tensors, of any shape, under diffusers' names; unknown names stay."""
+    last = _count(state, r"decoder\.up\.(\d+)\.") - 1
     converted = {}
-    for key, value in state.items():
-        name = _rename(key, levels)
-        if ".attentions." in name and value.ndim == 4:
-            value = value[:, :, 0, 0]
-        converted[name] = value
+    for name, value in state.items():
+        name = re.sub(r"\.up\.(\d+)", lambda level: f".up.{last - int(level[1])}", name)
+        for pattern, new in _RULES:
+            name = re.sub(pattern, new, name)
+        square = ".attentions." in name and value.ndim == 4
+        converted[name] = value[:, :, 0, 0] if square else value
     return converted
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` finds in a name."""
-    return 1 + max(int(found[1]) for key in state if (found := re.match(pattern, key)))
-
-
-def _rename(key: str, levels: int) -> str:
-    """One LDM name to diffusers'; names without a rule stay, and are refused when loading."""
-    key = re.sub(r"\.up\.(\d+)\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.", key)
-    key = re.sub(r"\.down\.(\d+)\.", r".down_blocks.\1.", key)
-    key = re.sub(r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
-    key = key.replace(".mid.attn_1.", ".mid_block.attentions.0.")
-    key = re.sub(r"\.block\.(\d+)\.", r".resnets.\1.", key)
-    key = re.sub(r"\.attn\.(\d+)\.", r".attentions.\1.", key)
-    key = key.replace(".downsample.conv.", ".downsamplers.0.conv.")
-    key = key.replace(".upsample.conv.", ".upsamplers.0.conv.")
-    key = key.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
-    inside = re.match(r"(.*\.attentions\.\d+)\.(norm|q|k|v|proj_out)\.(weight|bias)$", key)
-    return f"{inside[1]}.{_ATTENTION[inside[2]]}.{inside[3]}" if inside else key
+    """One more than the largest number that ``pattern`` finds in a name; 0 without one."""
+    return 1 + max(
+        (int(found[1]) for key in state if (found := re.match(pattern, key))), default=-1
+    )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ucgm.runtime.files import sha256, sync, write_atomic
@@ -39,49 +40,46 @@ class Shard(NamedTuple):
 
     path: Path
     rows: int
+    bytes: int
     arrays: dict[str, Array]
 
 
 def read_header(path: Path) -> Shard:
-    """Parse a shard's header and check it against the size of the file.
+    """Parse a shard's header; the library has checked it against the size of the file.
 
     Raises:
-        ValueError: no safetensors, truncated, or without latents and labels of equal length.
+        ValueError: not readable, no safetensors, truncated, or without latents and labels of equal
+            length.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > size - 8:
-                raise ValueError(f"it has {size:,} bytes, fewer than its header")
+            safe_open(path, "np")
+            (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        arrays = {}
-        for name, facts in header.items():
-            start, end = facts["data_offsets"]
-            shape = tuple(facts["shape"])
-            rows = shape[0] if shape else 1
-            arrays[name] = Array(
-                8 + length + start, facts["dtype"], shape, (end - start) // max(rows, 1)
-            )
-            if 8 + length + end > size:
-                raise ValueError(f"it has {size:,} bytes and needs {8 + length + end:,}: truncated")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except SafetensorError as error:
+        raise ValueError(
+            f"shard {path} cannot be read: it has {size:,} bytes and is truncated, or no "
+            f"safetensors file ({error})."
+        ) from error
+    except (OSError, ValueError) as error:
         raise ValueError(f"shard {path} cannot be read: {error}") from error
-    _check_arrays(path, arrays)
-    return Shard(path, arrays["labels"].shape[0], arrays)
-
-
-def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, facts in header.items():
+        (start, end), shape = facts["data_offsets"], tuple(facts["shape"])
+        row_bytes = (end - start) // max(shape[0], 1) if shape else 0
+        arrays[name] = Array(8 + length + start, facts["dtype"], shape, row_bytes)
     for name in ("latents", "labels"):
         if name not in arrays:
             raise ValueError(f"shard {path} has {sorted(arrays)}, and no {name}.")
     latents, labels = arrays["latents"], arrays["labels"]
-    if latents.dtype not in DTYPES or len(latents.shape) != 4:
+    if latents.dtype not in DTYPES or len(latents.shape) != 4 or 0 in latents.shape:
         raise ValueError(
             f"shard {path}: latents are {latents.dtype} {latents.shape}; needed are four axes of "
-            f"{', '.join(DTYPES)}."
+            f"{', '.join(DTYPES)}, none of them empty."
         )
     if labels.dtype != "I64" or labels.shape != latents.shape[:1]:
         raise ValueError(
@@ -93,6 +91,7 @@ def _check_arrays(path: Path, arrays: dict[str, Array]) -> None:
         raise ValueError(
             f"shard {path}: latents_flip {flips.shape} is not like latents {latents.shape}."
         )
+    return Shard(path, labels.shape[0], size, arrays)
 
 
 def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:

@@ -8,17 +8,16 @@ FILE      mean and std of LightningDiT and UCGM {mean, std}, or of REPA-E (2504.
           {latents_scale, latents_bias}: normalised = (raw - bias) * scale
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ucgm.data.latents.autoencoder import Autoencoder, Store
+from ucgm.data.latents.reading import read_json, read_tensors
 
+_OURS, _REPAE = ("mean", "std"), ("latents_bias", "latents_scale")
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)
 EDM2_STD = (4.17, 4.62, 3.71, 3.28)
 
@@ -54,29 +53,34 @@ def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
     """Mean (C,) and std (C,) of raw latents from a file of LightningDiT, UCGM or REPA-E.
 
     Raises:
-        ValueError: not there, or without {mean, std} and {latents_scale, latents_bias}.
+        ValueError: not there, without {mean, std} and {latents_scale, latents_bias}, or with
+            numbers that cannot be divided by.
     """
-    try:
-        if path.suffix == ".json":
-            content = {k: torch.tensor(v) for k, v in json.loads(path.read_text()).items()}
-        elif path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    if not path.exists():
         raise ValueError(
             f"there is no statistics file {path}; normalise is a file, or one of scale, channel, "
             "edm2, none."
-        ) from None
-    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as statistics: {error}") from error
-    if {"mean", "std"} <= content.keys():
-        mean, std = content["mean"], content["std"]
-    elif {"latents_scale", "latents_bias"} <= content.keys():
-        mean, std = content["latents_bias"], 1.0 / content["latents_scale"].double()
-    else:
+        )
+    content = read_json(path) if path.suffix == ".json" else read_tensors(path)
+    names = next((n for n in (_OURS, _REPAE) if set(n) <= content.keys()), None)
+    if names is None:
         raise ValueError(f"{path} has {sorted(content)}: it needs mean and std of each channel.")
-    return mean.double().flatten(), std.double().flatten()
+    try:
+        mean, std = (torch.as_tensor(content[n], dtype=torch.float64).flatten() for n in names)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{path} has {' and '.join(names)} that are no numbers: {error}"
+        ) from error
+    std = 1.0 / std if names == _REPAE else std
+    if len(mean) != len(std):
+        raise ValueError(f"{path} has {len(mean)} means and {len(std)} deviations.")
+    bad = torch.nonzero(~(mean.isfinite() & std.isfinite() & (std > 0))).flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{path} has mean {mean[bad[0]]:g} and deviation {std[bad[0]]:g} for channel {bad[0]}: "
+            "means must be finite, deviations finite and above 0."
+        )
+    return mean, std
 
 
 def channel_moments(stored: Tensor, store: Store) -> tuple[int, Tensor, Tensor]:

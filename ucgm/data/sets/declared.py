@@ -13,15 +13,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.latents.codec import Codec
+from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.runtime.files import write_atomic
 
 CARD_FILE = "data.json"
+_CARD = {"name": str, "shape": list, "num_classes": int, "class_names": list}
 
 
 class DataSpecDataset(Dataset):
@@ -168,9 +170,14 @@ def _read_card(run_dir: str | Path) -> DataSpec:
     """The card of a run; one of pixels has no codec."""
     path = Path(run_dir) / CARD_FILE
     try:
-        card: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    codec = card["codec"] and Codec.from_dict(card["codec"], str(path))
-    classes, names = card["num_classes"], tuple(card["class_names"])
-    return DataSpec(tuple(card["shape"]), classes, card["name"], names, codec is None, codec)
+        card = read_json(path)
+        check_fields(card, _CARD, str(path))
+        codec = card["codec"] and Codec.from_dict(card["codec"], str(path))
+        shape, names = tuple(card["shape"]), tuple(card["class_names"])
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"{path} has shape {card['shape']!r:.60}; it must be three counts.")
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path} has class_names that are no text.")
+        return DataSpec(shape, card["num_classes"], card["name"], names, codec is None, codec)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -6,10 +6,9 @@
 
 A batch leaves the disk as it is stored, half as large as float32, and is normalised on the device.
 Opening reads two JSON files and one header per shard, and compares sizes with the manifest; the
-checksums are compared by ``ucgm data DIR``.
+checksum of a shard is compared when it is first read, and by ``ucgm data DIR``.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,14 @@ from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.latents.codec import Codec, CodecSettings
-from ucgm.data.latents.shards import ShardSet
+from ucgm.data.latents.reading import check_fields, read_json
+from ucgm.data.latents.shards import MOST_CLASSES, ShardSet
 from ucgm.data.pixels import from_uint8
 from ucgm.runtime.randomness import RowRandom
 
 MANIFEST_FILE = "manifest.json"
+_MANIFEST = {"num_classes": int, "classes": list, "rows": int, "shards": list, "skipped": list}
+RECORD = {"file": str, "rows": int, "bytes": int, "sha256": str}
 
 
 class LatentDataset(Dataset):
@@ -35,20 +37,34 @@ class LatentDataset(Dataset):
         folder: made by ``ucgm encode``.
         place: where the autoencoder is, when not where the codec says.
         mirrored: use flips, where the set can give them.
+        checksums: compare those of the manifest when a shard is first read.
     """
 
     codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, folder: Path, place: str | None = None, mirrored: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        place: str | None = None,
+        mirrored: bool = True,
+        checksums: bool = True,
+    ) -> None:
         manifest = read_manifest(folder)
         self.codec = codec = Codec.load(folder, place)
         self.name = folder.name
         self.shape = codec.shape
-        self.num_classes = int(manifest["num_classes"])
+        self.num_classes = manifest["num_classes"]
         self.class_names = tuple(manifest["classes"])
         self.lossless = codec.kind == "identity"
         self.sampled = codec.store == "moments"
-        self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes)
+        digests = [record["sha256"] for record in manifest["shards"]] if checksums else None
+        self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes, digests)
+        for shard, record in zip(self.rows.shards, manifest["shards"], strict=True):
+            if shard.rows != record["rows"]:
+                raise ValueError(
+                    f"shard {shard.path} has {shard.rows} rows, in {MANIFEST_FILE} "
+                    f"{record['rows']}: one of them is of another set."
+                )
         if self.rows.row_shape != codec.stored_shape:
             raise ValueError(
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
@@ -101,13 +117,15 @@ class Latents(DataConfig):
     """where the autoencoder is on this machine, when not where the codec says."""
     flips: bool = True
     """show half of the samples mirrored, where flips are stored."""
+    checksums: bool = True
+    """read each shard once in full when it is first used, and refuse one that has changed."""
 
     def open(self) -> LatentDataset:
         """Read headers and manifest; a ValueError says what does not fit."""
         folder = Path(self.path)
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: make it with `ucgm encode`.")
-        dataset = LatentDataset(folder, self.vae_path, self.flips)
+        dataset = LatentDataset(folder, self.vae_path, self.flips, self.checksums)
         if self.codec is not None:
             check_settings(self.codec, dataset.codec, folder)
         return dataset
@@ -133,12 +151,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished set.
 
     Raises:
-        ValueError: missing, or not readable.
+        ValueError: missing, not readable, or with fields that cannot be those of a set.
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text())
-        missing = {"num_classes", "classes", "rows", "shards", "skipped"} - manifest.keys()
+        manifest = read_json(path)
     except FileNotFoundError:
         if (folder / "encode.json").exists():
             raise ValueError(
@@ -148,11 +165,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has no {MANIFEST_FILE}: make a data set of it with `ucgm encode {folder} "
             "--vae NAME --out DIR`."
         ) from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: encode the data again.")
+    check_fields(manifest, _MANIFEST, str(path))
+    classes, records = manifest["classes"], manifest["shards"]
+    for record in records:
+        check_fields(record if isinstance(record, dict) else {}, RECORD, f"a shard of {path}")
+        name = record["file"]
+        if not name.endswith(".safetensors") or Path(name).name != name or "\0" in name:
+            raise ValueError(f"{path} names {name!r:.60}, which is no file of its folder.")
+    problem = None
+    if manifest["num_classes"] > MOST_CLASSES:
+        problem = f"num_classes {manifest['num_classes']}, above {MOST_CLASSES}"
+    elif not _texts(classes):
+        problem = "class names that are no text"
+    elif not all(isinstance(p, list) and len(p) == 2 and _texts(p) for p in manifest["skipped"]):
+        problem = "skipped items that are no pairs of name and reason"
+    elif classes and len(classes) != manifest["num_classes"]:
+        problem = f"{len(classes)} class names for {manifest['num_classes']} classes"
+    elif len({record["file"] for record in records}) < len(records):
+        problem = "one shard twice"
+    elif sum(record["rows"] for record in records) != manifest["rows"]:
+        problem = f"{manifest['rows']} rows, which are not those of its shards together"
+    if problem is not None:
+        raise ValueError(f"{path} has {problem}: it is not what `ucgm encode` wrote.")
     return manifest
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def shard_paths(folder: Path, manifest: dict[str, Any]) -> list[Path]:
@@ -164,7 +203,12 @@ def shard_paths(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     paths = []
     for record in manifest["shards"]:
         path = folder / record["file"]
-        size = path.stat().st_size if path.is_file() else None
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            size = None
+        except OSError as error:
+            raise ValueError(f"shard {path} cannot be read: {error}") from error
         if size != record["bytes"]:
             state = "is missing" if size is None else f"has {size:,} bytes of {record['bytes']:,}"
             raise ValueError(

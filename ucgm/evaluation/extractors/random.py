@@ -1,4 +1,4 @@
-"""Features of a fixed small network with random weights: for images of any size, without a download.
+"""Features of a fixed small network with random weights: images of any size, and no download.
 
     three convolutions of 3x3 with ReLUs, halved between them; the means of 16 channels over a 2x2
     grid are the 64 features

@@ -33,6 +33,7 @@ from torch import Tensor
 from ucgm.evaluation.metrics.moments import Gaussian
 from ucgm.runtime.files import sha256
 
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Statistics of real images in the feature space of one extractor.
@@ -196,7 +197,8 @@ class _Part:
     """A call that a pickle asks for, kept as words: its name, arguments and state."""
 
     def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
-        self.name, self.arguments, self.state = name, arguments, ()
+        self.name, self.arguments = name, arguments
+        self.state: Any = ()
 
     def __call__(self, *arguments: Any) -> "_Part":
         return _Part(self.name, arguments)
@@ -224,10 +226,10 @@ class _Parts(pickle._Unpickler):
             raise ValueError(f"it asks for {module}.{name}, only numpy arrays are read")
         return _Part(name)
 
-    def load_empty_dictionary(self) -> None:
+    def load_empty_dictionary(self: Any) -> None:
         self.append(_Table())
 
-    dispatch[ord("}")] = load_empty_dictionary
+    dispatch[ord("}")] = load_empty_dictionary  # type: ignore[assignment]
 
 
 def _array(part: Any) -> np.ndarray:
@@ -235,7 +237,8 @@ def _array(part: Any) -> np.ndarray:
     if not isinstance(part, _Part) or part.name != "_reconstruct" or len(part.state) != 5:
         raise ValueError(f"mu and sigma must be arrays, found {type(part).__name__}")
     _, shape, dtype, fortran, content = part.state
-    order = dtype.state[1] if isinstance(dtype, _Part) and dtype.name == "dtype" else None
+    known = isinstance(dtype, _Part) and dtype.name == "dtype" and len(dtype.state) > 1
+    order = str(dtype.state[1]) if known else ""
     kind = dtype.arguments[0] if order in ("<", ">", "=", "|") else None
     if kind not in ("f2", "f4", "f8"):
         raise ValueError(f"it holds an array of {kind}, only floating point is read")

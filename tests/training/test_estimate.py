@@ -1,0 +1,102 @@
+"""What is said before the first step, and what a training says while it goes on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ucgm.data.loader import BatchPlan
+from ucgm.nn import DiTConfig
+from ucgm.objective import preset
+from ucgm.runs.config import Config
+from ucgm.runs.settings import OptimizerConfig, TrainConfig
+from ucgm.training import estimate, log
+from ucgm.training.loop import train
+from ucgm.training.throughput import count_work
+
+SHAPE = (1, 8, 8)
+SMALL = Config(
+    model=DiTConfig(size="N/2"),
+    train=TrainConfig(steps=3, global_batch=8, log_every=3, preview_every=9, checkpoint_every=9),
+)
+
+
+def kept_by_autograd(config, rows):
+    """Bytes of the storages that autograd really keeps, parameters left out."""
+    network, kept = config.model.build(SHAPE, 10), {}
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x, t, y = torch.zeros(rows, *SHAPE), torch.full((rows,), 0.5), torch.zeros(rows).long()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x, t, y).sum()
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
+def test_memory_is_that_which_autograd_keeps():
+    plan = BatchPlan(64, 1, 0, 1)
+    work = count_work(SMALL.model, SHAPE, 10, SMALL.objective)
+    needed = estimate.needed_memory(SMALL, SHAPE, 10, plan, work.parameters)
+    state = 4 * work.parameters * 5
+    assert needed - state == pytest.approx(kept_by_autograd(SMALL, 64), rel=0.1)
+    few = replace(SMALL, objective=preset("ucgm_few"))
+    more = estimate.needed_memory(few, SHAPE, 10, plan, work.parameters)
+    assert more - needed == 4 * work.parameters  # the teacher
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path):
+    config = replace(
+        SMALL,
+        model=DiTConfig(size="XL/1"),
+        train=replace(SMALL.train, global_batch=2**20),
+    )
+    with pytest.raises(ValueError, match=r"needs about .* GiB .* choose a smaller model.size"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_trying_out_changes_nothing():
+    network = SMALL.model.build(SHAPE, 10).train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    work = count_work(SMALL.model, SHAPE, 10, SMALL.objective)
+    plan = BatchPlan(64, 2, 0, 1)
+    seconds = estimate.time_of_step(network, SHAPE, plan, work, torch.device("cpu"))
+    assert 1e-4 < seconds < 60
+    assert torch.equal(torch.rand(1), expected) and network.training
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.25, "0.2 s"), (42, "42 s"), (720, "12 min"), (3.5 * 3600, "3.5 h"), (2e6, "23 days")],
+)
+def test_durations(seconds, words):
+    assert estimate.duration(seconds) == words
+
+
+def test_signs_of_life_and_the_way_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(log, "HEARTBEAT", 0.0)
+    run = train(SMALL, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "estimate: memory" in out and "to the end" in out
+    assert "step 1/3 ...\nstep 2/3 ...\nstep 3/3  loss" in out
+    assert out.endswith(
+        f"saved {run}/checkpoints/step_0000003; next: ucgm sample {run}  or  ucgm benchmark {run}\n"
+    )
+
+
+def test_the_reason_why_a_run_cannot_be_made_longer(tmp_path):
+    config = replace(SMALL, optimizer=OptimizerConfig(schedule="cosine"))
+    run = train(config, tmp_path / "run")
+    longer = replace(config, train=replace(config.train, steps=5))
+    message = rf"optimizer.schedule cosine\) follows the number of steps.*--train.init {run}"
+    with pytest.raises(ValueError, match=message):
+        train(longer, run)

@@ -1,0 +1,134 @@
+"""What a training will need, said before its first step: memory, counted, and time, tried out."""
+
+import os
+import time
+
+import psutil
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from ucgm.data.loader import BatchPlan
+from ucgm.runs.config import Config
+from ucgm.runtime.precision import autocast, precision
+from ucgm.training.throughput import Work
+
+# Floating-point operations that trying out may cost: a second or so.
+_TRIAL = {"cuda": 1e14}
+_TRIAL_ELSEWHERE = 5e10
+GIB = 2**30
+
+
+def needed_memory(
+    config: Config, shape: tuple[int, int, int], num_classes: int, plan: BatchPlan, parameters: int
+) -> float:
+    """Bytes of one process: weights, gradients, moments, averages, teacher, and activations.
+
+    Activations are those that autograd keeps of one forward pass, counted with fake tensors; with
+    gradient checkpointing they are an upper bound no more, but near.
+
+    Args:
+        config: of the training.
+        shape: (C, H, W) of the data.
+        num_classes: of the data.
+        plan: rows of a micro-batch, and processes.
+        parameters: of the network.
+    """
+    objective, ema = config.objective, config.ema
+    copies = 5 + len(ema.tracked) + objective.needs_teacher  # weights, gradient, moments, average
+    copies += objective.needs_target and ema.target_decay is not None
+    state = 4.0 * parameters * copies
+    if config.train.sharding == "fsdp2":
+        state /= plan.world
+    return state + plan.micro_batch * _kept_bytes(config, shape, num_classes)
+
+
+def _kept_bytes(config: Config, shape: tuple[int, int, int], num_classes: int) -> float:
+    """Bytes that autograd keeps of a row until its backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    half = precision() == "bf16"
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        network = config.model.build(shape, num_classes).train()
+        weights = {p.untyped_storage()._cdata for p in network.parameters()}
+        x, t, y = torch.empty(1, *shape), torch.empty(1), torch.empty(1, dtype=torch.int64)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = network(x, t, y)
+            total = sum(size for storage, size in kept.items() if storage not in weights)
+        del out
+    return float(total)
+
+
+def check_memory(needed: float, device: torch.device, plan: BatchPlan) -> str:
+    """How much is needed of what is free, in words.
+
+    Raises:
+        ValueError: it cannot fit.
+    """
+    if device.type == "cuda":
+        free = float(torch.cuda.mem_get_info(device)[0])
+    else:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", plan.world))
+        free = psutil.virtual_memory().available / processes
+    if needed > free:
+        raise ValueError(
+            f"a training step needs about {needed / GIB:.1f} GiB of memory and {device} has "
+            f"{free / GIB:.1f} GiB free: choose a smaller model.size, raise train.accumulation "
+            f"(now {plan.micro_batch} rows at once), or set model.gradient_checkpointing true"
+        )
+    return f"memory {needed / GIB:.1f} of {free / GIB:.1f} GiB"
+
+
+def time_of_step(
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    plan: BatchPlan,
+    work: Work,
+    device: torch.device,
+) -> float:
+    """Seconds of an optimizer step of a replica, from some rows forward and backward.
+
+    Changes nothing: no gradient is kept, no random number drawn, and the network is in evaluation
+    mode meanwhile.
+
+    Args:
+        network: on ``device``.
+        shape: (C, H, W) of the data.
+        plan: rows of a step.
+        work: of a row.
+        device: of the network.
+    """
+    most = _TRIAL.get(device.type, _TRIAL_ELSEWHERE) / max(work.trained, 1.0)
+    rows = max(1, min(plan.micro_batch, int(most)))
+    x, t = torch.zeros(rows, *shape, device=device), torch.full((rows,), 0.5, device=device)
+    y = torch.zeros(rows, dtype=torch.int64, device=device)
+    weights = [p for p in network.parameters() if p.requires_grad]
+    training = network.training
+    network.eval()
+    seconds = float("inf")
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        with autocast(device):
+            loss = network(x, t, y).square().mean()
+        torch.autograd.grad(loss, weights, allow_unused=True)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds = min(seconds, time.perf_counter() - start)
+    network.train(training)
+    per_row = seconds / rows * work.flops / max(work.trained, 1.0)
+    return per_row * plan.micro_batch * plan.accumulation
+
+
+def duration(seconds: float) -> str:
+    """Such as ``40 s``, ``12 min``, ``3.5 h`` or ``20 days``."""
+    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * length:
+            amount = seconds / length
+            return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

@@ -1,0 +1,28 @@
+"""``ucgm.train``: a training in Python, as the command line does it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ucgm.generation.run import Run, load_run
+from ucgm.runs.config import Config
+from ucgm.runs.layers import training_config
+from ucgm.training import loop
+
+
+def train(config: Config | Mapping[str, Any], run_dir: str | Path) -> Run:
+    """Train, or continue the training in ``run_dir``; returns the trained run.
+
+    Args:
+        config: a complete configuration; or settings as a file has them, such as
+            ``{"data": {"class_path": "Images", "path": "photos"}}``, under which lie those of the
+            preset and those that fit data and device.
+        run_dir: folder of the run.
+
+    Raises:
+        ValueError: a run folder of another configuration, or settings that do not fit together.
+        RuntimeError: a loss that stays not finite, or a checkpoint that could not be written.
+    """
+    if not isinstance(config, Config):
+        config, _ = training_config([dict(config)], Path(run_dir))
+    return load_run(loop.train(config, run_dir))
