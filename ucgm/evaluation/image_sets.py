@@ -217,7 +217,9 @@ class ListedImages(FileImages):
                         raise ValueError(f"line {number} is {row}")
                     rows[name] = int(label or "")
         except (OSError, ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is no list of file,label, each file once: {error}.") from error
+            raise ValueError(
+                f"{path} is no list of file,label, each file once: {error}."
+            ) from error
         names = [self.source.entry(i) for i in range(len(self.source))]
         if set(names) != rows.keys():
             odd = sorted(set(names) ^ rows.keys())[0]

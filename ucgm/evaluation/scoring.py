@@ -162,31 +162,25 @@ class Evaluator:
         return torch.cat(rows)
 
     def unavailable(self, num_classes: int) -> dict[str, str]:
-        """For each metric the empty string, or why it cannot be computed here.
-
-        Args:
-            num_classes: classes of the data.
-        """
+        """For each metric the empty string, or why it cannot be, for data of ``num_classes``."""
         extractor, reference = self.extractor, self.reference
         rows, held, spatial, logits, accuracy = "", "", "", "", ""
+        theirs = f"reference {reference.name}"
         if reference.features is None and reference.images is None:
-            rows = (
-                f"reference {reference.name} holds no feature rows: make it with `ucgm reference`"
-            )
+            rows = f"{theirs} holds no feature rows: make it with `ucgm reference`"
         elif reference.features is not None and len(reference.features) < LEAST["recall"]:
-            rows = f"reference {reference.name} keeps {len(reference.features)} feature rows alone"
+            rows = f"{theirs} keeps {len(reference.features)} feature rows alone"
         if self.held_out is None:
             held = "there is no held-out reference: give one"
         if "spatial" not in extractor.dimensions:
             spatial = f"{extractor.name} has no spatial features: use the inception extractor"
         elif reference.spatial is None:
-            spatial = f"reference {reference.name} has no mu_s and sigma_s"
+            spatial = f"{theirs} has no mu_s and sigma_s"
+        name = extractor.name
         if "logits" not in extractor.dimensions:
-            logits = f"{extractor.name} has no logits"
+            logits = f"{name} has no logits"
         if extractor.num_classes == 0 or extractor.num_classes != num_classes:
-            accuracy = (
-                f"the logits of {extractor.name} are not the {num_classes} classes of the data"
-            )
+            accuracy = f"the logits of {name} are not the {num_classes} classes of the data"
         reasons = ("", held, spatial, rows, rows, rows, logits, accuracy)
         return dict(zip(METRICS, reasons, strict=True))
 

@@ -127,8 +127,9 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
-    work = count_work(config.model, dataset.shape, dataset.num_classes, config.objective)
-    needed = needed_memory(config, dataset.shape, dataset.num_classes, plan, work.parameters)
+    data = dataset.shape, dataset.num_classes
+    work = count_work(config.model, *data, config.objective)
+    needed = needed_memory(config, *data, plan, work.parameters)
     memory = check_memory(needed, accelerator.device, plan)
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
@@ -140,9 +141,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding)
     trained = networks.trained()
-    seconds = 0.0
-    if accelerator.is_main_process and sharding.mesh is None:
-        seconds = time_of_step(network, dataset.shape, plan, work, accelerator.device)
+    tried = (network, dataset.shape, plan, work, accelerator.device)
+    whole = accelerator.is_main_process and sharding.mesh is None
     wrapped, wrapped_variance = networks.online, networks.log_variance
     optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
@@ -165,7 +165,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
         memory=memory,
-        seconds=seconds or work.flops * plan.micro_batch * plan.accumulation / (0.4 * peak),
+        seconds=time_of_step(*tried) if whole else work.of_step(plan) / (0.4 * peak),
     )
     _resume(state)
     if train.tracker:

@@ -121,8 +121,7 @@ def time_of_step(
             torch.accelerator.synchronize()
         seconds = min(seconds, time.perf_counter() - start)
     network.train(training)
-    per_row = seconds / rows * work.flops / max(work.trained, 1.0)
-    return per_row * plan.micro_batch * plan.accumulation
+    return seconds / rows * work.of_step(plan) / max(work.trained, 1.0)
 
 
 def duration(seconds: float) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ucgm.data.loader import BatchPlan
 from ucgm.nn import NetworkConfig
 from ucgm.nn.cost import cost
 from ucgm.objective import Objective
@@ -37,6 +38,10 @@ class Work:
     """floating-point operations, forward and backward."""
     parameters: int
     """of the network."""
+
+    def of_step(self, plan: BatchPlan) -> float:
+        """Operations of an optimizer step of one process."""
+        return self.flops * plan.micro_batch * plan.accumulation
 
     @property
     def trained(self) -> float:

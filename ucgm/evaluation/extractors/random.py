@@ -1,7 +1,7 @@
 """Features of a fixed small network with random weights: images of any size, and no download.
 
-    three convolutions of 3x3 with ReLUs, halved between them; the means of 16 channels over a 2x2
-    grid are the 64 features
+    three convolutions of 3x3 with leaky ReLUs, halved between them; the means of 16 channels over a
+    2x2 grid are the 64 features
 
 Features of random convolutions see colours, edges and textures and where they are, and nothing of
 what is shown.  Their Frechet distance orders runs on one data set; it is no FID.
@@ -38,7 +38,7 @@ class RandomFeatures(nn.Module):
         x = from_uint8(images)
         for number, kernel in enumerate(self.kernels):
             x = F.avg_pool2d(x, 2, ceil_mode=True) if number else x
-            x = F.conv2d(x, kernel, padding=1).relu()
+            x = F.leaky_relu(F.conv2d(x, kernel, padding=1), 0.2)  # none is always 0
         return {"features": F.adaptive_avg_pool2d(x, GRID).flatten(1)}
 
 
