@@ -141,8 +141,6 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding)
     trained = networks.trained()
-    tried = (network, dataset.shape, plan, work, accelerator.device)
-    whole = accelerator.is_main_process and sharding.mesh is None
     wrapped, wrapped_variance = networks.online, networks.log_variance
     optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
@@ -165,7 +163,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
         memory=memory,
-        seconds=time_of_step(*tried) if whole else work.of_step(plan) / (0.4 * peak),
+        seconds=time_of_step(network, dataset.shape, plan, work, peak),
     )
     _resume(state)
     if train.tracker:
