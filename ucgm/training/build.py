@@ -25,7 +25,7 @@ from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding
-from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
+from ucgm.training.estimate import check_memory, duration, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
@@ -129,8 +129,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     data = dataset.shape, dataset.num_classes
     work = count_work(config.model, *data, config.objective)
-    needed = needed_memory(config, *data, plan, work.parameters)
-    memory = check_memory(needed, accelerator.device, plan)
+    memory = check_memory(config, *data, plan, work.parameters, accelerator.device)
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
