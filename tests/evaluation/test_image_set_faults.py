@@ -102,7 +102,9 @@ def test_a_table_of_labels_that_is_none(folder, table):
 
 def test_what_three_images_can_give_is_computed(folder, tmp_path):
     reference = make_reference("digits", tmp_path / "ref.npz", num_rows=50)
-    with pytest.warns(UserWarning, match="3 are too few for precision, recall, inception_score"):
+    with pytest.warns(
+        UserWarning, match="3 images are too few for precision, recall, inception_score"
+    ):
         result = evaluate(str(folder), MetricConfig(reference=str(reference)), device="cpu")
     assert {"fid", "kid"} <= result["scores"].keys()
     assert not {"precision", "recall", "inception_score"} & result["scores"].keys()

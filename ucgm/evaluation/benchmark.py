@@ -183,7 +183,9 @@ def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
     if source is None:
         return None
     data = source.open()
-    possible = evaluators.without("fid_heldout").enough(len(data), "the row real")
+    possible = evaluators.without("fid_heldout").enough(
+        len(data), "held-out images", "the row real"
+    )
     outputs, labels = extract_dataset(data, evaluators.extractor)
     scores = possible.score(statistics_of(outputs, labels))
     return {"name": data.name, "num_samples": len(data), "scores": scores}

@@ -54,7 +54,7 @@ def evaluate(
         if "accuracy" in (metrics_config.metrics or ()):
             raise ValueError("accuracy cannot be computed: the images have no labels.")
         evaluators = evaluators.without("accuracy")
-    evaluators = evaluators.enough(len(images), "this set")
+    evaluators = evaluators.enough(len(images), "images", "the result")
     evaluators.warn_if_few(len(images))
     sizes = {"num_samples": len(images), "chunk_size": CHUNK}
     protocol = {"samples": images.identity} | sizes | evaluators.identity()

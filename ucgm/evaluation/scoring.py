@@ -258,15 +258,13 @@ class Evaluators:
             tuple(replace(p, metrics=m) for p, m in zip(self.parts, kept, strict=True))
         )
 
-    def enough(self, count: int, what: str) -> "Evaluators":
-        """The same evaluators without the metrics that ``count`` images cannot give; a warning says
-        which, of ``what``.
-        """
+    def enough(self, count: int, images: str, place: str) -> "Evaluators":
+        """The evaluators without the metrics that ``count`` images cannot give, with a warning."""
         asked = {name for part in self.parts for name in part.metrics}
         few = [name for name, least in LEAST.items() if count < least and name in asked]
         if few:
-            left_out = f"are too few for {', '.join(few)}: {what} has none."
-            warnings.warn(f"{count} {left_out}", stacklevel=3)
+            left_out = f"are too few for {', '.join(few)}: {place} has none."
+            warnings.warn(f"{count} {images} {left_out}", stacklevel=3)
         return self.without(*few)
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
