@@ -149,11 +149,10 @@ class Passes:
         return place(nothing, rows, index, part)
 
     def velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
-        """F of the trained network at s = t where m > s, 0 elsewhere; in float32.  x_t (B, ...)."""
+        """F of the trained network at s = t where m > s, 0 elsewhere.  x_t (B, ...)."""
         assert draw.host is not None
-        with torch.autocast(x_t.device.type, enabled=False):
-            rows = draw.host.m > draw.host.s
-            return self.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
+        rows = draw.host.m > draw.host.s
+        return self.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
 
     def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
         if self.random_state is not None:

@@ -26,9 +26,11 @@ The regression target is F_tgt = F - c phi(k G), without gradient, by one of the
     relaxed   k = 1      c = 1 - sqrt(1 - t)                      (FACM, arXiv 2507.03738)
 
 with b = B(t, m) / (t - m) where m < t, and phi an elementwise clamp, a division by the sample's
-root mean square plus a constant, or the identity.  Everything here is in full precision.
+root mean square plus a constant, or the identity.  Sums are in full precision; so are the passes
+under finite differences, while those under a forward derivative keep the autocast of the step.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -236,9 +238,11 @@ def consistency_target(
     # The gradient pass of an autocast is too coarse for the difference over a small step.
     repeated = objective.tangent == "forward" and objective.consistency_ratio == 1.0
     repeated &= torch.is_autocast_enabled(x_t.device.type)
-    # Differences of two network outputs over a small gap need float32 (and the jvp its parts).
-    with torch.autocast(x_t.device.type, enabled=False):
-        if continuous and objective.tangent == "jvp":
+    # A difference of two outputs over a small gap needs float32; a derivative does not.
+    derived = continuous and objective.tangent == "jvp"
+    wide = torch.autocast(x_t.device.type, enabled=False)
+    with contextlib.nullcontext() if derived else wide:
+        if derived:
             tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
         elif continuous:
             width = objective.tangent_step

@@ -44,8 +44,8 @@ class TrainConfig:
     """stop after so many steps in a row with a non-finite loss or gradient."""
     sharding: Literal["none", "fsdp2"] = "none"
     """``fsdp2`` spreads weights, gradients, moments, averages and teacher over the processes."""
-    compile: bool = False
-    """compile every block of the networks."""
+    compile: bool | None = None
+    """compile every block of the networks; null: on a GPU."""
     tracker: str | None = None
     """an accelerate tracker beside metrics.jsonl, such as wandb or tensorboard."""
 

@@ -32,8 +32,9 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 
 def precision() -> str:
-    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says."""
-    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says; on a GPU bf16 if unsaid."""
+    gpu = torch.cuda.is_available() and "ACCELERATE_USE_CPU" not in os.environ
+    name = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if gpu else "no")
     if name not in ("no", "bf16"):
         raise ValueError(f"--mixed_precision {name} is not supported: use bf16 or no")
     return name

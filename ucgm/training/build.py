@@ -22,7 +22,7 @@ from ucgm.runs.config import Config, flat
 from ucgm.runs.folder import create_run, refuse_another, start_from
 from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import lock_folder
-from ucgm.runtime.precision import precision
+from ucgm.runtime.precision import float32_products, precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.sharding import Sharding
 from ucgm.training.estimate import check_memory, duration, time_of_step
@@ -117,6 +117,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     check_tracker(config.train.tracker)
     accelerator = make_accelerator(config.train.tracker, run_dir)
     keep_freed_memory(accelerator.device)
+    # Beside bf16, what stays float32 is multiplied in TF32.
+    held.enter_context(float32_products(tf32=precision() == "bf16"))
     dataset = config.data.open()
     if len(dataset) == 0:
         raise ValueError(

@@ -69,7 +69,8 @@ def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Net
         place(log_variance := LogVariance())
     place(network)
     networks = Networks(network, ema, target, tracked, teacher, log_variance)
-    if config.train.compile:
+    compiled = config.train.compile
+    if sharding.device.type == "cuda" if compiled is None else compiled:
         for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
             compile_blocks(module)
     return networks
