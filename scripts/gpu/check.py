@@ -29,7 +29,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 ARGS = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 ARGS.add_argument("--dry", action="store_true", help="tiny, on the CPU")
@@ -65,7 +64,6 @@ from ucgm.objective.times import LogitNormal
 from ucgm.runs.config import Config
 from ucgm.runs.saving import host_copies
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
-from ucgm.runtime.precision import float32_products
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import Sharding
@@ -172,12 +170,15 @@ def ceilings():
     tokens, w = (64, 48) if DRY else (A.batch * 256, 1152)
     shapes, total, flops = ((w, 3 * w), (w, w), (w, 4 * w), (4 * w, w)), 0.0, 0.0
     for k, n in shapes:
-        x, m = torch.randn(tokens, k, device=DEVICE).bfloat16(), torch.randn(k, n, device=DEVICE).bfloat16()
+        x, m = (
+            torch.randn(tokens, k, device=DEVICE).bfloat16(),
+            torch.randn(k, n, device=DEVICE).bfloat16(),
+        )
         total += timed(lambda: x @ m, 3, 10)[0]
         flops += 2 * tokens * k * n
     c["bf16_block_shapes"] = flops / total / 1e12
     RESULT["ceilings"] = c
-    say(f"ceilings {({k: round(v, 2) for k, v in c.items()})}")
+    say(f"ceilings { ({k: round(v, 2) for k, v in c.items()}) }")
 
 
 # ------------------------------------------------------------------------------------ correctness
@@ -210,7 +211,9 @@ def correct():
     nets = {f: tiny(family=f) for f in ("tit", "dit", "lightningdit")}
     nets["tit affine"] = tiny(norm_affine=True)
     torch.manual_seed(0)
-    nets["ddt"] = DDTConfig(size="N/2", encoder_depth=1, second_time=True).build((4, 8, 8), 10).eval()
+    nets["ddt"] = (
+        DDTConfig(size="N/2", encoder_depth=1, second_time=True).build((4, 8, 8), 10).eval()
+    )
     for p in nets["ddt"].parameters():
         p.data.normal_(std=0.1)
     for name, net in nets.items():
@@ -220,7 +223,11 @@ def correct():
             ref = jvp_tangent(t, lambda a, b: wide(a, b, y, v[2]), v[0], v[1], v[2], v[3])
             net.to(DEVICE)
             g = [w.to(DEVICE) for w in (x, time_, s, field, y)]
-            for label, tf32, amp in (("fp32", False, False), ("tf32", True, False), ("bf16", False, True)):
+            for label, tf32, amp in (
+                ("fp32", False, False),
+                ("tf32", True, False),
+                ("bf16", False, True),
+            ):
                 torch.backends.cuda.matmul.allow_tf32 = tf32
 
                 def call(a, b):
@@ -247,7 +254,10 @@ def correct():
     net = tiny(False).to(DEVICE).train()
     ema = EMA(net, 0.9)
     optimizer = build_optimizer(OptimizerConfig(), {p: n for n, p in net.named_parameters()})
-    skipper, before = NonFiniteSkipper(DEVICE), [p.detach().clone() for p in (*net.parameters(), *ema.network.parameters())]
+    skipper, before = (
+        NonFiniteSkipper(DEVICE),
+        [p.detach().clone() for p in (*net.parameters(), *ema.network.parameters())],
+    )
     for p in net.parameters():
         p.grad = torch.full_like(p, torch.nan)
     skipper.step(optimizer, [ema], clip_gradients(list(net.parameters()), 1.0), 0)
@@ -255,7 +265,7 @@ def correct():
     found["skipped step leaves all bits"] = all(torch.equal(a, b) for a, b in zip(before, after))
     found["skipped counted"] = skipper.read()[0] == 1
     if DEVICE.type == "cuda":
-        found["sdpa kernel, bf16, head 72"] = sdpa_kernel_name()
+        RESULT["sdpa kernel, bf16, head 72"] = sdpa_kernel_name()
     for k, v in found.items():
         print(f"    {k:48} {v:.2e}" if isinstance(v, float) else f"    {k:48} {v}")
 
@@ -276,7 +286,9 @@ def both_devices(name):
             net, draw, target=average, teacher=average, log_variance=head, progress=0.5
         )
         terms.loss.backward()
-        grads.append(torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None]))
+        grads.append(
+            torch.cat([p.grad.flatten().cpu() for p in net.parameters() if p.grad is not None])
+        )
         worst[str(device)] = float(terms.loss)
     a, b = worst.values() if len(worst) == 2 else (1.0, 1.0)
     return f"loss {abs(a - b) / abs(a):.1e}, gradient {relative(grads[1], grads[0]):.1e}"
@@ -293,7 +305,7 @@ def sdpa_kernel_name():
     return "; ".join(e.key[:70] for e in p.key_averages())[:200]
 
 
-# ------------------------------------------------------------------------------------ training steps
+# ----------------------------------------------------------------------------------- training steps
 
 
 def make_latents(folder, shards=2, rows=512):
@@ -314,7 +326,15 @@ def make_latents(folder, shards=2, rows=512):
 def model_config(two=False, family=None, **more):
     family = family or A.family
     if DRY:
-        return DiTConfig(hidden_size=48, depth=2, num_heads=4, patch_size=2, family=family, second_time=two, **more)
+        return DiTConfig(
+            hidden_size=48,
+            depth=2,
+            num_heads=4,
+            patch_size=2,
+            family=family,
+            second_time=two,
+            **more,
+        )
     return DiTConfig(size="XL/2", family=family, second_time=two, **more)
 
 
@@ -335,13 +355,17 @@ _FORWARD, _ACC = {}, []
 def forward_flops(config):
     key = str(config)
     if key not in _FORWARD:
-        _FORWARD[key] = 2e9 * cost(dataclasses.replace(config, second_time=False), SHAPE, CLASSES).gmacs
+        _FORWARD[key] = (
+            2e9 * cost(dataclasses.replace(config, second_time=False), SHAPE, CLASSES).gmacs
+        )
     return _FORWARD[key]
 
 
 def row_flops(config, objective):
     weight = {"gradient": 3.0, "forward": 1.0, "tangent": 2.0}
-    return forward_flops(config) * sum(weight[k] * n for k, n in count_passes(objective, 512).items())
+    return forward_flops(config) * sum(
+        weight[k] * n for k, n in count_passes(objective, 512).items()
+    )
 
 
 def state_of(name, batch, compiled, optimizer=None, family=None, checkpointing=False, **settings):
@@ -352,7 +376,9 @@ def state_of(name, batch, compiled, optimizer=None, family=None, checkpointing=F
         net.enable_gradient_checkpointing()
     if not _ACC:
         _ACC.append(make_accelerator())
-    ema_config = EMAConfig(target_decay=0.999 if objective.needs_target and name == "ucgm_multi" else None)
+    ema_config = EMAConfig(
+        target_decay=0.999 if objective.needs_target and name == "ucgm_multi" else None
+    )
     config = Config(
         model=model,
         objective=objective,
@@ -445,7 +471,8 @@ def line(r):
         return f"{r['label']:<46}{r['batch']:>5}  {r['error'][:80]}"
     syncs = sum(r["syncs"].values()) if "syncs" in r else "-"
     return (
-        f"{r['label']:<46}{r['batch']:>5}{r['ms']:>9.1f} ms{r['host_ms']:>8.1f} host{r['images_s']:>8.0f} img/s"
+        f"{r['label']:<46}{r['batch']:>5}{r['ms']:>9.1f} ms{r['host_ms']:>8.1f} host"
+        f"{r['images_s']:>8.0f} img/s"
         f"{r['tflops']:>8.1f} TF{100 * r['mfu']:>6.1f} %{r['peak_gib']:>7.1f} GiB  syncs {syncs}"
     )
 
@@ -466,19 +493,23 @@ def ours(label, name, batch, compiled, tf32=True, repeats=STEPS, room=20, **sett
 
 
 class Plain:
-    """The loop that one writes by hand, on the GPU: everything in bf16 autocast, nothing read back."""
+    """The loop that one writes by hand: everything in bf16 autocast, nothing read back."""
 
     def __init__(self, name, batch, compiled, family=None):
         self.name, self.batch = name, batch
         model = model_config(False, family)
         self.net = network_of(model)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
-        self.other = copy.deepcopy(self.net).requires_grad_(False) if name != "flow_matching" else None
+        self.other = (
+            copy.deepcopy(self.net).requires_grad_(False) if name != "flow_matching" else None
+        )
         if compiled:
             for m in (self.net, self.other):
                 if m is not None:
                     compile_blocks(m)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
         n = {"flow_matching": 3.0, "ucgm_multi": 4.0, "ucgm_few": 6.0}[name]
         self.flops = n * forward_flops(model)
         self.x = torch.randn(batch, *SHAPE, device=DEVICE)
@@ -496,7 +527,9 @@ class Plain:
                 wanted = target
                 if self.name == "ucgm_multi":
                     null = self.other(x_t, t, torch.full_like(y, CLASSES)).float()
-                    wanted = torch.where(u < 0.75, target + 0.47 * (said - null), 0.5 * (target + said))
+                    wanted = torch.where(
+                        u < 0.75, target + 0.47 * (said - null), 0.5 * (target + said)
+                    )
                 if self.name == "ucgm_few":
                     field = target + 2.0 * (self.other(x_t, t, y).float() - target)
 
@@ -504,8 +537,12 @@ class Plain:
                         at = x_t + (r - t)[:, None, None, None] * field
                         return at - r[:, None, None, None] * self.net(at, r, y).float()
 
-                    slope = ((jump((t + 0.005).clamp(max=1)) - jump((t - 0.005).clamp(min=0))) / 0.01).clamp(-1, 1)
-                    wanted = said.detach() + 4 * u / torch.sin(u * math.pi / 2).clamp(min=1e-6) * slope
+                    slope = (
+                        (jump((t + 0.005).clamp(max=1)) - jump((t - 0.005).clamp(min=0))) / 0.01
+                    ).clamp(-1, 1)
+                    wanted = (
+                        said.detach() + 4 * u / torch.sin(u * math.pi / 2).clamp(min=1e-6) * slope
+                    )
         (said - wanted).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -541,20 +578,28 @@ def eager():
 
 def compiled():
     """Every new kind of pass is a compilation of about 20 s: as many as leave time for the rest."""
-    b, room = A.batch if not DRY else 8, 15 if DRY else 100
-    ours("compiled flow_matching", "flow_matching", b, True)
-    plain("compiled plain flow_matching", "flow_matching", b, True)
+    torch._dynamo.reset()
+    b, room = A.batch if not DRY else 8, 15 if DRY else 30
+    ours("compiled flow_matching", "flow_matching", b, True, room=room)
+    plain("compiled plain flow_matching", "flow_matching", b, True, room=room)
     ours("compiled ucgm_few central", "ucgm_few", b, True, room=room)
     plain("compiled plain ucgm_few, all bf16", "ucgm_few", b, True, room=room)
-    ours("compiled ucgm_multi", "ucgm_multi", b, True, room=room)
+    ours("compiled flow_matching", "flow_matching", 16 if DRY else 128, True, room=room)
+    ours(
+        "compiled flow_matching, lightningdit",
+        "flow_matching",
+        b,
+        True,
+        family="lightningdit",
+        room=room,
+    )
     ours("compiled meanflow jvp", "meanflow", b, True, room=room)
-    ours("compiled flow_matching", "flow_matching", 16 if DRY else 256, True, room=room)
     other = "tit" if A.family == "dit" else "dit"
     ours(f"compiled flow_matching, {other}", "flow_matching", b, True, family=other, room=room)
-    ours("compiled flow_matching, lightningdit", "flow_matching", b, True, family="lightningdit", room=room)
+    ours("compiled ucgm_multi", "ucgm_multi", b, True, room=room)
 
 
-# ------------------------------------------------------------------------------------ parts of a step
+# -------------------------------------------------------------------------------- parts of a step
 
 
 def micro():
@@ -577,7 +622,12 @@ def micro():
         p.grad = torch.randn_like(p) * 1e-3
     ema = EMA(net, 0.9999)
     put("EMA.update (a list of 0-dim weights)", ema.update)
-    put("foreach lerp with one number", lambda: torch._foreach_lerp_(list(ema.network.parameters()), [p.detach() for p in net.parameters()], 1e-4))
+    put(
+        "foreach lerp with one number",
+        lambda: torch._foreach_lerp_(
+            list(ema.network.parameters()), [p.detach() for p in net.parameters()], 1e-4
+        ),
+    )
     put("clip_gradients", lambda: clip_gradients(list(names), 1.0))
     for name in ("adamw", "radam", "lion"):
         optimizer = build_optimizer(OptimizerConfig(name=name, lr=1e-6), names)
@@ -585,36 +635,62 @@ def micro():
         del optimizer
         clean()
     rows = torch.arange(16 if DRY else 1024)
-    put("RowRandom.normal 1024 x 32x16x16", lambda: RowRandom(RowRandom.for_rows(0, 0, rows).keys.to(DEVICE)).normal(32, 16, 16))
+    put(
+        "RowRandom.normal 1024 x 32x16x16",
+        lambda: RowRandom(RowRandom.for_rows(0, 0, rows).keys.to(DEVICE)).normal(32, 16, 16),
+    )
     objective, x = preset("ucgm_multi"), torch.randn(len(rows) // 4, *SHAPE, device=DEVICE)
     y = torch.zeros(len(x), dtype=torch.int64, device=DEVICE)
-    put("draw of 256 rows", lambda: objective.draw(x, y, CLASSES, RowRandom.for_rows(0, 0, torch.arange(len(x)))))
+    put(
+        "draw of 256 rows",
+        lambda: objective.draw(x, y, CLASSES, RowRandom.for_rows(0, 0, torch.arange(len(x)))),
+    )
     state = net.state_dict()
     for turn in ("first", "second"):
         start = time.perf_counter()
         copies = host_copies(state)
         blocked = time.perf_counter() - start
         sync()
-        found[f"checkpoint copy of {sum(v.nbytes for v in state.values()) / 2**30:.1f} GiB, {turn}: host, all"] = [
-            round(1e3 * blocked, 1), round(1e3 * (time.perf_counter() - start), 1)]
+        found[
+            f"checkpoint copy of {sum(v.nbytes for v in state.values()) / 2**30:.1f} GiB, "
+            f"{turn}: host, all"
+        ] = [round(1e3 * blocked, 1), round(1e3 * (time.perf_counter() - start), 1)]
         del copies
     if DEVICE.type == "cuda":
         small = torch.zeros(256)
-        for label, source in (("pageable 1 kB", small), ("pageable 256 kB", torch.zeros(2**16)), ("pinned 1 kB", small.pin_memory())):
+        for label, source in (
+            ("pageable 1 kB", small),
+            ("pageable 256 kB", torch.zeros(2**16)),
+            ("pinned 1 kB", small.pin_memory()),
+        ):
             sync()
             torch.cuda._sleep(200_000_000)  # about a tenth of a second
             start = time.perf_counter()
             source.to(DEVICE, non_blocking=True)
-            found[f"host waits in .to(non_blocking) of {label} behind 100 ms of work"] = [round(1e3 * (time.perf_counter() - start), 3)]
+            found[f"host waits in .to(non_blocking) of {label} behind 100 ms of work"] = [
+                round(1e3 * (time.perf_counter() - start), 3)
+            ]
             sync()
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        q, k, v = (torch.randn(64, 256, 3 * 16 * 72, device=DEVICE, dtype=torch.bfloat16, requires_grad=True).unflatten(-1, (3, 16, 72)).permute(2, 0, 3, 1, 4))
-        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        q, k, v = (
+            torch.randn(
+                64, 256, 3 * 16 * 72, device=DEVICE, dtype=torch.bfloat16, requires_grad=True
+            )
+            .unflatten(-1, (3, 16, 72))
+            .permute(2, 0, 3, 1, 4)
+        )
+        for backend in (
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+        ):
+
             def both(backend=backend):
                 with sdpa_kernel(backend):
                     out = F.scaled_dot_product_attention(q, k, v)
                     torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True)
+
             put(f"SDPA fwd+bwd 64x16x256x72 {backend.name}", both)
     for k2, v2 in found.items():
         if "host" in k2:
@@ -654,7 +730,10 @@ def sampler():
             return
         try:
             seconds = timed(function, 1, 2)[0]
-            found[label] = {"images_s": round(n / seconds, 1), "ms_per_image_pass": round(1e3 * seconds / n / steps, 3)}
+            found[label] = {
+                "images_s": round(n / seconds, 1),
+                "ms_per_image_pass": round(1e3 * seconds / n / steps, 3),
+            }
         except Exception as error:  # noqa: BLE001
             found[label] = f"{type(error).__name__}: {str(error)[:160]}"
         say(f"{label}: {found[label]}")
@@ -663,13 +742,19 @@ def sampler():
     for precision in ("bf16", "tf32", "fp32"):
         for tile in (8, 16) if DRY else (32, 64) if precision != "bf16" else (32, 64, 256):
             count = max(n, tile)
-            samples = SampleSet(net, settings, data, SamplingConfig(precision=precision, tile=tile), str(DEVICE))
-            measure(f"ours {precision} tile {tile}", count, lambda: samples.latents(torch.arange(count)))
+            samples = SampleSet(
+                net, settings, data, SamplingConfig(precision=precision, tile=tile), str(DEVICE)
+            )
+            measure(
+                f"ours {precision} tile {tile}", count, lambda: samples.latents(torch.arange(count))
+            )
     measure("simple loop bf16 batch 64", 64, lambda: simple(64))
     measure("simple loop bf16 batch 256", 256, lambda: simple(256))
     if left() > 45:
         compile_blocks(net)
-        samples = SampleSet(net, settings, data, SamplingConfig(precision="bf16", tile=64), str(DEVICE))
+        samples = SampleSet(
+            net, settings, data, SamplingConfig(precision="bf16", tile=64), str(DEVICE)
+        )
         measure("ours bf16 tile 64 compiled", n, lambda: samples.latents(torch.arange(n)))
         measure("simple loop bf16 batch 64 compiled", n, lambda: simple(64))
     if left() > 15 and not DRY:
@@ -685,15 +770,26 @@ def decoder(found):
     clean()
     with torch.device(DEVICE):
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=256,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=256,
         ).eval()
     z = torch.randn(16, 4, 32, 32, device=DEVICE)
-    for label, tf32, half, last in (("fp32", 0, 0, 0), ("tf32", 1, 0, 0), ("tf32 channels_last", 1, 0, 1), ("bf16 channels_last", 0, 1, 1)):
+    for label, tf32, half, last in (
+        ("fp32", 0, 0, 0),
+        ("tf32", 1, 0, 0),
+        ("tf32 channels_last", 1, 0, 1),
+        ("bf16 channels_last", 0, 1, 1),
+    ):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(tf32)
         vae.to(memory_format=torch.channels_last if last else torch.contiguous_format)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=bool(half)):
-            found[f"SD-VAE decode {label}, ms per image"] = round(1e3 * timed(lambda: vae.decode(z).sample, 1, 2)[0] / 16, 2)
+            found[f"SD-VAE decode {label}, ms per image"] = round(
+                1e3 * timed(lambda: vae.decode(z).sample, 1, 2)[0] / 16, 2
+            )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     say({k: v for k, v in found.items() if "VAE" in k})
 
@@ -718,7 +814,15 @@ def smoke():
         data=data,
         optimizer=OptimizerConfig(lr=2e-3, warmup_steps=50),
         ema=EMAConfig(decay=0.99),
-        train=TrainConfig(steps=steps, global_batch=128, grad_clip=1.0, log_every=steps // 2, preview_every=steps, checkpoint_every=steps // 2, num_workers=2),
+        train=TrainConfig(
+            steps=steps,
+            global_batch=128,
+            grad_clip=1.0,
+            log_every=steps // 2,
+            preview_every=steps,
+            checkpoint_every=steps // 2,
+            num_workers=2,
+        ),
     )
     if isinstance(data, Latents):
         base = dataclasses.replace(base, train=dataclasses.replace(base.train, preview_every=10**9))
@@ -737,9 +841,14 @@ def smoke():
     def run(config, folder):
         train(config, folder)
         last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-        return {k: last.get(k) for k in ("step", "loss", "grad_norm", "images_per_second", "data_wait", "skipped")}
+        return {
+            k: last.get(k)
+            for k in ("step", "loss", "grad_norm", "images_per_second", "data_wait", "skipped")
+        }
 
-    longer = dataclasses.replace(base, train=dataclasses.replace(base.train, steps=steps + steps // 2))
+    longer = dataclasses.replace(
+        base, train=dataclasses.replace(base.train, steps=steps + steps // 2)
+    )
     for precision in ("bf16", "no"):
         os.environ["ACCELERATE_MIXED_PRECISION"] = precision
         folder = TMP / f"digits_{precision}"
@@ -753,14 +862,36 @@ def smoke():
         train=dataclasses.replace(base.train, init=str(TMP / "digits_bf16"), grad_clip=0.1),
     )
     done("few-step, radam", lambda: run(few, TMP / "digits_few"))
-    done("few-step, jvp", lambda: run(dataclasses.replace(few, objective=dataclasses.replace(few.objective, tangent="jvp")), TMP / "digits_few_jvp"))
+    done(
+        "few-step, jvp",
+        lambda: run(
+            dataclasses.replace(few, objective=dataclasses.replace(few.objective, tangent="jvp")),
+            TMP / "digits_few_jvp",
+        ),
+    )
     device = None if not DRY else "cpu"
     if not isinstance(data, Latents):
-        done("sample png", lambda: str(sample_run(str(TMP / "digits_few"), 20, 2, out_dir=str(TMP / "images"), device=device))[-20:])
+        done(
+            "sample png",
+            lambda: str(
+                sample_run(
+                    str(TMP / "digits_few"), 20, 2, out_dir=str(TMP / "images"), device=device
+                )
+            )[-20:],
+        )
 
         def scored():
-            result = benchmark(str(TMP / "digits_bf16"), [2, 8], 100 if DRY else 1000, device=device)
-            return [{"steps": r["steps"], "fid": round(r["scores"]["fid"], 3), "accuracy": round(r["scores"].get("accuracy", 0), 3)} for r in result["rows"]]
+            result = benchmark(
+                str(TMP / "digits_bf16"), [2, 8], 100 if DRY else 1000, device=device
+            )
+            return [
+                {
+                    "steps": r["steps"],
+                    "fid": round(r["scores"]["fid"], 3),
+                    "accuracy": round(r["scores"].get("accuracy", 0), 3),
+                }
+                for r in result["rows"]
+            ]
 
         done("benchmark", scored)
     for leftover in ("jsonargparse", "torch_fidelity"):
@@ -775,7 +906,15 @@ def smoke():
 
 def main():
     make_latents(TMP / "latents")
-    sections = dict(ceilings=ceilings, correct=correct, eager=eager, smoke=smoke, compiled=compiled, micro=micro, sampler=sampler)
+    sections = dict(
+        ceilings=ceilings,
+        correct=correct,
+        eager=eager,
+        smoke=smoke,
+        compiled=compiled,
+        micro=micro,
+        sampler=sampler,
+    )
     for name in A.sections.split(","):
         if left() < 15:
             RESULT["errors"][name] = "no time left"
@@ -797,16 +936,31 @@ def report():
     print("\n==== table ====")
     print(RESULT.get("device", "cpu, dry"), RESULT.get("versions"))
     print({k: round(v, 2) for k, v in RESULT.get("ceilings", {}).items()})
-    bad = {k: v for k, v in RESULT.get("correct", {}).items() if isinstance(v, str) and "Error" in v or v is False or isinstance(v, float) and not v < 0.6}
+    bad = {
+        k: v
+        for k, v in RESULT.get("correct", {}).items()
+        if isinstance(v, str) and "Error" in v or v is False or isinstance(v, float) and not v < 0.6
+    }
     print("correct: all well" if not bad else f"WRONG: {bad}")
     for name in ("smoke",):
-        failed = {k: v for k, v in RESULT.get(name, {}).items() if isinstance(v, str) and v.startswith("FAILED")}
+        failed = {
+            k: v
+            for k, v in RESULT.get(name, {}).items()
+            if isinstance(v, str) and v.startswith("FAILED")
+        }
         print(f"{name}: {'all well' if not failed else failed}")
     for r in RESULT["rows"]:
         print(line(r))
     best = {r["label"]: r for r in RESULT["rows"] if "ms" in r}
-    for a, b in (("eager flow_matching", "eager plain flow_matching"), ("compiled flow_matching", "compiled plain flow_matching"), ("eager ucgm_few central", "eager plain ucgm_few, all bf16"), ("compiled ucgm_few central", "compiled plain ucgm_few, all bf16")):
-        pair = [next((r for r in RESULT["rows"] if r["label"] == n and "ms" in r), None) for n in (a, b)]
+    for a, b in (
+        ("eager flow_matching", "eager plain flow_matching"),
+        ("compiled flow_matching", "compiled plain flow_matching"),
+        ("eager ucgm_few central", "eager plain ucgm_few, all bf16"),
+        ("compiled ucgm_few central", "compiled plain ucgm_few, all bf16"),
+    ):
+        pair = [
+            next((r for r in RESULT["rows"] if r["label"] == n and "ms" in r), None) for n in (a, b)
+        ]
         if all(pair):
             print(f"ours / plain, {a}: {pair[0]['ms'] / pair[1]['ms']:.3f}")
     places = collections.Counter()

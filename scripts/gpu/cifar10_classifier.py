@@ -109,7 +109,10 @@ def cropped(images, generator):
         torch.rand(count, 1, generator=generator, device=device) < 0.5, line, 31 - line
     )
     picked = padded[
-        torch.arange(count, device=device)[:, None, None], :, (top + line)[:, :, None], columns[:, None]
+        torch.arange(count, device=device)[:, None, None],
+        :,
+        (top + line)[:, :, None],
+        columns[:, None],
     ]
     return picked.permute(0, 3, 1, 2)
 

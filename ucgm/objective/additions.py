@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.losses import power_loss
-from ucgm.objective.passes import Passes, place, stand_in, take
+from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import TwinFlowSplit
 from ucgm.transport import expand
@@ -168,8 +167,7 @@ def terminal_velocity(
 
     # A derivative, and the difference of two velocities, need float32.
     with torch.autocast(x.device.type, enabled=False):
-        # Fused attention kernels have no forward-mode derivative.
-        with sdpa_kernel(SDPBackend.MATH):
+        with forward_mode():
             end, rate = torch.func.jvp(jump, (s,), (torch.ones_like(s),))[:2]
         velocity_without_f = transport.velocity(end, torch.zeros_like(end), s)
         at_end = (velocity_without_f - rate) / expand(transport.rate(s), x)

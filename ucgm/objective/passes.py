@@ -10,13 +10,15 @@ holds on any process; one that has no rows of its own for the pass takes its fir
 forgets the result.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.draw import Draw
 from ucgm.transport import expand
@@ -163,6 +165,17 @@ class Passes:
         elif self.device.type == "cpu" and self.any_rank is bool:  # no collective
             return in_slices(module, *inputs, **extra)
         return module(*inputs, **extra)
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """What passes under a forward derivative need.
+
+    Fused attention kernels have none, and a compiled block that is called under one is never
+    compiled again, for any other pass.
+    """
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def in_slices(module: Network, *inputs: Any, **extra: Any) -> Tensor:

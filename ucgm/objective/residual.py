@@ -35,10 +35,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ucgm.objective.draw import Draw
-from ucgm.objective.passes import Passes, place, stand_in, take
+from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
 from ucgm.transport import HALF_PI, Transport, expand
 
@@ -132,8 +131,7 @@ def jvp_tangent(
         return transport.jump(x, evaluate(x, time), time, s)
 
     direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
-    # Fused attention kernels have no forward-mode derivative.
-    with sdpa_kernel(SDPBackend.MATH):
+    with forward_mode():
         return torch.func.jvp(flow_map, (x_t, t), direction)[1]
 
 

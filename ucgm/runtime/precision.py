@@ -32,7 +32,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 
 def precision() -> str:
-    """``no`` or ``bf16``, as ``accelerate launch --mixed_precision`` says; on a GPU bf16 if unsaid."""
+    """``no`` or ``bf16`` as ``accelerate launch --mixed_precision`` says; unsaid, bf16 on a GPU."""
     gpu = torch.cuda.is_available() and "ACCELERATE_USE_CPU" not in os.environ
     name = os.environ.get("ACCELERATE_MIXED_PRECISION", "bf16" if gpu else "no")
     if name not in ("no", "bf16"):

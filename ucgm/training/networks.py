@@ -71,6 +71,8 @@ def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Net
     networks = Networks(network, ema, target, tracked, teacher, log_variance)
     compiled = config.train.compile
     if sharding.device.type == "cuda" if compiled is None else compiled:
+        # Programs of earlier trainings of this process would count towards the limit below.
+        torch._dynamo.reset()
         for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
             compile_blocks(module)
     return networks
