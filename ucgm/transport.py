@@ -26,10 +26,12 @@ Translation of the letters of UCGM (arXiv 2505.07447, section 3):
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ucgm.runtime.values import Range, check_values
 
 HALF_PI = math.pi / 2
 
@@ -60,6 +62,9 @@ class Transport:
     Times are tensors of any shape; the methods that take states expect (B,) times with
     (B, ...) states.  To write your own path, return its four functions of t.
     """
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The four functions at ``t``, of any shape."""
@@ -105,9 +110,11 @@ class Transport:
         to_data = (s == 0) & (t > 0)
         alpha_s = torch.where(to_data, torch.ones_like(to.alpha), to.alpha)
         sigma_s = torch.where(to_data, torch.zeros_like(to.sigma), to.sigma)
-        a = (sigma_s * at.alpha_pred - alpha_s * at.sigma_pred) / at.determinant
-        b = (alpha_s * at.sigma - sigma_s * at.alpha) / at.determinant
-        return a, b
+        # Where F says nothing (of the data, at the data) the state is kept.
+        known = at.determinant != 0
+        d = torch.where(known, at.determinant, 1.0)
+        a = torch.where(known, (sigma_s * at.alpha_pred - alpha_s * at.sigma_pred) / d, 1.0)
+        return a, (alpha_s * at.sigma - sigma_s * at.alpha) * known / d
 
     def jump(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """X(x_t; t->s) = A x_t + B F; x_t, F (B, ...), t, s (B,)."""
@@ -181,7 +188,7 @@ class EDM(Transport):
     the raw output of EDM's network: split() gives x_hat = c_skip x + c_out F of the unscaled x.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: Annotated[float, Range(1e-3, 1e3)] = 0.5
     """standard deviation of the data."""
 
     def coefficients(self, t: Tensor) -> Coefficients:

@@ -137,7 +137,7 @@ def test_unknown_keys_name_the_nearest(capsys, tmp_path):
         (["train"], "--run-dir is missing"),
         (["train", "--run-dir", "x", "--train.steps", "many"], "train.steps"),
         (["train", "--run-dir", "x", "--train.steps", "0"], "at least 1"),
-        (["train", "--run-dir", "x", "--train.grad_clip", "0"], "null is no clipping"),
+        (["train", "--run-dir", "x", "--train.grad_clip", "0"], "null leaves it out"),
         (["train", "--run-dir", "x", "--train.num_workers", "-1"], "at least 0"),
         (["train", "--run-dir", "x", "--train.step", "3"], "train.step"),
         (["train", "--run-dir", "x", "--config", "none.yaml"], "none.yaml: No such file"),

@@ -82,7 +82,7 @@ def test_every_call_has_one_shape(tmp_path):
     assert len(starts) == 1 + 3 + 3  # 3, 19 and 35 have one slot
     alone = samples.latents(torch.tensor([40]))
     assert torch.equal(run.network.seen[-4][8], starts[1][8]) and len(alone) == 1
-    with pytest.raises(ValueError, match="tile is 0"):
+    with pytest.raises(ValueError, match="tile must be at least 1"):
         SamplingConfig(tile=0)
 
 

@@ -45,9 +45,9 @@ def test_bad_shape():
         Beta(0.0, 1.0)
     with pytest.raises(ValueError, match="0.3 or more where neither is 1"):
         Beta(0.2, 0.4)
-    with pytest.raises(ValueError, match="equal is a share"):
+    with pytest.raises(ValueError, match="equal must be at most 1"):
         SortedPair(75.0)
-    with pytest.raises(ValueError, match="share is a share"):
+    with pytest.raises(ValueError, match="share must be at least 0"):
         Dyadic(share=-0.1)
     with pytest.raises(ValueError, match="levels must be at least 1"):
         Dyadic(levels=0)

@@ -86,7 +86,7 @@ BAD = [
     ({"shift": 0.0}, "shift"),
     ({"spacing": "cosine"}, "one of uniform, log_snr, karras"),
     ({"explicit": (0.5, 0.5)}, "falling times"),
-    ({"explicit": (1.2, 0.5)}, "falling times"),
+    ({"explicit": (1.2, 0.5)}, "at most 1"),
     ({"explicit": ()}, "falling times"),
 ]
 

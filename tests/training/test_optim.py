@@ -164,7 +164,7 @@ def test_schedules(settings, step, factor):
         ({"name": "sgd"}, "optimizer.name must be one of adamw, radam, lion, muon, got 'sgd'"),
         ({"schedule": "linear"}, "optimizer.schedule must be one of constant, cosine"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
-        ({"reference_steps": 0}, "reference_steps at least 1"),
+        ({"reference_steps": 0}, "reference_steps must be at least 1"),
     ],
 )
 def test_settings_without_a_meaning(settings, message):

@@ -16,6 +16,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ucgm.runtime.values import checked
+
 _CHANGES = re.compile(r"--(config$|sampler\.|guidance\.)")
 
 
@@ -25,11 +27,13 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     Raises:
         ValueError: an option that is unknown or has no meaning, with the nearest one.
     """
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     names = list(inspect.signature(function).parameters)
     groups = {k: group for k in names if (group := _dataclass_of(hints.get(k)))}
     for key, group in groups.items():
-        hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(group)
+        hints = {k: hint for k, hint in hints.items() if k != key} | typing.get_type_hints(
+            group, include_extras=True
+        )
     given: dict[str, Any] = {}
     if "changes" in names:
         given["changes"], words = _split(words, _CHANGES)
@@ -43,6 +47,7 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     for group in groups.values():
         parser.add_class_arguments(group, as_group=False)
     values = parser.instantiate(_parse(parser, join_options(words, lists, switches))).as_dict()
+    values = {k: checked(hints[k], value, k) for k, value in values.items()}
     for key, group in groups.items():
         fields = [field.name for field in dataclasses.fields(group)]
         values[key] = group(**{name: values.pop(name) for name in fields})

@@ -24,6 +24,7 @@ from torch import Tensor
 from ucgm.data.latents.codec import Codec
 from ucgm.data.pixels import to_uint8
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.values import check_values
 
 
 class Dataset(torch.utils.data.Dataset, ABC):
@@ -96,6 +97,9 @@ class Dataset(torch.utils.data.Dataset, ABC):
 @dataclass(frozen=True)
 class DataConfig(ABC):
     """Names a data set; ``open()`` reads it."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "data")
 
     @abstractmethod
     def open(self) -> Dataset:

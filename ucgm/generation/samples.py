@@ -16,7 +16,7 @@ round otherwise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -25,36 +25,36 @@ from ucgm.data.dataset import Dataset
 from ucgm.runtime.fixed_batches import Tile, by_tiles
 from ucgm.runtime.precision import float32_products
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.values import Count, Number, Range, check_values
 from ucgm.sampler import Sampler
 from ucgm.sampler.guidance import Network, call
 
 LabelRule = Literal["balanced", "random"]
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 TILE = 32
+Seed = Annotated[int, Range(-(2**63), 2**63 - 1)]
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How a run is sampled."""
 
-    seed: int = 0
+    seed: Seed = 0
     """of noise, labels and sampling noise."""
     labels: LabelRule = "balanced"
     """balanced (class i mod C) or random."""
     classes: tuple[int, ...] | None = None
     """only these classes, in turn."""
-    guidance_scale: float | None = None
+    guidance_scale: Number | None = None
     """weight of classifier-free guidance; 1 is off, the run's when left out."""
     precision: Precision = "fp32"
     """fp32, tf32 (products of 10 bits on GPUs), bf16 (autocast of the network) or fp64."""
-    tile: int = TILE
+    tile: Count = TILE
     """rows of every network and decoder call, whatever is asked for: the last bits of an image
     depend on it, and on neither batch size nor processes."""
 
     def __post_init__(self) -> None:
-        """Refuse a tile without rows."""
-        if self.tile < 1:
-            raise ValueError(f"tile is {self.tile}: it must be at least 1.")
+        check_values(self, "sampling")
 
 
 @dataclass

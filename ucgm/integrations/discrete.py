@@ -9,14 +9,16 @@ so that the training levels are met exactly, time 0 is the data, and a step size
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ucgm.runtime.values import Range, Share
 from ucgm.transport import Coefficients, Transport
 
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Beta = Annotated[float, Range(0.0, 0.9999, above=True)]
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,13 @@ class DiscreteVP(Transport):
 
     prediction: Literal["eps", "v", "x"] = "eps"
     """what the network predicts."""
-    num_levels: int = 1000
+    num_levels: Annotated[int, Range(1, 100_000)] = 1000
     """N."""
     schedule: Schedule = "linear"
     """beta linear in k, its square root linear, or from a cosine abar (arXiv 2102.09672)."""
-    beta: tuple[float, float] = (0.0001, 0.02)
+    beta: tuple[Beta, Beta] = (0.0001, 0.02)
     """first and last beta of the linear schedules."""
-    betas: tuple[float, ...] | None = None
+    betas: tuple[Share, ...] | None = None
     """all betas; replaces the schedule."""
     zero_terminal: bool = False
     """rescale to (nearly) no signal at the last level (arXiv 2305.08891, algorithm 1)."""
@@ -43,6 +45,9 @@ class DiscreteVP(Transport):
                 f"beta_schedule {self.schedule!r} is not known: use linear, scaled_linear or "
                 "squaredcos_cap_v2, or give trained_betas"
             )
+        super().__post_init__()
+        if self.betas is not None and len(self.betas) != self.num_levels:
+            raise ValueError(f"{len(self.betas)} betas are none of {self.num_levels} levels")
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The path, and the prediction in terms of data and noise."""

@@ -7,14 +7,19 @@ A size is "WIDTH/PATCH": T, S, B, L, XL, 1p0B, 1p6B (the last two of UCGM, arXiv
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
 from ucgm.nn.edm2 import EDM2, MODEL_CHANNELS
 from ucgm.nn.network import Network
 from ucgm.nn.unet import UNet
-from ucgm.runtime.choices import check_choices
+from ucgm.runtime.values import Positive, Range, check_values
+
+# Larger numbers are slips of the hand: nobody has memory for them.
+Width = Annotated[int, Range(1, 65_536)]
+Depth = Annotated[int, Range(1, 1000)]
+Ratio = Annotated[float, Range(1e-3, 1e3)]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "N": (48, 2, 4),
@@ -53,8 +58,8 @@ class NetworkConfig(ABC):
     """Base of every network setting."""
 
     def __post_init__(self) -> None:
-        """Refuse a word that a setting does not know."""
-        check_choices(self, "model")
+        """Refuse values that a setting does not know."""
+        check_values(self, "model")
 
     @abstractmethod
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
@@ -88,23 +93,23 @@ class TransformerConfig(NetworkConfig):
 
     size: str | None = None
     """Named size, "WIDTH/PATCH", such as "B/2"; the four numbers below override its parts."""
-    hidden_size: int | None = None
+    hidden_size: Width | None = None
     """Width of a token."""
-    depth: int | None = None
+    depth: Depth | None = None
     """Number of blocks; of a DDT, encoder and decoder together."""
-    num_heads: int | None = None
+    num_heads: Width | None = None
     """Number of attention heads; divides hidden_size."""
-    patch_size: int | None = None
+    patch_size: Width | None = None
     """Side of a patch; divides the side of the data."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden width of the MLP over hidden_size (SwiGLU takes 2/3 of it)."""
     second_time: bool = False
     """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale g as 1 - 1/g; zero-initialised as well."""
-    time_scale: float = 1.0
+    time_scale: Positive = 1.0
     """Factor on t before the sinusoids."""
-    time_max_period: float = 10000.0
+    time_max_period: Positive = 10000.0
     """Longest period of the time sinusoids, over 2 pi; the published weights of DDT have 10."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about 30 % more time."""
@@ -146,7 +151,7 @@ class DiTConfig(TransformerConfig):
 class DDTConfig(TransformerConfig):
     """Decoupled diffusion transformer (arXiv:2504.05741)."""
 
-    encoder_depth: int | None = None
+    encoder_depth: Depth | None = None
     """Blocks of the encoder; null: all but 4 (all but 6 at XL), as published."""
     convention: Literal["ucgm", "reversed"] = "ucgm"
     """Time and sign that the weights were trained with; "ucgm" unless they were imported."""
@@ -162,21 +167,21 @@ class DDTConfig(TransformerConfig):
 class UNetConfig(NetworkConfig):
     """U-Net for pixels, through diffusers."""
 
-    channels: tuple[int, ...] = (128, 256, 256, 256)
+    channels: tuple[Width, ...] = (128, 256, 256, 256)
     """Width of each level; level i works at side / 2^i."""
-    layers_per_block: int = 2
+    layers_per_block: Depth = 2
     """Residual blocks per level."""
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[Width, ...] = (16,)
     """Sides at which attention follows every residual block."""
-    head_size: int = 64
+    head_size: Width = 64
     """Channels of an attention head."""
-    norm_groups: int = 32
+    norm_groups: Width = 32
     """Groups of GroupNorm; divides every width."""
     second_time: bool = False
     """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale as an input; zero-initialised as well."""
-    time_scale: float = 1000.0
+    time_scale: Positive = 1000.0
     """Factor on t before the sinusoids."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass."""
@@ -192,13 +197,13 @@ class EDM2Config(NetworkConfig):
 
     size: Literal["XS", "S", "M", "L", "XL", "XXL"] | None = None
     """Published width; model_channels overrides it."""
-    model_channels: int | None = None
+    model_channels: Width | None = None
     """Width of the first level, a multiple of 64."""
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[Width, ...] = (1, 2, 3, 4)
     """Width of each level over model_channels."""
-    num_blocks: int = 3
+    num_blocks: Depth = 3
     """Blocks per level."""
-    attention: tuple[int, ...] = (16, 8)
+    attention: tuple[Width, ...] = (16, 8)
     """Sides with attention."""
     second_time: bool = False
     """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""

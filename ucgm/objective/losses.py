@@ -39,7 +39,8 @@ def power_loss(error: Tensor, power: float, epsilon: float, total: bool) -> Tens
 
 def pseudo_huber_loss(error: Tensor, c: float) -> Tensor:
     """(B,) sqrt(mean(error^2) + c^2) - c."""
-    return torch.sqrt(mean_flat(error.square()) + c**2) - c
+    # Below the smallest number the root has no gradient, and needs none.
+    return torch.sqrt((mean_flat(error.square()) + c**2).clamp(min=1e-30)) - c
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
@@ -81,8 +82,9 @@ def time_weight(
     """(B,) weights of the rows.
 
     cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), the
-    squared error of X over the gap of noise levels (ECT); share: (t - m) / (t - s), 1 at m = t
-    (AlphaFlow); twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t.
+    squared error of X over the gap of noise levels (ECT), and 1 where there is none; share:
+    (t - m) / (t - s), 1 at m = t (AlphaFlow); twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1
+    where s = t.
     """
     if name is None:
         return torch.ones_like(t)
@@ -96,7 +98,10 @@ def time_weight(
     if name == "share":
         return torch.where(t > m, (t - m) / (t - s).clamp(min=1e-12), torch.ones_like(t))
     level_t, level_m = (torch.exp(-0.5 * transport.log_snr(v)) for v in (t, m))
-    return transport.map(t, s)[1] ** 2 / (level_t - torch.where(m > 0, level_m, 0.0))
+    gap = level_t - torch.where(m > 0, level_m, 0.0)
+    there = gap > 0
+    ratio = transport.map(t, s)[1] ** 2 / torch.where(there, gap, 1.0)
+    return torch.where(there, ratio, torch.ones_like(t))
 
 
 class LogVariance(nn.Module):

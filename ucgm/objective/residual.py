@@ -68,6 +68,8 @@ def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) 
         if schedule == "alpha":
             ratio = 1.0 - alpha_of_progress(progress)
         m = t if ratio == 1.0 else s + ratio * (t - s)
+    if schedule == "ect" or ratio < 1.0:  # a gap below the last digit of t is none
+        m = torch.where(m == t, s, m)
     if objective.tangent == "forward":
         m = torch.where(m == t, torch.maximum(t - objective.tangent_step, s), m)
     return m
@@ -191,7 +193,8 @@ def composed(
             return prediction
         state = transport.jump(state, prediction, now, later)
     a, b = (expand(c, x) for c in transport.map(time, s))
-    return (state - a * x) / b
+    # Where time and s are one, the path has no length and its F is that of any step of it.
+    return torch.where(b == 0, prediction, (state - a * x) / torch.where(b == 0, 1.0, b))
 
 
 def consistency_target(

@@ -4,7 +4,7 @@ Presets fill these fields in, and YAML files change them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from ucgm.objective.times import (
     Below,
@@ -15,7 +15,7 @@ from ucgm.objective.times import (
     TwinFlowSplit,
     Uniform,
 )
-from ucgm.runtime.choices import check_choices
+from ucgm.runtime.values import NotNegative, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
 
 FieldName = Literal[
@@ -33,16 +33,7 @@ TangentMethod = Literal["central", "forward", "jvp"]
 StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
 AnchorSchedule = Literal["constant", "ect", "alpha"]
 Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
-
-_ABOVE_ZERO = ("clamp", "normalize", "compose_steps")
-_NOT_NEGATIVE = (
-    "pseudo_huber_c",
-    "loss_power",
-    "loss_epsilon",
-    "flow_anchor",
-    "alignment",
-    "matching",
-)
+Scale = Annotated[float, Range(1.0, 1000.0)]
 
 
 @dataclass(frozen=True)
@@ -61,17 +52,17 @@ class ObjectiveSettings:
     """the network takes s as well as t."""
     coupling: Literal["independent", "optimal_transport"] = "independent"
     """how noise meets data: ``independent``, or ``optimal_transport`` within the micro-batch."""
-    consistency_ratio: float = 0.0
+    consistency_ratio: Share = 0.0
     """lambda of the anchor m = s + lambda (t - s): 0 multi-step, 1 consistency (the limit)."""
     anchor_schedule: AnchorSchedule = "constant"
     """how the anchor moves with the progress of the run."""
     tangent: TangentMethod = "central"
     """how the limit is taken: central or forward difference, or forward mode (jvp)."""
-    tangent_step: float = 0.005
+    tangent_step: Annotated[float, Range(1e-5, 0.499)] = 0.005
     """width of the differences in t."""
-    tangent_warmup: float = 0.0
+    tangent_warmup: Share = 0.0
     """share of the run over which the part of G beyond F - F* is ramped up."""
-    compose_steps: int = 1
+    compose_steps: Annotated[int, Range(1, 1000)] = 1
     """network steps that the second term of G takes from m to s."""
     own_velocity: bool = False
     """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
@@ -81,44 +72,44 @@ class ObjectiveSettings:
     """match the velocity at the destination in place of G, where s < t (TVM)."""
     step_rule: StepRule = "one"
     """the factors k and c of F_tgt = F - c phi(k G)."""
-    clamp: float | None = None
+    clamp: Positive | None = None
     """phi clamps elementwise to [-clamp, clamp]; null: identity."""
-    normalize: float | None = None
+    normalize: Positive | None = None
     """phi divides by the root mean square of the sample plus this number."""
     field: FieldName = "data"
     """rule of the field F*."""
-    enhancement_ratio: float = 0.0
+    enhancement_ratio: Number = 0.0
     """zeta or omega, the strength of guidance in training."""
-    guidance_mix: float = 0.0
+    guidance_mix: Number = 0.0
     """kappa of the ``mixed`` field."""
-    guidance_range: tuple[float, float] | None = None
+    guidance_range: tuple[Scale, Scale] | None = None
     """draw the guidance scale of each row log-uniformly and give it to the network."""
-    enhancement_interval: tuple[float, float] = (0.0, 1.0)
+    enhancement_interval: tuple[Share, Share] = (0.0, 1.0)
     """open interval of t in which the field is enhanced."""
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     """probability with which a label is replaced by the null label."""
-    loss_power: float = 0.0
+    loss_power: Annotated[float, Range(0.0, 2.0)] = 0.0
     """p of q stopgrad[(q + eps)^-p]: 0 squared error, 1 MeanFlow's adaptive weight."""
-    loss_epsilon: float = 1e-3
+    loss_epsilon: NotNegative = 1e-3
     """eps of the same."""
     loss_sum: bool = False
     """q is the sum of squares over a sample instead of the mean."""
-    pseudo_huber_c: float | None = None
+    pseudo_huber_c: NotNegative | None = None
     """c of the pseudo-Huber loss, in place of the power family."""
     cosine_loss: bool = False
     """add one minus the cosine over channels."""
-    cosine_floor: float = 0.1
+    cosine_floor: Annotated[float, Range(1e-8, 1e3)] = 0.1
     """smallest norm the cosine divides by; 1e-8 in published code, which makes the first gradient
     of a network with zero output a million times too large."""
     time_weight: Weight | None = None
     """weight of the loss over the times."""
     log_variance: bool = False
     """divide the loss by a learned variance of t."""
-    flow_anchor: float = 0.0
+    flow_anchor: NotNegative = 0.0
     """weight of a flow-matching term at s = t on the same rows (FACM)."""
-    alignment: float = 0.0
+    alignment: NotNegative = 0.0
     """weight of the representation alignment term (REPA)."""
-    matching: float = 0.0
+    matching: NotNegative = 0.0
     """weight of the distribution matching term (TwinFlow)."""
 
     def __post_init__(self) -> None:
@@ -127,25 +118,20 @@ class ObjectiveSettings:
         Raises:
             ValueError: what was given, and what may be.
         """
-        for name in ("consistency_ratio", "label_dropout", "tangent_warmup"):
-            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
-                raise ValueError(f"objective.{name} must be in [0, 1], got {value}")
+        check_values(self, "objective")
         low, high = self.enhancement_interval
-        if not 0.0 <= low <= high <= 1.0:
+        if low > high:
             raise ValueError(
                 "objective.enhancement_interval must be two rising times in [0, 1], "
                 f"got {self.enhancement_interval}"
             )
-        if not 0.0 < self.tangent_step < 0.5:
-            raise ValueError(f"objective.tangent_step must be in (0, 0.5), got {self.tangent_step}")
-        check_choices(self, "objective")
-        for name in (*_ABOVE_ZERO, *_NOT_NEGATIVE):
-            value = getattr(self, name)
-            if value is not None and (value < 0 or (value == 0 and name in _ABOVE_ZERO)):
-                least = "above 0" if name in _ABOVE_ZERO else "0 or above"
-                raise ValueError(f"objective.{name} must be {least}, got {value}")
+        if self.loss_power and self.loss_epsilon < 1e-9:
+            raise ValueError(
+                "objective.loss_epsilon must be at least 1e-09 where loss_power divides by it, got "
+                f"{self.loss_epsilon}"
+            )
         scales = self.guidance_range
-        if scales is not None and not 1.0 <= scales[0] <= scales[1]:
+        if scales is not None and scales[0] > scales[1]:
             raise ValueError(f"objective.guidance_range must rise from 1: {scales}")
         if self.field == "scaled" and scales is None and self.enhancement_ratio <= 0.0:
             raise ValueError(

@@ -7,17 +7,21 @@ generator of its own.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from ucgm.runtime.values import Number, Positive, Range, Share, check_values
 from ucgm.transport import HALF_PI, Transport
 
 
 @dataclass(frozen=True)
 class TimeDistribution:
     """Base of the laws of t: subclasses give :meth:`quantile`."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
         """Times in [0, 1] of the shape of ``u``, uniform numbers in (0, 1)."""
@@ -37,9 +41,9 @@ class Uniform(TimeDistribution):
 class LogitNormal(TimeDistribution):
     """logit(t) ~ N(mean, std^2) (Stable Diffusion 3, arXiv 2403.03206, section 3.1)."""
 
-    mean: float = 0.0
+    mean: Number = 0.0
     """mean of logit(t); positive favours noise."""
-    std: float = 1.0
+    std: Positive = 1.0
     """standard deviation of logit(t)."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
@@ -62,25 +66,27 @@ def _beta_quantiles(a: float, b: float, nodes: int = 4096) -> Tensor:
     cdf /= cdf[-1].clone()
     u = 0.5 * (1 - torch.cos(torch.linspace(0, torch.pi, nodes + 1, dtype=torch.float64)))
     right = torch.searchsorted(cdf, u).clamp(1, len(cdf) - 1)
-    share = (u - cdf[right - 1]) / (cdf[right] - cdf[right - 1])
+    share = (u - cdf[right - 1]) / (cdf[right] - cdf[right - 1]).clamp(min=1e-300)
     return torch.sin(w[right - 1] + share * (w[right] - w[right - 1])) ** 2
+
+
+Shape = Annotated[float, Range(0.0, 100.0, above=True)]
 
 
 @dataclass(frozen=True)
 class Beta(TimeDistribution):
     """t ~ clip(scale * Beta(a, b), 0, 1) (UCGM, arXiv 2505.07447, "time_dist_ctrl")."""
 
-    a: float = 1.0
+    a: Shape = 1.0
     """first shape parameter; below b favours data."""
-    b: float = 1.0
+    b: Shape = 1.0
     """second shape parameter."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """factor on the Beta variable before clipping."""
 
     def __post_init__(self) -> None:
         """Refuse shapes without a density."""
-        if min(self.a, self.b, self.scale) <= 0:
-            raise ValueError(f"Beta needs a, b and scale above 0, got {self}")
+        super().__post_init__()
         if 1.0 not in (self.a, self.b) and min(self.a, self.b) < 0.3:  # off by 2e-3 at 0.2
             raise ValueError(f"Beta needs a and b of 0.3 or more where neither is 1, got {self}")
 
@@ -102,9 +108,9 @@ class Beta(TimeDistribution):
 class LogNormal(TimeDistribution):
     """log(sigma / alpha) ~ N(mean, std^2), the noise level of EDM (arXiv 2206.00364, table 1)."""
 
-    mean: float = -1.2
+    mean: Number = -1.2
     """mean of the logarithm of the noise level."""
-    std: float = 1.2
+    std: Positive = 1.2
     """its standard deviation."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
@@ -116,9 +122,9 @@ class LogNormal(TimeDistribution):
 class ArcTan(TimeDistribution):
     """t = atan(exp(N(mean, std^2))) / (pi / 2) (FACM, arXiv 2507.03738, published code)."""
 
-    mean: float = -0.8
+    mean: Number = -0.8
     """mean of log tan(pi t / 2)."""
-    std: float = 1.6
+    std: Positive = 1.6
     """its standard deviation."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
@@ -133,6 +139,9 @@ Pair = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Destination:
     """Base of the laws of the destination time s <= t: subclasses give :meth:`pair`."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, s) of the shape of ``t``, which may be replaced.
@@ -177,13 +186,8 @@ class Below(Destination):
 class SortedPair(Destination):
     """Two draws of the law, sorted; on a share of the rows s = t (MeanFlow, arXiv 2505.13447)."""
 
-    equal: float = 0.75
+    equal: Share = 0.75
     """share of the rows with s = t."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share."""
-        if not 0.0 <= self.equal <= 1.0:
-            raise ValueError(f"SortedPair.equal is a share in [0, 1], got {self.equal}")
 
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(max, min) of two draws, or (max, max)."""
@@ -196,17 +200,10 @@ class SortedPair(Destination):
 class Dyadic(Destination):
     """Jumps of 2^-k on their own grid on a share of the rows (Shortcut, arXiv 2410.12557)."""
 
-    share: float = 0.25
+    share: Share = 0.25
     """share of the rows that jump; the others have s = t."""
-    levels: int = 7
+    levels: Annotated[int, Range(1, 20)] = 7
     """jumps of 1, 1/2, ..., 2^-(levels - 1)."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share, and a grid without a jump."""
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"Dyadic.share is a share in [0, 1], got {self.share}")
-        if self.levels < 1:
-            raise ValueError(f"Dyadic.levels must be at least 1, got {self.levels}")
 
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t)."""

@@ -8,14 +8,11 @@ under which the class is public, whatever file it is in.  Reading imports nothin
 import dataclasses
 import difflib
 import importlib
-import math
-import re
-import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -26,6 +23,7 @@ from ucgm.objective.times import Destination, TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runs.yaml_files import Word, read_yaml
 from ucgm.runtime.earlier import current_names
+from ucgm.runtime.values import check_values, checked
 from ucgm.sampler import Guidance, Sampler
 from ucgm.transport import Transport
 
@@ -34,7 +32,6 @@ POLYMORPHIC = (Transport, TimeDistribution, Destination, NetworkConfig, DataConf
 _PUBLIC = ("transport", "objective", "nn", "data", "integrations")
 # Modules of the user's own that were named with --import.
 _ALLOWED: set[str] = set()
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """The sampler always uses the path the model was trained on."""
+        check_values(self)
         own = dataclasses.replace(self.sampler, transport=self.objective.transport)
         object.__setattr__(self, "sampler", own)
 
@@ -137,53 +135,15 @@ def from_dict(expected: Any, value: Any, where: str = "") -> Any:
         ValueError: an unknown key, a value of another type, a number that is not finite, or a class
             that does not fit, with its place in the file.
     """
-    if isinstance(value, Word) and expected is not str:
-        value = value.read(where)
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (typing.Union, types.UnionType):
-        options = [t for t in arguments if t is not type(None)]
-        return None if value is None else from_dict(options[0], value, where)
-    if origin is tuple:
-        return _tuple(arguments, value, where)
-    if origin is Literal:
-        if any(value == a and type(value) is type(a) for a in arguments):
-            return value
-        raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-        return _section(expected, value, where)
-    return _plain(expected, value, where)
-
-
-def _plain(expected: Any, value: Any, where: str) -> Any:
-    """A bool, whole number, finite number or text."""
-    if isinstance(value, str) and expected in (int, float) and _NUMBER.fullmatch(value):
-        value = float(value)  # YAML takes 1e-4 for a text
-    if expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    fits = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value),
-        str: isinstance(value, str),
-    }
-    if not fits.get(expected, True):
-        kind = {bool: "true or false", int: "a whole number", float: "a finite number"}
-        raise ValueError(f"{where} must be {kind.get(expected, 'a text')}, got {value!r}")
-    return str(value) if expected is str else float(value) if expected is float else value
-
-
-def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """A list of values of their types."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{where} must be a list, got {value!r}")
-    hints = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
-    if len(hints) != len(value):
-        raise ValueError(f"{where} must be a list of {len(hints)} values, got {value!r}")
-    return tuple(
-        from_dict(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
-    )
+    kinds = [kind for kind in typing.get_args(expected) or (expected,) if kind is not type(None)]
+    if isinstance(value, Word):
+        read = None if expected is str else value.read(where)
+        value = str(value) if kinds == [str] and read is not None or expected is str else read
+    if len(kinds) == 1 and isinstance(kinds[0], type) and dataclasses.is_dataclass(kinds[0]):
+        if value is None and kinds[0] is not expected:
+            return None
+        return _section(kinds[0], value, where)
+    return checked(expected, value, where, text=True)
 
 
 def _section(cls: type[Any], value: Any, where: str) -> Any:
@@ -198,7 +158,7 @@ def _section(cls: type[Any], value: Any, where: str) -> Any:
         where, value = f"{where}.init_args", value.get("init_args") or {}
         if not isinstance(value, dict):
             raise ValueError(f"{where} must hold settings, got {value!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     prefix = f"{where}." if where else ""
     for key in value:

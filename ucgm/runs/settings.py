@@ -2,45 +2,46 @@
 formulas.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from ucgm.runtime.choices import check_choices
+from ucgm.runtime.values import Count, NotNegative, Positive, Range, Share, check_values
+
+Decay = Annotated[float, Range(0.0, 0.9999999)]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and rhythm of a training; periods are in optimizer steps."""
 
-    steps: int = 100_000
+    steps: Count = 100_000
     """optimizer steps."""
-    global_batch: int = 256
+    global_batch: Count = 256
     """samples per optimizer step, over all processes and accumulation steps."""
-    accumulation: int = 1
+    accumulation: Count = 1
     """forward and backward passes per optimizer step."""
-    seed: int = 0
+    seed: Annotated[int, Range(-(2**63), 2**63 - 1)] = 0
     """seed of initial weights, data order, noise, times and label dropout."""
-    grad_clip: float | None = None
+    grad_clip: Positive | None = None
     """largest gradient norm; null: no clipping."""
     init: str | None = None
     """run folder whose EMA weights the training starts from; they also are the frozen teacher."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Range(0, 1024)] = 0
     """loader threads that read ahead."""
-    log_every: int = 50
+    log_every: Count = 50
     """period of a line in metrics.jsonl."""
-    preview_every: int = 1000
+    preview_every: Count = 1000
     """period of preview grids in samples/."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Count = 1000
     """period of checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """how many of the newest checkpoints are kept."""
-    milestone_every: int | None = None
+    milestone_every: Count | None = None
     """a checkpoint at every multiple of this step is made and kept for ever; null: none."""
-    max_skipped: int = 20
+    max_skipped: Count = 20
     """stop after so many steps in a row with a non-finite loss or gradient."""
     sharding: Literal["none", "fsdp2"] = "none"
     """``fsdp2`` spreads weights, gradients, moments, averages and teacher over the processes."""
@@ -50,20 +51,7 @@ class TrainConfig:
     """an accelerate tracker beside metrics.jsonl, such as wandb or tensorboard."""
 
     def __post_init__(self) -> None:
-        """Refuse counts below one, and a limit that would leave no gradient."""
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ValueError(
-                f"train.grad_clip must be above 0, got {self.grad_clip}: null is no clipping"
-            )
-        if self.num_workers < 0:
-            raise ValueError(f"train.num_workers must be at least 0, got {self.num_workers}")
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if f.name not in ("seed", "num_workers", "compile", "grad_clip") and (
-                isinstance(value, int) and value < 1
-            ):
-                raise ValueError(f"train.{f.name} must be at least 1, got {value}")
-        check_choices(self, "train")
+        check_values(self, "train")
 
 
 @dataclass(frozen=True)
@@ -72,30 +60,24 @@ class OptimizerConfig:
 
     name: Literal["adamw", "radam", "lion", "muon"] = "adamw"
     """adamw, radam, lion (about a third of AdamW's learning rate), or muon (AdamW's)."""
-    lr: float = 2e-4
+    lr: NotNegative = 2e-4
     """peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """decay of the first and second moment; of Lion's update and momentum."""
-    eps: float = 1e-8
+    eps: NotNegative = 1e-8
     """added to the root of the second moment; Lion has none."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """decoupled weight decay."""
     schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     """shape after the warm-up: cosine falls to 0 at the last step, inverse_sqrt as
     1 / sqrt(step / reference_steps) from there on (EDM2, arXiv 2312.02696, section 2)."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 0
     """steps of linear warm-up."""
-    reference_steps: int = 70_000
+    reference_steps: Count = 70_000
     """step at which inverse_sqrt begins to fall."""
 
     def __post_init__(self) -> None:
-        """Refuse names and numbers without a meaning."""
-        check_choices(self, "optimizer")
-        if self.warmup_steps < 0 or self.reference_steps < 1:
-            raise ValueError(
-                "optimizer.warmup_steps must be at least 0 and optimizer.reference_steps at least "
-                f"1, got {self.warmup_steps} and {self.reference_steps}"
-            )
+        check_values(self, "optimizer")
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step ``step`` = 0 .. total_steps - 1."""
@@ -122,9 +104,9 @@ class OptimizerConfig:
 class EMAConfig:
     """Settings of the averages."""
 
-    decay: float = 0.9999
+    decay: Share = 0.9999
     """decay per optimizer step of the weights that are sampled and evaluated."""
-    target_decay: float | None = None
+    target_decay: Share | None = None
     """decay of the target network of the ``enhanced`` field; null: the average above serves."""
     warmup: bool = True
     """ramp the decay up as (1 + n) / (10 + n)."""
@@ -133,21 +115,16 @@ class EMAConfig:
     tracked: tuple[float, ...] = ()
     """relative lengths of further power-function averages, of which snapshots are kept in ``ema/``;
     two, such as 0.05 and 0.10, let `ucgm ema` make any length afterwards."""
-    snapshot_every: int = 5000
+    snapshot_every: Count = 5000
     """period of these snapshots in optimizer steps."""
 
     def __post_init__(self) -> None:
-        """Refuse decays outside [0, 1], lengths without a profile and a period below one."""
-        for name in ("decay", "target_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ValueError(f"ema.{name} must be in [0, 1], got {value}")
+        """Refuse lengths without a profile."""
+        check_values(self, "ema")
         for value in (*self.tracked, *(() if self.std is None else (self.std,))):
             power_exponent(value)
         if len({stem_of(std) for std in self.tracked}) < len(self.tracked):
             raise ValueError(f"ema.tracked must differ in the third digit, got {self.tracked}")
-        if self.snapshot_every < 1:
-            raise ValueError(f"ema.snapshot_every must be at least 1, got {self.snapshot_every}")
 
     def describe(self, target: bool) -> str:
         """A few words for the log; ``target``: the objective learns from an average."""

@@ -15,12 +15,12 @@ t <- k t / (1 + (k - 1) t), which is dividing the signal-to-noise ratio of the l
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ucgm.runtime.choices import check_choices
+from ucgm.runtime.values import Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
 
 
@@ -33,33 +33,24 @@ def _host(numbers: list[float]) -> Tensor:
 class Grid:
     """The times at which a sampler evaluates the network."""
 
-    warp: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    warp: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     """Kumaraswamy (a, b, c); (1, 1, 1) is uniform."""
-    gap: tuple[float, float] = (0.001, 0.001)
+    gap: tuple[Share, Share] = (0.001, 0.001)
     """distance of the first time from 1 and of the last from 0, before the warp."""
     spacing: Literal["uniform", "log_snr", "karras"] = "uniform"
     """coordinate in which the times are uniform: t, log-SNR, or Karras' power of sigma/alpha."""
-    rho: float = 7.0
+    rho: Annotated[float, Range(0.1, 100.0)] = 7.0
     """power of the karras spacing."""
-    shift: float = 1.0
+    shift: Positive = 1.0
     """timestep shift k of the finished grid; 1 is none, more puts more steps at high noise."""
-    explicit: tuple[float, ...] | None = None
+    explicit: tuple[Share, ...] | None = None
     """the times themselves, falling, without the final 0; replaces all of the above."""
 
     def __post_init__(self) -> None:
-        """Refuse grids that do not fall from noise to data; lists become tuples."""
-        for name in ("warp", "gap", "explicit"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.warp) != 3 or min(self.warp) <= 0:
-            raise ValueError(f"grid.warp must be three positive numbers, got {self.warp}")
-        if len(self.gap) != 2 or min(self.gap) < 0 or sum(self.gap) >= 1:
-            raise ValueError(
-                f"grid.gap must be two non-negative numbers below 1 in sum: {self.gap}"
-            )
-        if self.rho <= 0 or self.shift <= 0:
-            raise ValueError("grid.rho and grid.shift must be positive")
-        check_choices(self, "grid")
+        """Refuse grids that do not fall from noise to data."""
+        check_values(self, "grid")
+        if sum(self.gap) >= 1:
+            raise ValueError(f"grid.gap must be two numbers below 1 in sum: {self.gap}")
         if self.explicit is not None:
             t = [*self.explicit, 0.0]
             if len(t) < 2 or t[0] > 1 or any(b >= a for a, b in zip(t, t[1:], strict=False)):

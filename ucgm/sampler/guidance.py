@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.runtime.choices import check_choices
+from ucgm.runtime.values import Count, Number, Share, check_values
 
 Network = Callable[..., Tensor]
 
@@ -28,11 +28,11 @@ Network = Callable[..., Tensor]
 class Guidance:
     """Settings of guidance in sampling."""
 
-    scale: float = 1.0
+    scale: Number = 1.0
     """weight of the better prediction; 1 is off and costs nothing."""
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[Share, Share] = (0.0, 1.0)
     """closed interval of t in which guidance is on."""
-    channels: int | None = None
+    channels: Count | None = None
     """guide the first channels alone, as DiT's and SiT's code does; None: all."""
     kind: Literal["classifier_free", "auto", "input"] = "classifier_free"
     """classifier_free; auto: away from the weaker network of the run `guide`; input: the scale is
@@ -42,12 +42,9 @@ class Guidance:
 
     def __post_init__(self) -> None:
         """Refuse kinds that do not exist and intervals that are not part of [0, 1]."""
-        check_choices(self, "guidance")
-        low, high = self.interval
-        if not 0.0 <= low <= high <= 1.0:
+        check_values(self, "guidance")
+        if self.interval[0] > self.interval[1]:
             raise ValueError(f"guidance.interval must be rising times in [0, 1]: {self.interval}")
-        if self.channels is not None and self.channels < 1:
-            raise ValueError(f"guidance.channels must be at least 1 or null, got {self.channels}")
         if self.kind == "input" and self.channels is not None:
             raise ValueError("guidance.channels has no meaning for guidance.kind input")
         if self.kind == "input" and self.scale < 1.0:

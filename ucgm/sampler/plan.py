@@ -18,12 +18,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.values import Range, Share, check_values
 from ucgm.transport import Transport
 
 Pair = tuple[float, float]
@@ -74,21 +75,18 @@ class Knot(NamedTuple):
 class Restart:
     """Go over an interval of times again: renoise to its upper end and solve (arXiv 2306.14878)."""
 
-    interval: tuple[float, float] = (0.1, 0.4)
+    interval: tuple[Share, Share] = (0.1, 0.4)
     """times (low, high): at the grid time nearest to low the sample is renoised to high."""
-    repeats: int = 1
+    repeats: Annotated[int, Range(1, 1000)] = 1
     """how often."""
-    steps: int = 2
+    steps: Annotated[int, Range(1, 1000)] = 2
     """steps of each repeat, uniform in time."""
 
     def __post_init__(self) -> None:
         """Refuse intervals that do not rise and counts below one."""
-        object.__setattr__(self, "interval", tuple(self.interval))
-        low, high = self.interval
-        if not 0.0 < low < high <= 1.0:
+        check_values(self, "restart")
+        if not 0.0 < self.interval[0] < self.interval[1]:
             raise ValueError(f"restart.interval must be rising times in (0, 1]: {self.interval}")
-        if self.repeats < 1 or self.steps < 1:
-            raise ValueError("restart.repeats and restart.steps must be at least 1")
 
 
 def knots(transport: Transport, times: Sequence[float]) -> list[Knot]:

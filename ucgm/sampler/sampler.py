@@ -9,13 +9,13 @@ history keeps what later updates refer to; an update is a sum of scaled tensors 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ucgm.runtime.choices import check_choices
 from ucgm.runtime.randomness import RowRandom, as_random
+from ucgm.runtime.values import Range, Share, check_values
 from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Network, call
 from ucgm.sampler.multistep import Integration, Rule, TimeVariable, Variable, adams_plan
@@ -64,14 +64,14 @@ class Sampler:
 
     transport: Transport = Linear()
     """path and prediction of the model; a run's sampler takes them from its objective."""
-    steps: int = 20
+    steps: Annotated[int, Range(1, 100_000)] = 20
     """number of steps."""
-    order: int = 1
+    order: Annotated[int, Range(1, 9)] = 1
     """of the solvers that have one: ucgm 1 or 2 (two evaluations a step), adams 1 to 4, unipc 1
     to 3."""
-    stochasticity: float = 0.0
+    stochasticity: Share = 0.0
     """amount of fresh noise, 0 to 1: 0 is the ODE; the rule `noise` says what 1 is."""
-    extrapolation: float = 0.0
+    extrapolation: Annotated[float, Range(-2.0, 2.0)] = 0.0
     """kappa, extrapolation of the estimates along their last difference."""
     grid: Grid = Grid()
     """times of the evaluations."""
@@ -93,12 +93,8 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        check_choices(self, "sampler")
+        check_values(self, "sampler")
         solver, order, amount = self.solver, self.order, self.stochasticity
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps must be at least 1, got {self.steps}")
-        if not 0.0 <= amount <= 1.0:
-            raise ValueError(f"sampler.stochasticity must be in [0, 1], got {amount}")
         highest, reads = READS[solver]
         if not 1 <= order <= highest:
             allowed = f"1 to {highest}" if highest > 1 else "1"

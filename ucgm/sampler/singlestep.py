@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ucgm.runtime.values import NotNegative, Share, check_values
 from ucgm.sampler.multistep import Rule
 from ucgm.sampler.plan import SMALL, Knot, Step, arrival, combined, knots, renoised
 from ucgm.transport import Transport
@@ -34,21 +35,18 @@ from ucgm.transport import Transport
 class Churn:
     """Extra noise of the Heun solver (arXiv 2206.00364, algorithm 2)."""
 
-    amount: float = 0.0
+    amount: NotNegative = 0.0
     """S_churn; the noise level rises by the factor min(S_churn / steps, sqrt(2) - 1)."""
-    interval: tuple[float, float] = (0.0, 1.0)
+    interval: tuple[Share, Share] = (0.0, 1.0)
     """closed interval of t in which noise is added: S_min and S_max as times."""
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     """S_noise, the standard deviation of the added noise."""
 
     def __post_init__(self) -> None:
         """Refuse negative noise and intervals that are not part of [0, 1]."""
-        object.__setattr__(self, "interval", tuple(self.interval))
-        low, high = self.interval
-        if not 0.0 <= low <= high <= 1.0:
+        check_values(self, "churn")
+        if self.interval[0] > self.interval[1]:
             raise ValueError(f"churn.interval must be rising times in [0, 1]: {self.interval}")
-        if self.amount < 0 or self.scale < 0:
-            raise ValueError("churn.amount and churn.scale must not be negative")
 
 
 def time_at_ratio(transport: Transport, ratio: float) -> float:

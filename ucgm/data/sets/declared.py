@@ -13,16 +13,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.reading import check_fields, read_json
+from ucgm.data.latents.shards import MOST_CLASSES
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.values import Range
 
 CARD_FILE = "data.json"
+Width = Annotated[int, Range(1, 65_536)]
 _CARD = {"name": str, "shape": list, "num_classes": int, "class_names": list}
 
 
@@ -75,9 +78,9 @@ class DataSpecDataset(Dataset):
 class DataSpec(DataConfig):
     """Data that are not here; a training needs others in their place."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[Width, Width, Width]
     """(C, H, W) of what the network sees."""
-    num_classes: int = 0
+    num_classes: Annotated[int, Range(0, MOST_CLASSES)] = 0
     """classes; 0: none."""
     name: str = "declared"
     """for reports."""
@@ -92,6 +95,7 @@ class DataSpec(DataConfig):
 
     def __post_init__(self) -> None:
         """Refuse a codec of other latents."""
+        super().__post_init__()
         if self.codec is not None and tuple(self.codec.shape) != tuple(self.shape):
             raise ValueError(
                 f"data.codec is of latents {tuple(self.codec.shape)} and data.shape is "

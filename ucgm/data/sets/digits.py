@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
-from ucgm.runtime.choices import check_choices
 
 
 class DigitsDataset(Dataset):
@@ -57,10 +56,6 @@ class Digits(DataConfig):
 
     split: Literal["train", "test", "all"] = "train"
     """train (1,343 scans), test (454 held out, same classes) or all."""
-
-    def __post_init__(self) -> None:
-        """Refuse a split that does not exist."""
-        check_choices(self, "data")
 
     def open(self) -> DigitsDataset:
         """Read the scans from scikit-learn."""

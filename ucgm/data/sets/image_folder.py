@@ -8,7 +8,7 @@ pixels, with an autoencoder for latents.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
 from ucgm.data.sources.listing import open_source
-from ucgm.runtime.choices import check_choices
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.values import Range
 
 
 class ImageDataset(Dataset):
@@ -74,7 +74,7 @@ class Images(DataConfig):
 
     path: str
     """class folders, a flat folder (no classes), or a zip."""
-    size: int = 64
+    size: Annotated[int, Range(1, 65_536)] = 64
     """side of the square in pixels; the crop is that of ADM."""
     channels: Literal[1, 3] = 3
     """3 for RGB, 1 for grey."""
@@ -82,10 +82,6 @@ class Images(DataConfig):
     """show half of the samples mirrored."""
     held_out_path: str | None = None
     """real images of the same classes that training does not see."""
-
-    def __post_init__(self) -> None:
-        """Refuse channels that are neither colour nor grey."""
-        check_choices(self, "data")
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""
