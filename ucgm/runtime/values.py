@@ -107,22 +107,26 @@ def _plain(kind: type, value: Any, where: str, limits: Range, text: bool) -> Any
         return str(value)
     if kind is bool and isinstance(value, bool):
         return value
-    if text and isinstance(value, str) and _NUMBER.fullmatch(value):
-        value = float(value)
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if kind is int and number and (isinstance(value, Integral) or float(value).is_integer()):
-        value = int(value)
-    elif kind is float and number and abs(value) < 2.0**1023:  # nan is not
-        value = float(value)
+    number: Any = float(value) if text and _is_number(value) else value
+    real = isinstance(number, Real) and not isinstance(number, bool)
+    if kind is int and real and (isinstance(number, Integral) or float(number).is_integer()):
+        number = int(number)
+    elif kind is float and real and abs(number) < 2.0**1023:  # nan is not
+        number = float(number)
     else:
         raise ValueError(f"{where} must be {_KINDS[kind]}, got {shown}")
-    if value < limits.low or (limits.above and value == limits.low):
+    if number < limits.low or (limits.above and number == limits.low):
         raise ValueError(
             f"{where} must be {'above' if limits.above else 'at least'} {limits.low:g}, got {shown}"
         )
-    if value > limits.high:
+    if number > limits.high:
         raise ValueError(f"{where} must be at most {limits.high:g}, got {shown}")
-    return value
+    return number
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a text is a number, such as 1e-4, which YAML takes for a text."""
+    return isinstance(value, str) and _NUMBER.fullmatch(value) is not None
 
 
 def _one_of(options: tuple[Any, ...], value: Any, where: str, text: bool) -> Any:
