@@ -108,8 +108,10 @@ def _plain(kind: type, value: Any, where: str, limits: Range, text: bool) -> Any
     if kind is bool and isinstance(value, bool):
         return value
     number: Any = float(value) if text and _is_number(value) else value
-    real = isinstance(number, Real) and not isinstance(number, bool)
-    if kind is int and real and (isinstance(number, Integral) or float(number).is_integer()):
+    whole, real = (
+        issubclass(type(number), k) and type(number) is not bool for k in (Integral, Real)
+    )
+    if kind is int and real and (whole or float(number).is_integer()):
         number = int(number)
     elif kind is float and real and abs(number) < 2.0**1023:  # nan is not
         number = float(number)
