@@ -241,8 +241,7 @@ def consistency_target(
     repeated &= torch.is_autocast_enabled(x_t.device.type)
     # A difference of two outputs over a small gap needs float32; a derivative does not.
     derived = continuous and objective.tangent == "jvp"
-    wide = torch.autocast(x_t.device.type, enabled=False)
-    with contextlib.nullcontext() if derived else wide:
+    with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
         if derived:
             tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
         elif continuous:

@@ -119,12 +119,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     keep_freed_memory(accelerator.device)
     # Beside bf16, what stays float32 is multiplied in TF32.
     held.enter_context(float32_products(tf32=precision() == "bf16"))
-    dataset = config.data.open()
-    if len(dataset) == 0:
-        raise ValueError(
-            f"{dataset.name} has no samples on this machine: set data to a set to train on, such "
-            "as {class_path: Latents, init_args: {path: DIR}} of `ucgm encode`"
-        )
+    dataset = _samples(config)
     train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
@@ -172,6 +167,17 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     if accelerator.is_main_process:
         print(state.describe(), flush=True)
     return state
+
+
+def _samples(config: Config) -> Dataset:
+    """The data set, which must have samples."""
+    dataset = config.data.open()
+    if len(dataset) == 0:
+        raise ValueError(
+            f"{dataset.name} has no samples on this machine: set data to a set to train on, such "
+            "as {class_path: Latents, init_args: {path: DIR}} of `ucgm encode`"
+        )
+    return dataset
 
 
 def keep_freed_memory(device: torch.device) -> bool:
