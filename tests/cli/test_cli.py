@@ -140,7 +140,10 @@ def test_unknown_keys_name_the_nearest(capsys, tmp_path):
         (["train", "--run-dir", "x", "--train.grad_clip", "0"], "null leaves it out"),
         (["train", "--run-dir", "x", "--train.num_workers", "-1"], "at least 0"),
         (["train", "--run-dir", "x", "--train.step", "3"], "train.step"),
-        (["train", "--run-dir", "x", "--config", "none.yaml"], "none.yaml: No such file"),
+        (
+            ["train", "--run-dir", "x", "--config", "none.yaml"],
+            "none.yaml cannot be read: No such",
+        ),
         (["train", "--run-dir", "x", "--objective.preset", "fm"], "unknown preset 'fm'"),
         (["sample", "no-such-run"], "no-such-run"),
         (["benchmark", "no-such-run", "--steps", "1", "2"], "no-such-run"),

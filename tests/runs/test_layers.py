@@ -9,7 +9,7 @@ import yaml
 import ucgm
 from ucgm.runs.config import Config, allow_module, class_path, from_dict, read_config, to_dict
 from ucgm.runs.layers import config_of
-from ucgm.runs.yaml_files import read_yaml
+from ucgm.runtime.reading import read_yaml
 
 
 def write(path, text):
@@ -124,9 +124,9 @@ def test_files_that_are_no_configuration(text, message, tmp_path):
 
 def test_what_is_no_regular_small_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(ValueError, match="is no regular file"):
         read_yaml(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(ValueError, match="is no regular file"):
         read_yaml(tmp_path)
     with pytest.raises(ValueError, match="No such file"):
         read_yaml(tmp_path / "none.yaml")
@@ -134,7 +134,7 @@ def test_what_is_no_regular_small_file_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="too large"):
         read_yaml(tmp_path / "large.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_yaml(tmp_path / "bytes.yaml")
 
 

@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.path.insert(0, str(Path.cwd()))
             allow_module(own)
         _train(rest) if command == "train" and "--help-all" not in rest else _call(command, rest)
+    except (MemoryError, RecursionError) as error:
+        _fail(f"ucgm {command}", f"{type(error).__name__}: this is more than the machine can hold")
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and not _raised_here(error):
             traceback.print_exc()

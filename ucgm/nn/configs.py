@@ -81,7 +81,13 @@ class NetworkConfig(ABC):
         if missing:
             raise ValueError(f"give size, or also {', '.join(sorted(missing))}")
         options = {key: value for key, value in options.items() if key not in _NOT_ARGUMENTS}
-        network = kind(input_size=height, in_channels=channels, num_classes=num_classes, **options)
+        try:
+            network = kind(
+                input_size=height, in_channels=channels, num_classes=num_classes, **options
+            )
+        except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"no network of these settings sees {shape}: {reason}") from error
         if settings["gradient_checkpointing"]:
             network.enable_gradient_checkpointing()
         return network

@@ -26,13 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ucgm.runs.config import read_config
 from ucgm.runs.settings import power_exponent, stem_of
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.reading import check_fields, listed, reading
+from ucgm.runtime.values import checked
 
 EMA_FOLDER = "ema"
 # Above this the average is one of another length than it says.
@@ -75,9 +77,12 @@ def read_facts(path: Path) -> dict[str, Any]:
         ValueError: not a whole file of this kind.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["facts"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        with reading(path), safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            checked(float, facts["std"], "std")
+            check_fields(facts, {"step": int, "updates": int}, "its header")
+            return facts
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
         ) from error
@@ -90,7 +95,7 @@ def find_snapshots(run_dir: Path) -> list[Snapshot]:
         ValueError: a file that is no whole snapshot.
     """
     found = []
-    for path in sorted((run_dir / EMA_FOLDER).glob("step_*_std_*.safetensors")):
+    for path in listed(run_dir / EMA_FOLDER, "step_*_std_*.safetensors"):
         facts = read_facts(path)
         found.append(Snapshot(path, facts["std"], facts["step"], facts["updates"]))
     return found

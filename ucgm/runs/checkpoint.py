@@ -16,21 +16,25 @@ tensors by name: loading runs no code, and neither the number of processes nor w
 the weights is part of the format.
 """
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
+from ucgm.data.latents.shards import MOST_CLASSES
 from ucgm.runs.averages import EMA_FOLDER, read_facts
 from ucgm.runs.config import Config, read_config
-from ucgm.runs.saving import CHECKPOINTS, MANIFEST
+from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of
 from ucgm.runtime.files import sha256
+from ucgm.runtime.reading import check_fields, listed, read_json, reading
 from ucgm.runtime.sharding import load_shard
+from ucgm.runtime.values import Range, checked
 
+Side = Annotated[int, Range(1, 65_536)]
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
 
@@ -58,15 +62,19 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files all agree with it.
 
     Raises:
+        OSError: a file is there and cannot be read.
         ValueError: a file is missing, truncated or changed.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
+        check_fields(manifest, {"step": int, "files": dict}, MANIFEST)
         for name, facts in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
-                raise ValueError(f"{name} is truncated or changed")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+            if Path(name).name != name or not isinstance(facts, dict):
+                raise ValueError(f"{name!r:.60} is no file of it")
+            with reading(path := folder / name):
+                if path.stat().st_size != facts.get("bytes") or sha256(path) != facts.get("sha256"):
+                    raise ValueError(f"{name} is truncated or changed")
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
     return manifest
 
@@ -77,8 +85,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         ValueError: there are checkpoints and none is intact.
     """
-    folders = sorted((run_dir / CHECKPOINTS).glob("step_*"), reverse=True)
-    for folder in folders:
+    folders = checkpoints_of(run_dir)
+    for folder in reversed(folders):
         try:
             manifest = verify(folder)
         except ValueError as error:
@@ -99,20 +107,17 @@ def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] 
     Parameters with a prefix of ``allow_missing`` may keep their initial value.
     """
     own = network.state_dict()
-    with safe_open(path, "pt") as file:
-        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        _check_names({k: tuple(v.shape) for k, v in own.items()}, theirs, path, allow_missing)
-        for name in theirs:
+    _check_file(network, path, allow_missing)
+    with reading(path), safe_open(path, "pt") as file:
+        for name in file.keys():
             load_shard(own[name], file.get_tensor(name))
 
 
-def _check_names(
-    own: dict[str, tuple[int, ...]],
-    theirs: dict[str, tuple[int, ...]],
-    path: Path,
-    allow_missing: tuple[str, ...],
-) -> None:
+def _check_file(network: nn.Module, path: Path, allow_missing: tuple[str, ...] = ()) -> None:
     """Refuse names and shapes that differ, apart from the missing ones that are allowed."""
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    with reading(path), safe_open(path, "pt") as file:
+        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     missing = [k for k in own.keys() - theirs.keys() if not k.startswith(allow_missing or ("\0",))]
     extra = sorted(theirs.keys() - own.keys())
     wrong = [k for k in own.keys() & theirs.keys() if own[k] != theirs[k]]
@@ -140,7 +145,7 @@ def _find_weights(
     if path.parent != run_dir / EMA_FOLDER or not path.is_file():
         no_weights = ("log_variance", "optimizer")
         files = [Path(n) for n in sorted(manifest["files"]) if not n.startswith(no_weights)]
-        files += sorted((run_dir / EMA_FOLDER).glob("std_*"))
+        files += listed(run_dir / EMA_FOLDER, "std_*")
         there = ", ".join(p.stem for p in files if p.suffix == ".safetensors")
         raise ValueError(
             f"{run_dir} has no weights {weights!r}; there are {there}. `ucgm ema` makes averages "
@@ -173,14 +178,20 @@ def load_run(
     else:
         folder = run_dir / CHECKPOINTS / f"step_{step:07d}"
         if not folder.is_dir():
-            there = [p.name for p in sorted((run_dir / CHECKPOINTS).glob("step_*"))]
+            there = [p.name for p in checkpoints_of(run_dir)]
             raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are {there}")
         manifest = verify(folder)
     path, trained, digest = _find_weights(run_dir, folder, manifest, weights)
     if step not in (None, trained):
         raise ValueError(f"the weights {weights} are of step {trained}: leave the checkpoint out")
-    shape = tuple(manifest["shape"])
-    network = cast(nn.Module, config.model.build(shape, manifest["num_classes"]))
+    where = f"{folder / MANIFEST}:"
+    shape = checked(tuple[Side, Side, Side], manifest.get("shape"), f"{where} shape")
+    classes = Annotated[int, Range(0, MOST_CLASSES)]
+    num_classes = checked(classes, manifest.get("num_classes"), f"{where} num_classes")
+    with torch.device("meta"):  # a network of other sizes is refused before it is there
+        network = cast(nn.Module, config.model.build(shape, num_classes))
+        _check_file(network, path)
+    network = cast(nn.Module, config.model.build(shape, num_classes))
     load_weights(network, path)
     return Run(
         run_dir=run_dir,
@@ -190,5 +201,5 @@ def load_run(
         weights=weights,
         digest=digest,
         shape=shape,
-        num_classes=manifest["num_classes"],
+        num_classes=num_classes,
     )

@@ -21,8 +21,8 @@ from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
 from ucgm.objective.times import Destination, TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
-from ucgm.runs.yaml_files import Word, read_yaml
 from ucgm.runtime.earlier import current_names
+from ucgm.runtime.reading import Word, read_yaml
 from ucgm.runtime.values import check_values, checked
 from ucgm.sampler import Guidance, Sampler
 from ucgm.transport import Transport

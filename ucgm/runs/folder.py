@@ -122,7 +122,7 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
 
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
-    for left in run_dir.glob(".*.tmp"):  # by a crash
+    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("*/.step_*.tmp")):  # by a crash
         left.unlink()
     write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
     (run_dir / "samples").mkdir(exist_ok=True)

@@ -11,7 +11,6 @@ latents with the data, guidance (its channels too) and sampler as published.  Th
 trained on are not here: the data are *declared* (:mod:`ucgm.data.sets.declared`).
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +29,7 @@ from ucgm.objective import preset
 from ucgm.runs.config import Config, write_config
 from ucgm.runs.saving import host_copies, save_checkpoint
 from ucgm.runtime.files import sha256
+from ucgm.runtime.reading import read_json
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.transport import Transport
 
@@ -84,11 +84,17 @@ def import_run(
     pipeline = Path(checkpoint) / "transformer"
     file = pipeline if pipeline.is_dir() else Path(checkpoint)
     beside = file / "config.json"
-    found = json.loads(beside.read_text()) if beside.is_file() else {}
+    found = read_json(beside) if beside.exists() else {}
     given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
     found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
     weights = read_checkpoint(file, unsafe_pickle)
-    imported = import_weights(architecture, weights, which=which, **found)
+    try:
+        imported = import_weights(architecture, weights, which=which, **found)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not hold weights of {architecture}, or config.json beside it is of "
+            f"others ({type(error).__name__}: {error})"
+        ) from error
     config = config_of(architecture, imported, vae, stats, transport)
     digest = sha256(file) if file.is_file() else None
     facts = {"architecture": architecture, "file": str(file), "sha256": digest, "weights": which}

@@ -25,9 +25,9 @@ from typing import Any
 from ucgm.objective import Objective, preset
 from ucgm.runs.config import POLYMORPHIC, Config, from_dict, read_config, to_dict
 from ucgm.runs.recipes import Layer, fitted_layer, preset_layer
-from ucgm.runs.yaml_files import Word, read_yaml
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.processes import best_device
+from ucgm.runtime.reading import Word, read_yaml
 
 # Settings of a network that give it a size.
 _SIZE = {"class_path", "size", "hidden_size", "depth", "channels", "model_channels"}

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ucgm.runtime.files import sha256, sync, write_atomic
+from ucgm.runtime.reading import listed, reading
 from ucgm.runtime.sharding import gather, load_shard
 
 CHECKPOINTS = "checkpoints"
@@ -79,7 +80,7 @@ def restore_optimizer(
     """
     kept: dict[nn.Parameter, StateDict] = {parameter: {} for parameter in names}
     by_name = {name: parameter for parameter, name in names.items()}
-    with safe_open(path, "pt") as file:
+    with reading(path), safe_open(path, "pt") as file:
         for full in file.keys():
             name, _, key = full.rpartition("/")
             if name not in by_name:
@@ -133,7 +134,7 @@ def save_checkpoint(
     sync(folder)
     write_atomic(run_dir / "latest", final.name + "\n")
     # Later ones are damaged: the run was continued from one before them, and makes them again.
-    done = [old for old in sorted(folder.glob("step_*")) if int(old.name[5:]) <= step]
+    done = [old for old in checkpoints_of(run_dir) if int(old.name[5:]) <= step]
     for old in done[:-keep]:
         if milestone_every is None or int(old.name[5:]) % milestone_every:
             os.replace(old, folder / f".old-{old.name}")
@@ -147,11 +148,20 @@ def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str,
     files = {}
     for name, state in states.items():
         path = folder / f"{name}.safetensors"
-        save_file(state, path)
+        write_atomic(path, lambda temporary, state=state: save_file(state, temporary))
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    (folder / MANIFEST).write_text(json.dumps({**facts, "files": files}, indent=1))
-    for path in (*folder.iterdir(), folder):
-        sync(path)
+    write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
+    sync(folder)
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Folders of the checkpoints of a run, oldest first, whole or not.
+
+    Raises:
+        PermissionError: the folder may not be read.
+    """
+    found = [p for p in listed(run_dir / CHECKPOINTS, "step_*") if p.name[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def _sweep(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucgm.runtime.earlier import current_names
+from ucgm.runtime.reading import read_json
 
 
 def sha256(path: str | Path) -> str:
@@ -122,7 +123,7 @@ def claim_folder(
     """
     path = folder / record
     if path.is_file():
-        there = current_names(json.loads(path.read_text()))
+        there = current_names(read_json(path))
         if overwrite and there != protocol:
             for old in folder.iterdir():
                 if old.name != LOCK:

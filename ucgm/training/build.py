@@ -20,10 +20,11 @@ from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
 from ucgm.runs.folder import create_run, refuse_another, start_from
-from ucgm.runs.saving import StateDict, host_copies, optimizer_state, restore_optimizer
+from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import lock_folder
 from ucgm.runtime.precision import float32_products, precision
 from ucgm.runtime.processes import make_accelerator
+from ucgm.runtime.reading import check_fields
 from ucgm.runtime.sharding import Sharding
 from ucgm.training.estimate import check_memory, duration, time_of_step
 from ucgm.training.log import MetricsLogger
@@ -259,6 +260,8 @@ def _resume(state: TrainState) -> None:
             f"{folder} has weights but no state of an optimizer, so there is no training to "
             "continue: name it in train.init and choose another run_dir"
         )
+    counts = dict.fromkeys(("ema_updates", "skipped", "skipped_in_a_row"), int)
+    check_fields(manifest, counts, f"{folder / MANIFEST}:")
     for name, network in state.networks.named().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
     for average in state.networks.averages():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ucgm.runs.settings import TrainConfig
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.reading import reading
 from ucgm.training.throughput import Work
 
 BINS = 10
@@ -73,7 +74,9 @@ class MetricsLogger:
         """Drop the lines of later steps, and a last line that a crash cut short."""
         if not self.accelerator.is_main_process or not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= step]
+        with reading(self.path):
+            lines = self.path.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
         write_atomic(self.path, "".join(line + "\n" for line in kept))
 
     def waiting(self, stream: Iterator[T]) -> Iterator[T]:
@@ -184,6 +187,6 @@ def _scalars(line: dict[str, Any]) -> dict[str, float]:
 def _step_of(line: str) -> float:
     """Step of a log line; a line that is not whole counts as later than any step."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return float("inf")

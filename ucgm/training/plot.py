@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.reading import reading
 
 METRICS_FILE = "metrics.jsonl"
 # Key in metrics.jsonl -> (title of the panel, logarithmic axis where it spans a decade).
@@ -33,19 +34,34 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = run_dir / METRICS_FILE
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
+        with reading(path):
+            lines = path.read_text(errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{run_dir} has no {METRICS_FILE}: is it a run folder?") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+            if not _is_row(rows[-1]):
+                raise ValueError("no row of numbers")
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is damaged: delete that line") from None
     if not rows:
         raise ValueError(f"{path} has no line yet: the first comes after train.log_every steps")
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it is an object of numbers, and rows of numbers, with the step."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    flat = (v for value in row.values() for v in (value if isinstance(value, list) else [value]))
+    return all(v is None or isinstance(v, float) or _whole(v) for v in flat)
+
+
+def _whole(v: Any) -> bool:
+    return isinstance(v, int) and abs(v) < 2**1000  # larger ones are no float
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -58,7 +74,7 @@ def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]
 def profile(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """Middles of the bins of t and mean values there, over the last tenth of the lines."""
     logged = [row[key] for row in rows if isinstance(row.get(key), list)]
-    recent = logged[-max(1, len(logged) // 10) :]
+    recent = [row for row in logged[-max(1, len(logged) // 10) :] if len(row) == len(logged[-1])]
     times, values = [], []
     for b, column in enumerate(zip(*recent, strict=True)):
         found = [v for v in column if v is not None]

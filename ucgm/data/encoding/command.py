@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from torch import Tensor
 
 from ucgm.data.encoding.encoder import Batch, encode_rows, read_batch
@@ -24,6 +23,7 @@ from ucgm.data.loader import in_order
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.files import LOCK
 from ucgm.runtime.processes import Progress, World, join_world
+from ucgm.runtime.reading import read_yaml
 
 
 def encode_data(
@@ -98,11 +98,9 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
     settings = CodecSettings()
     if config is not None:
         try:
-            if Path(config).exists() and not Path(config).is_file():
-                raise OSError("it is no regular file")
-            content = yaml.safe_load(Path(config).read_text())
+            content = read_yaml(Path(config))
             settings = CodecSettings(**content["data"]["init_args"]["codec"])
-        except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"--config {config} has no readable section data.init_args.codec: "
                 + " ".join(f"{type(error).__name__} {error}".split())

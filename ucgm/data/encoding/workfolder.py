@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ucgm.data.encoding.job import Job
-from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD
 from ucgm.runtime.files import claim_folder, write_atomic
+from ucgm.runtime.reading import check_fields, read_json
 
 PROGRESS = ".progress"
 _RECORD = {**RECORD, "moments": list, "skipped": list}

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ucgm.data.latents.autoencoder import PUBLIC_VAES, Autoencoder, Store, open_autoencoder
-from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.reading import check_fields, read_json
 
 CODEC_FILE = "codec.json"
 _FORMAT = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ucgm.data.latents.reading import read_tensors
+from ucgm.runtime.reading import read_tensors
 
 _OURS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 # In this order; a level of the decoder counts from the other end.

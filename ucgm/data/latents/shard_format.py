@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ucgm.runtime.files import sha256, sync, write_atomic
+from ucgm.runtime.reading import reading
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
 _ALIGN = 4096
@@ -52,20 +53,13 @@ def read_header(path: Path) -> Shard:
             length.
     """
     try:
-        if not path.is_file():
-            raise ValueError("it is no regular file")
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             safe_open(path, "np")
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-    except SafetensorError as error:
-        raise ValueError(
-            f"shard {path} cannot be read: it has {size:,} bytes and is truncated, or no "
-            f"safetensors file ({error})."
-        ) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"shard {path} cannot be read: {error}") from error
+        raise ValueError(f"shard {error}") from error
     header.pop("__metadata__", None)
     arrays = {}
     for name, facts in header.items():

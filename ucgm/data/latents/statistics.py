@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.latents.autoencoder import Autoencoder, Store
-from ucgm.data.latents.reading import read_json, read_tensors
+from ucgm.runtime.reading import read_json, read_tensors
 
 _OURS, _REPAE = ("mean", "std"), ("latents_bias", "latents_scale")
 EDM2_MEAN = (5.81, 3.25, 0.12, -2.15)

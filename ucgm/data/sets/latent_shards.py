@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.data.latents.codec import Codec, CodecSettings
-from ucgm.data.latents.reading import check_fields, read_json
 from ucgm.data.latents.shards import MOST_CLASSES, ShardSet
 from ucgm.data.pixels import from_uint8
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.reading import check_fields, read_json
 
 MANIFEST_FILE = "manifest.json"
 _MANIFEST = {"num_classes": int, "classes": list, "rows": int, "shards": list, "skipped": list}

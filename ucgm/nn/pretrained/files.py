@@ -9,7 +9,6 @@ then the prefixes of wrappers are stripped: "module." (DDP), "_orig_mod." (torch
 and those of FSDP and checkpointing.
 """
 
-import argparse
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ucgm.runtime.reading import listed, read_tensors, reading
 
 
 def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, 
     """
     path = Path(path)
     if path.is_dir():
-        shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        shards = listed(path, "*.safetensors") or listed(path, "*.bin")
         if not shards:
             raise ValueError(f"{path} has no .safetensors or .bin file: name the weight file")
         merged: dict[str, Any] = {}
@@ -38,22 +38,14 @@ def read_checkpoint(path: str | Path, unsafe_pickle: bool = False) -> dict[str, 
         return merged
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name a weight file or a folder of shards")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if unsafe_pickle:
-        return _unpickle(path)
-    try:
-        # A namespace of arguments is plain data; training checkpoints of DiT, SiT, REPA hold one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        called = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it calls {called[1]}" if called else "or it is damaged, or no weight file at all"
-        raise ValueError(
-            f"{path} was not loaded: it is no plain file of tensors, and reading it would run code "
-            f"stored in it ({reason}). Convert it to safetensors where you trust it, or, if you "
-            "trust whoever made the file, allow it with --unsafe-pickle (unsafe_pickle=True)"
-        ) from error
+    if unsafe_pickle and path.suffix != ".safetensors":
+        with reading(path):
+            return _unpickle(path)
+    return read_tensors(
+        path,
+        ", or, if you trust whoever made the file, allow it with --unsafe-pickle "
+        "(unsafe_pickle=True)",
+    )
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
@@ -73,8 +65,11 @@ def unwrap(
     """Return the flat state of the network `which`, and the names of the entries left behind."""
     if which not in ("ema", "model"):
         raise ValueError(f'which must be "ema" or "model", got {which!r}')
-    state, dropped = checkpoint, []
+    state, dropped, within = checkpoint, [], []
     while not all(isinstance(value, Tensor) for value in state.values()):
+        if any(state is outer for outer in within):
+            raise ValueError("no weights found: the file contains itself")
+        within.append(state)
         order = ("ema", "state_dict", "model") if which == "ema" else ("model", "state_dict")
         chosen = next((name for name in order if isinstance(state.get(name), Mapping)), None)
         if chosen is None:
@@ -84,8 +79,10 @@ def unwrap(
             )
         dropped += [str(name) for name in state if name != chosen]
         state = state[chosen]
-    if not state:
-        raise ValueError("the state dictionary is empty")
+    if not state or not all(isinstance(name, str) for name in state):
+        raise ValueError(
+            "no weights found: the state dictionary is empty, or its keys are no names"
+        )
     flat = {strip(key): value for key, value in state.items()}
     halves = ("ema_denoiser.", "denoiser.") if which == "ema" else ("denoiser.", "ema_denoiser.")
     for prefix in halves:
