@@ -260,7 +260,7 @@ def _resume(state: TrainState) -> None:
             f"{folder} has weights but no state of an optimizer, so there is no training to "
             "continue: name it in train.init and choose another run_dir"
         )
-    counts = dict.fromkeys(("ema_updates", "skipped", "skipped_in_a_row"), int)
+    counts: dict[str, type] = {"ema_updates": int, "skipped": int, "skipped_in_a_row": int}
     check_fields(manifest, counts, f"{folder / MANIFEST}:")
     for name, network in state.networks.named().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
