@@ -88,19 +88,26 @@ def import_run(
     given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
     found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
     weights = read_checkpoint(file, unsafe_pickle)
-    try:
-        imported = import_weights(architecture, weights, which=which, **found)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{file} does not hold weights of {architecture}, or config.json beside it is of "
-            f"others ({type(error).__name__}: {error})"
-        ) from error
+    imported = _understood(file, architecture, weights, which, found)
     config = config_of(architecture, imported, vae, stats, transport)
     digest = sha256(file) if file.is_file() else None
     facts = {"architecture": architecture, "file": str(file), "sha256": digest, "weights": which}
     _write(folder, config, imported, facts)
     _report(folder, config, imported)
     return folder
+
+
+def _understood(
+    file: Path, architecture: str, weights: dict[str, Any], which: str, settings: dict[str, Any]
+) -> Imported:
+    """The network of weights, whose shapes and settings may be anything."""
+    try:
+        return import_weights(architecture, weights, which=which, **settings)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not hold weights of {architecture}, or config.json beside it is of "
+            f"others ({type(error).__name__}: {error})"
+        ) from error
 
 
 def config_of(
