@@ -5,7 +5,7 @@
 #
 # One process per GPU, or NPROC processes.  Run it again after an interruption: it goes on.  More
 # flags of `ucgm encode` may follow, such as --vae FOLDER for an autoencoder that is on this disk.
-# It ends with `ucgm data`, which reads every shard and writes OUT/description/grid.png: look at it.
+# It ends with `ucgm data`, which reads every shard and writes OUT.description/grid.png: look at it.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

@@ -341,7 +341,7 @@ def test_a_file_that_the_disk_does_not_give_is_not_skipped(encode, tree, tmp_pat
     (broken / "n1" / "004.JPEG").unlink()
     (broken / "n1" / "004.JPEG").symlink_to(tmp_path / "gone")
     for workers in (0, 1):
-        with pytest.raises(ValueError, match="No such file.*n1/004.JPEG.*Finished shards are kept"):
+        with pytest.raises(ValueError, match="n1/004.JPEG in .* is a pipe, a device, or a link"):
             encode(broken, num_workers=workers)
     (broken / "n1" / "004.JPEG").unlink()
     shutil.copy(Path(tree) / "n1" / "004.JPEG", broken / "n1" / "004.JPEG")
@@ -363,7 +363,7 @@ def test_latents_that_are_not_finite(encode, tmp_path, value):
 
 
 def test_label_out_of_range(encode, tmp_path):
-    with pytest.raises(ValueError, match="row 3 of .* has label 3, out of range: the 3 classes"):
+    with pytest.raises(ValueError, match="row 3 of .* has label 3, out of range: .* 0 to 2"):
         encode(lightningdit(tmp_path / "source"), num_classes=3)
 
 
@@ -546,9 +546,13 @@ def test_unfinished_and_damaged_folders(encode, tmp_path):
 # ucgm data
 
 
+def report_of(folder, file="report.json"):
+    return folder.with_name(folder.name + ".description") / file
+
+
 def describe(folder, capsys):
     cli.main(["data", str(folder)])
-    return capsys.readouterr().out, json.loads((folder / "description" / "report.json").read_text())
+    return capsys.readouterr().out, json.loads(report_of(folder).read_text())
 
 
 def test_description(encode, capsys):
@@ -560,7 +564,7 @@ def test_description(encode, capsys):
     assert report["problems"] == [] and report["flips"]
     assert max(map(abs, report["normalised_mean"])) < 1e-4
     assert max(abs(s - 1) for s in report["normalised_std"]) < 1e-4
-    assert (folder / "description" / "grid.png").read_bytes()[:4] == b"\x89PNG"
+    assert report_of(folder, "grid.png").read_bytes()[:4] == b"\x89PNG"
     assert len(Latents(str(folder)).open()) == 40
 
 
@@ -601,7 +605,7 @@ def spoil_more(folder):
         (spoil_bit, "shard_00001.safetensors is not what was written: delete it"),
         (spoil_nan, "shard_00001.safetensors: latents of row 0 are not finite"),
         (spoil_codec, "manifest.json and codec.json are not of one set"),
-        (spoil_labels, "label 3 in row 14 is out of range"),
+        (spoil_labels, "has label 3, out of range"),
         (lambda f: (f / "shard_00002.safetensors").unlink(), "shard_00002.safetensors cannot be"),
         (spoil_more, "x.safetensors is not in the manifest"),
         (lambda f: os.truncate(f / "shard_00000.safetensors", 9000), "truncated"),
@@ -614,7 +618,7 @@ def test_description_finds_damage(encode, capsys, spoil, message):
         cli.main(["data", str(folder)])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
-    problems = json.loads((folder / "description" / "report.json").read_text())["problems"]
+    problems = json.loads(report_of(folder).read_text())["problems"]
     assert any(message in problem for problem in problems)
 
 
@@ -644,7 +648,7 @@ def test_prepare_imagenet(vae, tree, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "40 samples in 1 shards" in result.stdout
-    assert (out / "description" / "grid.png").exists()
+    assert report_of(out, "grid.png").exists()
     codec = Latents(str(out), CodecSettings(vae, SIZE, "mean", "scale")).open().codec
     assert codec.scale == 0.18215
     usage = subprocess.run(

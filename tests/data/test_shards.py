@@ -134,7 +134,7 @@ def test_label_out_of_range(tmp_path, label):
     content = arrays()
     content["labels"][2] = label
     write_shard(tmp_path / "a.safetensors", content)
-    with pytest.raises(ValueError, match=f"a.safetensors: label {label} in row 2 is out of range"):
+    with pytest.raises(ValueError, match=f"row 2 of .*a.safetensors has label {label}, out"):
         everything([tmp_path / "a.safetensors"], num_classes=4)
 
 

@@ -104,7 +104,7 @@ def test_dataset_json(tmp_path):
     with pytest.raises(ValueError, match="dataset.json lists 00000/img9.png, which"):
         open_source(str(folder.parent))
     listing.write_text("[]")
-    with pytest.raises(ValueError, match="is not {"):
+    with pytest.raises(ValueError, match="is no list {"):
         open_source(str(folder.parent))
 
 

@@ -25,11 +25,17 @@ RGB = np.arange(4 * 6 * 6 * 3, dtype=np.uint8).reshape(4, 6, 6, 3)
         ({"arr_0": np.concatenate([RGB, RGB[..., :1]], 3)}, "convert to grey or RGB"),
         ({"arr_0": RGB.astype(np.float32)}, "float32, need .* uint8"),
         ({"arr_0": RGB[:0]}, r"\(0, 6, 6, 3\)"),
-        ({"arr_0": RGB, "arr_1": np.arange(3)}, "a whole number for each of 4 images"),
-        ({"arr_0": RGB, "arr_1": np.array([0, 1, 0.5, 1])}, "float64, need a whole number"),
-        ({"arr_0": RGB, "arr_1": np.array([0, 1, -1, 1])}, "label 2 is -1"),
-        ({"arr_0": RGB, "arr_1": np.array([0, 10**12, 0, 1])}, "label 1 is 1000000000000"),
-        ({"arr_0": RGB, "arr_1": np.array([True, False, True, True])}, "bool, need a whole number"),
+        ({"arr_0": RGB, "arr_1": np.arange(3)}, "a label for each of 4 images"),
+        ({"arr_0": RGB, "arr_1": np.array([0, 1, 0.5, 1])}, r"image 0 of .*x.npz has label 0.0"),
+        ({"arr_0": RGB, "arr_1": np.array([0, 1, -1, 1])}, "image 2 of .* has label -1"),
+        (
+            {"arr_0": RGB, "arr_1": np.array([0, 10**12, 0, 1])},
+            "image 1 of .* has label 1000000000000",
+        ),
+        (
+            {"arr_0": RGB, "arr_1": np.array([True, False, True, True])},
+            "image 0 of .* has label True",
+        ),
         ({"images": RGB}, "no images under arr_0"),
     ],
 )
@@ -85,18 +91,22 @@ def test_colour_after_grey_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    "table",
+    "table, message",
     [
-        "name,class\n0.png,1\n",
-        "file,label\n0.png,1\n1.png,0\n2.png,x\n",
-        "file,label\n0.png,1\n0.png,0\n1.png,0\n2.png,1\n",
-        "file,label\n0.png,1\n1.png\n2.png,1\n",
-        "file,label\n0.png,-1\n1.png,0\n2.png,1\n",
+        ("name,class\n0.png,1\n", "labels.csv is no list file,label: line 2"),
+        ("file,label\n0.png,1\n1.png,0\n2.png,x\n", "2.png in labels.csv has label 'x'"),
+        (
+            "file,label\n0.png,1\n0.png,0\n1.png,0\n2.png,1\n",
+            r"labels.csv names 0.png twice, in line 2 \(class 1\) and line 3 \(class 0\)",
+        ),
+        ("file,label\n0.png,1\n1.png\n2.png,1\n", "1.png in labels.csv has label None"),
+        ("file,label\n0.png,-1\n1.png,0\n2.png,1\n", "0.png in labels.csv has label '-1'"),
+        ("file,label\n0.png,1\n1.png,0\n", "holds 2.png, which labels.csv does not list"),
     ],
 )
-def test_a_table_of_labels_that_is_none(folder, table):
+def test_a_table_of_labels_that_is_none(folder, table, message):
     (folder / "labels.csv").write_text(table)
-    with pytest.raises(ValueError, match="labels.csv is no list of file,label"):
+    with pytest.raises(ValueError, match=message):
         open_images(str(folder), None)
 
 

@@ -24,6 +24,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
+# The formats of data sets: Pillow gives some of the others to other programs.
+_WANTED = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+SUFFIXES = tuple(sorted(k for k, v in Image.registered_extensions().items() if v in _WANTED))
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)  # as Pillow was built
+_MOST_PIXELS = 2**27  # of an image while it is scaled
 UINT8_RULE = "floor(clamp(127.5 x + 128, 0, 255)): round to nearest"
 
 
@@ -43,22 +48,52 @@ def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
         UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            cropped = center_crop(image.convert("RGB" if channels == 3 else "L"), size)
-    except UnidentifiedImageError as error:  # its message holds a memory address
-        raise UnreadableImage(f"no known image format in {len(content)} bytes") from error
-    except Exception as error:  # PIL's decoders raise about anything on damaged bytes
+        image = decode_image(content).convert("RGB" if channels == 3 else "L")
+        cropped = center_crop(image, size)
+    except UnreadableImage:
+        raise
+    except Exception as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
     return np.asarray(cropped).reshape(size, size, channels).transpose(2, 0, 1)
 
 
+def decode_image(content: bytes) -> Image.Image:
+    """The bytes of an image file to 8 bits: mode L where it is grey, else RGB.
+
+    Grey of 16 bits is divided by 257; float grey is white at 1.
+
+    Raises:
+        UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.mode[0] not in "IF":
+                return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+            values = np.asarray(image).astype(np.float64)
+            sixteen = image.mode != "I" or image.format in ("PNG", "PPM")
+            white = 1.0 if image.mode == "F" else 65535.0 if sixteen else None
+        if white is None or not ((values >= 0) & (values <= white)).all():
+            raise ValueError(f"grey values from {values.min()} to {values.max()} have no white")
+        return Image.fromarray(np.round(values * (255.0 / white)).astype(np.uint8))
+    except UnidentifiedImageError as error:  # its message holds a memory address
+        raise UnreadableImage(f"no known image format in {len(content)} bytes") from error
+    except Exception as error:  # PIL's decoders raise about anything on damaged bytes
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The centred square of ``size`` pixels, scaled so that the shorter side fits."""
+    """The centred square of ``size`` pixels, scaled so that the shorter side fits.
+
+    Raises:
+        ValueError: an image so narrow that it cannot be scaled.
+    """
     while min(image.size) >= 2 * size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are too narrow for a square")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -20,7 +20,7 @@ from ucgm.evaluation.references import open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import refuse_inside, write_atomic
 from ucgm.runtime.processes import join_world
 
 SHARD = 50_000
@@ -49,6 +49,7 @@ def evaluate(
     world = join_world(device)
     images = open_images(samples, size)
     folder = Path(out_dir or samples.rstrip("/") + ".evaluation")
+    refuse_inside(folder, samples, "--out-dir")
     evaluators = open_evaluators(metrics_config, None, None, world.device)
     if images.labels is None:
         if "accuracy" in (metrics_config.metrics or ()):
@@ -118,6 +119,7 @@ def make_reference(
         the path of the file.
     """
     path = _checked(out, num_rows)
+    refuse_inside(path, data, "out")
     world = join_world(device)
     chosen = extractor or ("digits" if data.startswith("digits") else "inception")
     features = open_extractor(chosen, extractor_weights, world.device)

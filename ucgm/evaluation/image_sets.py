@@ -9,9 +9,6 @@ Sizes: with ``size`` every image is scaled and cropped by the rule of :mod:`ucgm
 belongs to real data; without, all images must have one size, and nothing is resampled.
 """
 
-import csv
-import io
-import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,20 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ucgm.data.dataset import Dataset
-from ucgm.data.pixels import read_image
+from ucgm.data.labels import check_labels
+from ucgm.data.pixels import UnreadableImage, decode_image, read_image
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.data.sources.listing import open_source
 from ucgm.evaluation.chunks import Stopwatch
 
 READ_AT_A_TIME = 250
-MOST_CLASSES = 2**31
-# The formats of data sets: Pillow gives some of the others to other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-GREY = ("1", "L", "LA")
 
 
 class ImageSet(ABC):
@@ -114,18 +107,15 @@ class NpzImages(ImageSet):
             raise ValueError(f"{found}, need (N, H, W, C) with C of 1 or 3: {remedy}.")
         self.labels = None
         if labels is not None:
-            self._check_labels(labels, path)
-            self.labels = torch.from_numpy(np.array(labels, dtype=np.int64))
+            if labels.shape != (len(self.pixels),):
+                raise ValueError(
+                    f"arr_1 of {path} is {labels.shape}, need a label for each of "
+                    f"{len(self.pixels)} images."
+                )
+            found = check_labels(labels, lambda i: f"image {i} of {path}")
+            self.labels = torch.from_numpy(found)
         state = path.stat()
         self.identity = {"images": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns}
-
-    def _check_labels(self, labels: np.ndarray, path: Path) -> None:
-        found = f"arr_1 of {path} is {labels.shape} {labels.dtype}"
-        if labels.dtype.kind not in "iu" or labels.shape != (len(self.pixels),):
-            raise ValueError(f"{found}, need a whole number for each of {len(self.pixels)} images.")
-        wrong = np.flatnonzero((labels < 0) | (labels > MOST_CLASSES))
-        if len(wrong):
-            raise ValueError(f"{found}: label {wrong[0]} is {labels[wrong[0]]}, no class.")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -176,14 +166,9 @@ class FileImages(ImageSet):
     def _pixels(self, index: int) -> np.ndarray:
         """A file as it is: (H, W) uint8 where it is grey, else (H, W, 3)."""
         try:
-            with Image.open(io.BytesIO(self.source.content_of(index)), formats=FORMATS) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"mode {image.mode} is not 8 bits")
-                return np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
-        except Exception as error:  # Pillow's decoders raise about anything on damaged bytes
-            reason = str(error).partition(" <")[0]  # there follows a memory address
-            kind = type(error).__name__
-            raise ValueError(f"{self._name(index)} cannot be read: {kind}: {reason}.") from error
+            return np.asarray(decode_image(self.source.content_of(index)))
+        except (UnreadableImage, OSError) as error:
+            raise ValueError(f"{self._name(index)} cannot be read: {error}.") from error
 
     def _name(self, index: int) -> str:
         return f"{self.source.entry(index)} in {self.where}"
@@ -203,30 +188,6 @@ class FileImages(ImageSet):
         return pixels.transpose(2, 0, 1)
 
 
-class ListedImages(FileImages):
-    """A folder of ``ucgm sample``: the files of ``labels.csv``, in its order."""
-
-    def __init__(self, folder: Path, size: int | None) -> None:
-        super().__init__(str(folder), size)
-        path, rows = folder / "labels.csv", {}
-        try:
-            with open(path, newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), 2):
-                    name, label = row.get("file"), row.get("label")
-                    if name is None or not re.fullmatch(r"\d{1,9}", label or "") or name in rows:
-                        raise ValueError(f"line {number} is {row}")
-                    rows[name] = int(label or "")
-        except (OSError, ValueError, csv.Error) as error:
-            raise ValueError(
-                f"{path} is no list of file,label, each file once: {error}."
-            ) from error
-        names = [self.source.entry(i) for i in range(len(self.source))]
-        if set(names) != rows.keys():
-            odd = sorted(set(names) ^ rows.keys())[0]
-            raise ValueError(f"{path} and its images disagree, first about {odd}.")
-        self.labels = torch.tensor([rows[name] for name in names])
-
-
 def open_images(where: str, size: int | None = None) -> ImageSet:
     """The images that ``where`` names, see the head of this file.
 
@@ -242,9 +203,8 @@ def open_images(where: str, size: int | None = None) -> ImageSet:
         return _as_stored(NpzImages(path), size)
     if (path / "protocol.json").is_file() and (path / "samples.npz").is_file():
         return _as_stored(NpzImages(path / "samples.npz"), size)
-    for folder in (path, path / "images"):
-        if (folder / "labels.csv").is_file():
-            return ListedImages(folder, size)
+    if (path / "images" / "labels.csv").is_file():  # beside a contact sheet
+        where = str(path / "images")
     return FileImages(where, size)
 
 

@@ -25,7 +25,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ucgm.data.latents.shards import MOST_CLASSES
+from ucgm.data.labels import MOST_CLASSES
 from ucgm.runs.averages import EMA_FOLDER, read_facts
 from ucgm.runs.config import Config, read_config
 from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of

@@ -146,6 +146,18 @@ def claim_folder(
     return folder
 
 
+def refuse_inside(out: str | Path, source: str | Path, option: str) -> None:
+    """Refuse to write into a folder that is read, where the result would count as data next time.
+
+    Raises:
+        ValueError: naming both, and the ``option`` to change.
+    """
+    if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"{out} lies in {source}, which is read: name another folder with {option}."
+        )
+
+
 def asset_path(name: str) -> Path:
     """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
     places = (

@@ -23,7 +23,7 @@ from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.pixels import UnreadableImage, grid, read_image
 from ucgm.data.sets.image_folder import Images
 from ucgm.data.sets.latent_shards import MANIFEST_FILE, Latents, read_manifest
-from ucgm.runtime.files import sha256, write_atomic
+from ucgm.runtime.files import refuse_inside, sha256, write_atomic
 
 _SLICE = 512  # rows in memory at a time
 
@@ -35,7 +35,7 @@ def describe_data(
 
     Args:
         path: folder made by `ucgm encode`, or images (class folders, a zip).
-        out: folder of the report; DIR/description when left out.
+        out: folder of the report, outside of PATH; PATH.description when left out.
         images: how many samples are decoded; 0 for none.
         size: side of the crop of images that are no shards.
         vae_path: where the autoencoder is, when not where the codec says.
@@ -47,7 +47,8 @@ def describe_data(
     shards = place.is_dir() and any(place.glob("*.safetensors"))
     problems: list[str] = []
     facts = _check_shards(place, problems) if shards else _check_images(path, size, problems)
-    folder = Path(out) if out else (place if place.is_dir() else place.parent) / "description"
+    folder = Path(out or str(place.resolve()) + ".description")
+    refuse_inside(folder, path, "--out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"

@@ -21,7 +21,7 @@ from ucgm.data.latents.autoencoder import Store
 from ucgm.data.latents.codec import CodecSettings
 from ucgm.data.loader import in_order
 from ucgm.data.sources.listing import open_source
-from ucgm.runtime.files import LOCK
+from ucgm.runtime.files import LOCK, refuse_inside
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.runtime.reading import read_yaml
 
@@ -82,6 +82,7 @@ def encode_data(
     codec = codec_settings(config, vae=vae, size=size, store=store, normalise=normalise)
     recipe = Recipe(codec, flips, dtype, num_classes, shard_size, batch_size, seed)
     world = join_world(device)
+    refuse_inside(out, source, "--out")
     items = open_source(source, split, image_column, label_column)
     job = make_job(items, recipe, world.device)
     if world.first and flips and not job.recipe.flips and job.recipe.dtype != "uint8":

@@ -64,8 +64,8 @@ def read_batch(
                 mirrored = source.rows.gather(which, np.ones(len(which), dtype=bool))[0]
             return Batch(torch.from_numpy(which), latents, mirrored, [])
         for item in items:
-            content = source.content_of(item)
             try:
+                content = source.content_of(item)
                 moments = source.content == "moments"
                 read = read_moments(content, channels) if moments else read_image(content, size)
                 values.append(read)

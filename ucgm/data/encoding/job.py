@@ -138,7 +138,7 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
                 f"{source.where} holds {source.content}: identity encodes images only."
             )
         flips, dtype = False, "uint8"  # a pixel row is mirrored when it is read
-    count = _count_classes(source, recipe.num_classes)
+    count = source.count_classes(recipe.num_classes)
     recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
     job = Job(source, recipe, autoencoder, shape)
     job.codec((torch.zeros(shape[0]), torch.ones(shape[0])))  # fails now, not after the last shard
@@ -161,30 +161,3 @@ def _fit_shards(
             f"{source.where} holds rows of {row}: they cannot be stored as {asked.store}."
         )
     return replace(codec, store=found)
-
-
-def _count_classes(source: Source, asked: int | None) -> int:
-    """Number of classes; every label must lie below.
-
-    Raises:
-        ValueError: naming an item whose label is out of range.
-    """
-    if source.unlabelled:
-        return 0
-    labels = torch.from_numpy(source.labels)
-    count = asked or len(source.classes) or int(labels.max()) + 1
-    bad = torch.nonzero((labels < 0) | (labels >= count)).flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"{source.entry(bad[0])} of {source.where} has label {int(labels[bad[0]])}, out of "
-            f"range: the {count} classes are 0 to {count - 1} ({len(bad)} such items)."
-        )
-    present = labels.unique()
-    if not asked and not source.classes and len(present) < count:
-        first = int(torch.nonzero(present != torch.arange(len(present)))[0])
-        raise ValueError(
-            f"the labels of {source.where} go up to {count - 1}, and none is {first} "
-            f"({count - len(present)} classes without items): number them without gaps, or give "
-            f"--num-classes {count} to keep such classes."
-        )
-    return count

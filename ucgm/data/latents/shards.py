@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ucgm.data.labels import check_labels
 from ucgm.data.latents.shard_format import DTYPES, read_header
 
 KEEP_BELOW = 2**28  # bytes of a set that is kept in memory
-MOST_CLASSES = 2**20  # more are a number gone wrong, and a table of labels nobody has memory for
 
 
 class ShardSet:
@@ -133,9 +133,10 @@ class ShardSet:
         with self._locks[number]:
             if not self._opened[number]:
                 self._open(number)
-                labels = self._read(number, "labels", 0, None).numpy()
-                check_labels(labels, self.num_classes, f"shard {self.shards[number].path}")
-                self._labels[rows] = labels
+                labels, path = self._read(number, "labels", 0, None), self.shards[number].path
+                self._labels[rows] = check_labels(
+                    labels.numpy(), lambda row: f"row {row} of shard {path}", self.num_classes
+                )
                 self._opened[number] = True
         return self._labels[rows]
 
@@ -183,21 +184,6 @@ class ShardSet:
             raise ValueError(f"shard {path} has become shorter.")
         dtype = torch.int64 if name == "labels" else self.dtype
         return torch.from_numpy(content.copy()).view(dtype).view(rows, *array.shape[1:])
-
-
-def check_labels(labels: np.ndarray, num_classes: int | None, where: str) -> None:
-    """Refuse labels (n,) outside [0, num_classes); None: any count of classes that makes sense.
-
-    Raises:
-        ValueError: naming the first such row.
-    """
-    count = MOST_CLASSES if num_classes is None else max(num_classes, 1)
-    bad = np.flatnonzero((labels < 0) | (labels >= count))
-    if len(bad):
-        raise ValueError(
-            f"{where}: label {labels[bad[0]]} in row {bad[0]} is out of range "
-            f"({len(bad)} such rows); the classes are 0 to {count - 1}."
-        )
 
 
 def _allow_open_files(count: int) -> None:

@@ -18,8 +18,8 @@ from typing import Annotated, NoReturn
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec
-from ucgm.data.latents.shards import MOST_CLASSES
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.reading import check_fields, read_json
 from ucgm.runtime.values import Range

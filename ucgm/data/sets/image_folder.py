@@ -36,7 +36,7 @@ class ImageDataset(Dataset):
         self.name = Path(source.where).name
         self.shape = (config.channels, config.size, config.size)
         self.class_names = source.classes
-        self.num_classes = 0 if source.unlabelled else int(source.labels.max()) + 1
+        self.num_classes = source.count_classes()
 
     def __len__(self) -> int:
         """Number of files."""

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec, CodecSettings
-from ucgm.data.latents.shards import MOST_CLASSES, ShardSet
+from ucgm.data.latents.shards import ShardSet
 from ucgm.data.pixels import from_uint8
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.reading import check_fields, read_json

@@ -1,9 +1,9 @@
 """Where images and latents come from: everything ``ucgm encode`` accepts, as one numbered list.
 
     DIR/CLASS/**.jpg      class folders; labels by sorted name, as torchvision and DiT number them
-    DIR/**/dataset.json   {"labels": [[name, class], ...] or null}, the EDM2 and StyleGAN layout;
-                          entries are images, or .npy moments (mean and std, 2C channels) as EDM2
-                          (2312.02696) and REPA (2410.06940) write them
+    DIR/**/dataset.json   a list of labels (:mod:`ucgm.data.labels`), or labels.csv; entries are
+                          images, or .npy moments (mean and std, 2C channels) as EDM2 (2312.02696)
+                          and REPA (2410.06940) write them
     FILE.zip              either of the above inside; a single top folder is looked through
     DIR/*.safetensors     latent shards of LightningDiT and UCGM (:mod:`ucgm.data.latents.shards`)
     hub:OWNER/NAME        a data set of the Hub, or what else datasets.load_dataset takes
@@ -13,18 +13,25 @@ The order is fixed by the names, so item i is the same item in every process and
 
 import hashlib
 import importlib
-import json
-import zipfile
+import itertools
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ucgm.data.labels import LISTS, check_labels, count_classes, read_label_list
 from ucgm.data.latents.shards import ShardSet
-from ucgm.data.sources.archives import FolderFiles, ZipFiles
+from ucgm.data.pixels import SUFFIXES, UnreadableImage
+from ucgm.data.sources.archives import FolderFiles, ZipFiles, read_file
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
+_SPLIT = re.compile(
+    r"(imgs?|images)?[-_ ]?(train|val|valid|validation|test|dev|eval|extra|held[-_ ]?out"
+    r"|unlabell?ed)(ing)?[-_ ]?(set|data|imgs?|images|\d{4})?",
+    re.IGNORECASE,
+)
 Content = Literal["images", "moments", "latents"]
 
 
@@ -37,6 +44,7 @@ class Source:
         labels: (N,) int64.
         classes: one name per class; empty when the source has none.
         unlabelled: whether there are no classes at all; all labels are then 0.
+        note: what was left out, for people; empty where nothing was.
     """
 
     where: str
@@ -44,6 +52,7 @@ class Source:
     labels: np.ndarray
     classes: tuple[str, ...] = ()
     unlabelled: bool = False
+    note: str = ""
 
     def __len__(self) -> int:
         """Number of items."""
@@ -61,11 +70,24 @@ class Source:
         """
         raise NotImplementedError
 
+    def count_classes(self, asked: int | None = None) -> int:
+        """Number of classes, none of them without items unless that many are ``asked`` for.
+
+        Raises:
+            ValueError: naming an item out of range, or an empty class.
+        """
+        if self.unlabelled:
+            return 0
+        return count_classes(self.labels, self._place, self.where, self.classes, asked)
+
+    def _place(self, index: int) -> str:
+        return f"{self.entry(index)} of {self.where}"
+
     def names_digest(self) -> str:
         """SHA-256 over names, order and labels: changes when the list changes."""
         digest = hashlib.sha256(self.labels.tobytes())
         for index in range(len(self)):
-            digest.update(self.entry(index).encode() + b"\0")
+            digest.update(self.entry(index).encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
     def contents_digest(self) -> str:
@@ -84,28 +106,36 @@ class FileSource(Source):
     def __init__(self, where: str, files: FolderFiles | ZipFiles) -> None:
         self.where, self.files = where, files
         found = sorted(files.names())
-        listing = [n for n in found if n.rsplit("/", 1)[-1] == "dataset.json"]
+        twice = next((a for a, b in itertools.pairwise(found) if a == b), None)
+        if twice is not None:
+            raise ValueError(f"{where} holds {twice} twice.")
+        if "description/report.json" in found:  # `ucgm data` once wrote into what it described
+            found = [name for name in found if not name.startswith("description/")]
+        listing = [n for n in found if n.rsplit("/", 1)[-1] in LISTS]
         if listing:
             top = min(name.count("/") for name in listing)
             first = [name for name in listing if name.count("/") == top]
             if len(first) > 1:
                 raise ValueError(f"{where} holds {' and '.join(first)}: give one of their folders.")
-            names, labels = self._listed(first[0])
+            names, labels = self._listed(first[0], found)
         else:
             names, labels = self._by_folder(found)
         if not names:
-            raise ValueError(f"{where} holds no images ({', '.join(IMAGES)}), .npy or shards.")
+            raise ValueError(f"{where} holds no images ({', '.join(SUFFIXES)}), .npy or shards.")
         arrays = sum(name.endswith(".npy") for name in names)
         if arrays not in (0, len(names)):
             raise ValueError(f"{where} mixes {arrays} .npy and {len(names) - arrays} images.")
         self.content = "moments" if arrays else "images"
         # One array instead of a million strings: small, and loader processes share it.
-        self._names = np.array([name.encode() for name in names])
+        self._names = np.array([name.encode("utf-8", "surrogateescape") for name in names])
         self.labels = np.array(labels, dtype=np.int64)
+        others = Counter(Path(n).suffix.lower() for n in set(found) - {*names, *listing})
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()) if kind)
+        self.note = f"no images, left out: {kinds}" if kinds else ""
 
     def entry(self, index: int) -> str:
         """Relative name of the file."""
-        return self._names[index].decode()
+        return self._names[index].decode("utf-8", "surrogateescape")
 
     def content_of(self, index: int) -> bytes:
         """Bytes of the file."""
@@ -118,35 +148,30 @@ class FileSource(Source):
             digest.update(self.files.state(self.entry(index)).encode() + b"\0")
         return digest.hexdigest()
 
-    def _listed(self, listing: str) -> tuple[list[str], list[int]]:
-        """Names and labels of a dataset.json, relative to it."""
-        folder = listing[: -len("dataset.json")]
-        try:
-            labels = json.loads(self.files.read(listing))["labels"]
-            pairs = None if labels is None else {folder + name: int(k) for name, k in labels}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{listing} in {self.where} is not {{"labels": [[name, class], ...]}}: {error}'
-            ) from error
-        kinds = (*IMAGES, ".npy")
-        there = {
-            n for n in self.files.names() if n.startswith(folder) and n.lower().endswith(kinds)
-        }
+    def _listed(self, listing: str, found: Sequence[str]) -> tuple[list[str], list[int]]:
+        """Names and labels of a list of labels, relative to it."""
+        folder, _, file = listing.rpartition("/")
+        prefix = folder + "/" if folder else ""
+        pairs = read_label_list(self.files.read(listing), listing)
+        kinds = (*SUFFIXES, ".npy") if file == "dataset.json" else SUFFIXES
+        there = {n for n in found if n.startswith(prefix) and n.lower().endswith(kinds)}
         if pairs is None:
             self.unlabelled = True
             pairs = dict.fromkeys(there, 0)
-        for found, missing, what in (
+        else:
+            pairs = {prefix + name: label for name, label in pairs.items()}
+        for some, others, what in (
             (pairs.keys(), there, f"{listing} lists {{}}, which {self.where} does not hold"),
             (there, pairs.keys(), f"{self.where} holds {{}}, which {listing} does not list"),
         ):
-            if lost := sorted(found - missing):
-                raise ValueError(what.format(lost[0]) + f" ({len(lost)} such files).")
+            if lost := sorted(some - others):
+                raise ValueError(f"{what.format(lost[0])} ({len(lost)} such files).")
         names = sorted(pairs)
         return names, [pairs[name] for name in names]
 
     def _by_folder(self, found: Sequence[str]) -> tuple[list[str], list[int]]:
         """Names and labels of class folders; a flat folder has no classes."""
-        names = [n for n in found if n.lower().endswith(IMAGES)]
+        names = [n for n in found if n.lower().endswith(SUFFIXES)]
         skip = 0
         if names and isinstance(self.files, ZipFiles):
             tops = {n.split("/")[0] for n in names if "/" in n}
@@ -159,10 +184,13 @@ class FileSource(Source):
             lost = next(n for n in names if n.count("/") == skip)
             raise ValueError(f"{lost} in {self.where} lies in no class folder: move or delete it.")
         classes = sorted({n.split("/")[skip] for n in found if n.count("/") > skip})
-        if depths and min(depths) >= 2 and len(classes) <= 3:
+        splits = sum(_SPLIT.fullmatch(name) is not None for name in classes)
+        deep = bool(depths) and min(depths) >= 2
+        if (deep and len(classes) <= 3) or splits >= min(2, len(classes)) > 0:
             raise ValueError(
-                f"{self.where} holds {', '.join(classes)} with folders inside: give the folder "
-                f"whose subfolders are the classes, such as {self.where}/{classes[0]}."
+                f"{self.where} holds {', '.join(classes[:8])}"
+                f"{' with folders inside' if deep else ', which are splits and no classes'}: give "
+                f"the folder whose subfolders are the classes, such as {self.where}/{classes[0]}."
             )
         number = {name: k for k, name in enumerate(classes)}
         labels = [number[n.split("/")[skip]] for n in names]
@@ -195,20 +223,31 @@ class HubSource(Source):
                 )
         self.where, self.column = where, image_column
         as_stored = importlib.import_module("datasets").Image(decode=False)
-        self.rows = rows.cast_column(image_column, as_stored)
+        try:
+            self.rows = rows.cast_column(image_column, as_stored)
+        except Exception as error:  # datasets and pyarrow have their own errors
+            raise ValueError(f"{where} has no images in {image_column!r}: {error}") from error
+        if not len(rows):
+            raise ValueError(f"{where} has no rows.")
         if label_column is None:
             self.unlabelled = True
             self.labels = np.zeros(len(rows), dtype=np.int64)
             return
-        self.labels = np.asarray(rows[label_column], dtype=np.int64)
+        values = list(rows[label_column])
+        try:
+            self.labels = check_labels(values, self._place)
+        except ValueError as error:
+            raise ValueError(f"{error} Name another --label-column, or null for none.") from None
         self.classes = tuple(getattr(rows.features[label_column], "names", None) or ())
 
     def content_of(self, index: int) -> bytes:
         """Bytes of the image file in the row."""
-        cell = self.rows[int(index)][self.column]
-        if cell["bytes"] is not None:
+        cell = self.rows[int(index)][self.column] or {}
+        if cell.get("bytes") is not None:
             return cell["bytes"]
-        return Path(cell["path"]).read_bytes()
+        if cell.get("path") is None:
+            raise UnreadableImage("there is no image in this row")
+        return read_file(cell["path"])
 
 
 class ShardSource(Source):
@@ -259,13 +298,15 @@ def open_source(
         return HubSource(where, rows, image_column, label_column)
     path = Path(where)
     if path.is_file() and path.suffix.lower() == ".zip":
-        try:
-            return FileSource(where, ZipFiles(path))
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{where} is no complete zip file: {error}") from error
+        return FileSource(where, ZipFiles(path))
     if not path.is_dir():
         raise ValueError(
             f"{where} is neither a folder nor a .zip; a Hub data set is written hub:OWNER/NAME."
         )
     shards = sorted(path.glob("*.safetensors"))
-    return ShardSource(where, shards) if shards else FileSource(where, FolderFiles(path))
+    if shards:
+        return ShardSource(where, shards)
+    try:
+        return FileSource(where, FolderFiles(path))
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
