@@ -123,6 +123,6 @@ def _csv(content: bytes) -> list[tuple[str, str, Any]]:
         name, label = row.get("file"), row.get("label")
         if not name or None in row:
             raise ValueError(f"line {rows.line_num} is {dict(row)!r:.80}")
-        known = int(label) if re.fullmatch(r"[0-9]{1,9}", label or "") else label
+        known = int(label) if label and re.fullmatch(r"[0-9]{1,9}", label) else label
         entries.append((f"line {rows.line_num} (class {label})", name, known))
     return entries
