@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ucgm.data.encoding.job import DTYPES, Job
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
-from ucgm.data.sources.listing import ShardSource, Source
+from ucgm.data.sources.listing import ShardSource
+from ucgm.data.sources.source import Source
 from ucgm.runtime.randomness import RowRandom
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ucgm.data.latents.autoencoder import Autoencoder, Store, open_autoencoder
 from ucgm.data.latents.codec import Codec, CodecSettings
 from ucgm.data.latents.statistics import normalisation
-from ucgm.data.sources.listing import ShardSource, Source
+from ucgm.data.sources.listing import ShardSource
+from ucgm.data.sources.source import Source
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
 
