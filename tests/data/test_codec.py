@@ -144,7 +144,7 @@ def test_weights_that_changed_are_refused(tmp_path):
 def test_channels_and_deviations_are_checked():
     with pytest.raises(ValueError, match="4 latent channels, its statistics 1 means"):
         Codec("v", "kl", "d", 8, (4, 4, 4), "mean", "channel", (0.0,), (1.0,))
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match=r"std\[0\] must be above 0"):
         Codec("v", "kl", "d", 8, (1, 4, 4), "mean", "channel", (0.0,), (0.0,))
     codec = Codec("v", "kl", "d", 8, (2, 4, 4), "mean", "channel", (0.0, 0.0), (1.0, 1.0))
     with pytest.raises(ValueError, match="2 latent channels, got"):

@@ -50,6 +50,8 @@ def values(hint):
     if origin is tuple:
         rising = st.lists(values(arguments[0]), max_size=5)
         return rising.map(lambda v: sorted(set(v), reverse=True) if _numbers(v) else v)
+    if origin is typing.Annotated and typing.get_origin(arguments[0]) is tuple:
+        return values(arguments[0])
     if origin is typing.Annotated or hint in (int, float):
         limits = next((n for n in arguments[1:] if isinstance(n, Range)), Range())
         low, high = max(limits.low, -1e7), min(limits.high, 1e7)

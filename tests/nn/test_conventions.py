@@ -106,11 +106,11 @@ def test_ddpm_network_against_native(randomize):
 def test_steps_follow_the_signal_level_and_stay_in_range():
     net = DiT(**TINY, convention="ddpm")
     t = torch.linspace(0, 1, 400)
-    k = net.orientation.time(t)
+    k = net.native_time(t)
     assert k.min() == 0 and 990 < k.max() <= 999 and (k[1:] >= k[:-1]).all()
     # 1000 t - 1/2 is the midpoint rule; the discrete schedule decays a little faster.
     assert (k - (1000 * t - 0.5)).abs().max() < 6
-    value, rate = torch.func.jvp(net.orientation.time, (torch.tensor([0.4]),), (torch.ones(1),))
+    value, rate = torch.func.jvp(net.native_time, (torch.tensor([0.4]),), (torch.ones(1),))
     assert 380 < value < 400 and math.isclose(rate.item(), 1000, rel_tol=0.02)
 
 

@@ -81,9 +81,9 @@ def test_training_keeps_weights_at_unit_magnitude(net):
 def test_null_class_is_the_zero_vector(net):
     x, t, _ = batch()
     null = torch.full((4,), 5)
-    noise = net.emb_noise(net.emb_fourier(net.orientation.time(t)))
+    noise = net.emb_noise(net.emb_fourier(net.native_time(t)))
     expected = mp_silu(noise * 0.5**0.5)
-    torch.testing.assert_close(net.embed(net.orientation.time(t), null, None), expected)
+    torch.testing.assert_close(net.embed(net.native_time(t), null, None), expected)
     assert (net(x, t, null) - net(x, t, null * 0)).abs().max() > 1e-3
 
 

@@ -30,30 +30,11 @@ from torch import Tensor, nn
 
 from ucgm.nn.embeddings import FixedTable, ScalarEmbedder
 
-
-class Orientation(nn.Module):
-    """Convention "ucgm": the native network already speaks our time and sign."""
-
-    negative = False
-    """Whether the native prediction is -F."""
-
-    def time(self, t: Tensor) -> Tensor:
-        """Native time of our `t` (B,)."""
-        return t
+CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm")
 
 
-class Reversed(Orientation):
-    """Convention "reversed": native time 0 is noise, the native velocity is data - noise."""
-
-    negative = True
-
-    def time(self, t: Tensor) -> Tensor:
-        """1 - t, (B,)."""
-        return 1 - t
-
-
-class DiscreteSteps(FixedTable, Orientation):
-    """Convention "ddpm": native time is a step index, interpolated between training steps.
+class DiscreteSteps(FixedTable):
+    """Native time of "ddpm": a step index, interpolated between training steps.
 
     The table (1000,) is the time t of the VP path with the signal level of each training step.
     """
@@ -64,28 +45,12 @@ class DiscreteSteps(FixedTable, Orientation):
         minus_log_alpha = -0.5 * torch.log1p(-beta).cumsum(0)
         return (-0.05 + (0.0025 + 19.9 * minus_log_alpha).sqrt()) / 9.95
 
-    def time(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor) -> Tensor:
         """Index k in [0, 999] of `t` (B,), piecewise linear."""
         times = self.table
         below = torch.searchsorted(times, t.detach().to(times.dtype).contiguous()).clamp(1, 999) - 1
         low, high = times[below], times[below + 1]
         return (below + (t - low) / (high - low)).clamp(0, 999)
-
-
-class NoiseLevel(Orientation):
-    """Convention "edm": native time is ln(sigma)/4."""
-
-    def time(self, t: Tensor) -> Tensor:
-        """2.68 t - 1.59, (B,)."""
-        return 2.68 * t - 1.59
-
-
-CONVENTIONS: dict[str, type[Orientation]] = {
-    "ucgm": Orientation,
-    "reversed": Reversed,
-    "ddpm": DiscreteSteps,
-    "edm": NoiseLevel,
-}
 
 
 _SECOND = ("h_embedder.mlp.2.", "g_embedder.mlp.2.")
@@ -121,7 +86,8 @@ class Network(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.shape = (config.in_channels, config.input_size, config.input_size)
         self.num_classes, self.second_time = config.num_classes, config.second_time
-        self.orientation = CONVENTIONS[config.convention]()
+        self.convention = config.convention
+        self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
     def forward(
         self,
@@ -147,8 +113,16 @@ class Network(ModelMixin, ConfigMixin):
         if s is not None and not self.second_time:
             raise ValueError("this network has one time: build it with second_time=True to pass s")
         h = None if s is None else t - s
-        raw = self.native(x_t, self.orientation.time(t), y, h, guidance)[:, : x_t.shape[1]]
-        return -raw if self.orientation.negative else raw
+        raw = self.native(x_t, self.native_time(t), y, h, guidance)[:, : x_t.shape[1]]
+        return -raw if self.convention == "reversed" else raw
+
+    def native_time(self, t: Tensor) -> Tensor:
+        """Time (B,) of the public architecture at our `t` (B,), by the table above."""
+        if self.steps is not None:
+            return self.steps(t)
+        if self.convention == "edm":
+            return 2.68 * t - 1.59
+        return 1 - t if self.convention == "reversed" else t
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y` (B,), or raise for a class-conditional network without labels."""

@@ -3,17 +3,8 @@
 import math
 from dataclasses import replace
 
+from ucgm.objective import times
 from ucgm.objective.objective import Objective
-from ucgm.objective.times import (
-    ArcTan,
-    Below,
-    Beta,
-    Dyadic,
-    LogitNormal,
-    LogNormal,
-    SortedPair,
-    TwinFlowSplit,
-)
 from ucgm.transport import EDM, Trig
 
 
@@ -21,7 +12,7 @@ def ucgm_few() -> Objective:
     """UCGM few-step training and tuning (arXiv 2505.07447): lambda = 1, frozen teacher."""
     return Objective(
         preset="ucgm_few",
-        time_law=Beta(0.8, 1.0),
+        time_law=times.Beta(0.8, 1.0),
         consistency_ratio=1.0,
         step_rule="ucgm",
         clamp=1.0,
@@ -41,7 +32,7 @@ def ucgm_lambda() -> Objective:
     return replace(
         ucgm_few(),
         preset="ucgm_lambda",
-        time_law=Beta(1.0, 1.0),
+        time_law=times.Beta(1.0, 1.0),
         consistency_ratio=0.5,
         enhancement_ratio=0.0,
         pseudo_huber_c=1e-3,
@@ -56,7 +47,7 @@ def ect() -> Objective:
     return Objective(
         preset="ect",
         transport=EDM(),
-        time_law=LogNormal(-1.1, 2.0),
+        time_law=times.LogNormal(-1.1, 2.0),
         consistency_ratio=1.0,
         anchor_schedule="ect",
         step_rule="exact",
@@ -73,7 +64,7 @@ def scm() -> Objective:
     return Objective(
         preset="scm",
         transport=Trig(),
-        time_law=LogNormal(-1.0 + math.log(2.0), 1.4),
+        time_law=times.LogNormal(-1.0 + math.log(2.0), 1.4),
         consistency_ratio=1.0,
         tangent="jvp",
         tangent_warmup=0.025,
@@ -90,8 +81,8 @@ def meanflow() -> Objective:
     """
     return Objective(
         preset="meanflow",
-        time_law=LogitNormal(-0.4, 1.0),
-        destination=SortedPair(0.75),
+        time_law=times.LogitNormal(-0.4, 1.0),
+        destination=times.SortedPair(0.75),
         two_time=True,
         consistency_ratio=1.0,
         tangent="jvp",
@@ -112,7 +103,7 @@ def imf() -> Objective:
     return replace(
         meanflow(),
         preset="imf",
-        destination=SortedPair(0.5),
+        destination=times.SortedPair(0.5),
         own_velocity=True,
         field="scaled",
         guidance_range=(1.0, 8.0),
@@ -127,7 +118,7 @@ def alpha_flow() -> Objective:
     return replace(
         meanflow(),
         preset="alpha_flow",
-        destination=SortedPair(0.5),
+        destination=times.SortedPair(0.5),
         anchor_schedule="alpha",
         step_rule="exact",
         clamp=4.0,
@@ -145,8 +136,8 @@ def terminal_velocity() -> Objective:
     """
     return Objective(
         preset="terminal_velocity",
-        time_law=LogitNormal(-0.4, 1.0),
-        destination=SortedPair(0.5),
+        time_law=times.LogitNormal(-0.4, 1.0),
+        destination=times.SortedPair(0.5),
         two_time=True,
         consistency_ratio=1.0,
         tangent="jvp",
@@ -159,7 +150,7 @@ def shortcut() -> Objective:
     """Shortcut models (arXiv 2410.12557, equation 5): two half jumps make a whole one."""
     return Objective(
         preset="shortcut",
-        destination=Dyadic(),
+        destination=times.Dyadic(),
         two_time=True,
         consistency_ratio=0.5,
         step_rule="exact",
@@ -175,7 +166,7 @@ def rcgm() -> Objective:
     """
     return Objective(
         preset="rcgm",
-        destination=Below(),
+        destination=times.Below(),
         two_time=True,
         consistency_ratio=1.0,
         tangent="forward",
@@ -196,7 +187,7 @@ def facm() -> Objective:
     """
     return Objective(
         preset="facm",
-        time_law=ArcTan(-0.8, 1.6),
+        time_law=times.ArcTan(-0.8, 1.6),
         two_time=True,
         consistency_ratio=1.0,
         tangent="jvp",
@@ -221,7 +212,7 @@ def twinflow() -> Objective:
     return replace(
         rcgm(),
         preset="twinflow",
-        destination=TwinFlowSplit(),
+        destination=times.TwinFlowSplit(),
         loss_power=0.5,
         loss_epsilon=1e-6,
         time_weight="twinflow",

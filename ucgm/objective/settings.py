@@ -6,16 +6,8 @@ Presets fill these fields in, and YAML files change them.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ucgm.objective.times import (
-    Below,
-    Data,
-    Destination,
-    SameTime,
-    TimeDistribution,
-    TwinFlowSplit,
-    Uniform,
-)
-from ucgm.runtime.values import NotNegative, Number, Positive, Range, Share, check_values
+from ucgm.objective import times
+from ucgm.runtime.values import Interval, NotNegative, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
 
 FieldName = Literal[
@@ -44,9 +36,9 @@ class ObjectiveSettings:
     """name of the preset these settings started from."""
     transport: Transport = Linear()
     """path and prediction target."""
-    time_law: TimeDistribution = Uniform()
+    time_law: times.TimeDistribution = times.Uniform()
     """law of the training time t."""
-    destination: Destination | None = None
+    destination: times.Destination | None = None
     """law of the destination s; null: t for lambda = 0 and the data otherwise."""
     two_time: bool = False
     """the network takes s as well as t."""
@@ -82,9 +74,9 @@ class ObjectiveSettings:
     """zeta or omega, the strength of guidance in training."""
     guidance_mix: Number = 0.0
     """kappa of the ``mixed`` field."""
-    guidance_range: tuple[Scale, Scale] | None = None
+    guidance_range: Annotated[tuple[Scale, Scale], "rising"] | None = None
     """draw the guidance scale of each row log-uniformly and give it to the network."""
-    enhancement_interval: tuple[Share, Share] = (0.0, 1.0)
+    enhancement_interval: Interval = (0.0, 1.0)
     """open interval of t in which the field is enhanced."""
     label_dropout: Share = 0.1
     """probability with which a label is replaced by the null label."""
@@ -119,26 +111,18 @@ class ObjectiveSettings:
             ValueError: what was given, and what may be.
         """
         check_values(self, "objective")
-        low, high = self.enhancement_interval
-        if low > high:
-            raise ValueError(
-                "objective.enhancement_interval must be two rising times in [0, 1], "
-                f"got {self.enhancement_interval}"
-            )
         if self.loss_power and self.loss_epsilon < 1e-9:
             raise ValueError(
                 "objective.loss_epsilon must be at least 1e-09 where loss_power divides by it, got "
                 f"{self.loss_epsilon}"
             )
-        scales = self.guidance_range
-        if scales is not None and scales[0] > scales[1]:
-            raise ValueError(f"objective.guidance_range must rise from 1: {scales}")
-        if self.field == "scaled" and scales is None and self.enhancement_ratio <= 0.0:
+        drawn = self.guidance_range is not None
+        if self.field == "scaled" and not drawn and self.enhancement_ratio <= 0.0:
             raise ValueError(
                 "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is "
                 f"none, got {self.enhancement_ratio}"
             )
-        if self.matching and not isinstance(self.destination, TwinFlowSplit):
+        if self.matching and not isinstance(self.destination, times.TwinFlowSplit):
             raise ValueError(
                 "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
             )
@@ -163,7 +147,8 @@ class ObjectiveSettings:
             raise ValueError(
                 "objective.terminal learns flow matching on its rows with s = t: set flow_anchor: 0"
             )
-        if self.destination is None or isinstance(self.destination, SameTime | Data | Below):
+        without = times.SameTime | times.Data | times.Below | None
+        if isinstance(self.destination, without):
             raise ValueError(
                 "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
                 f"velocity: set destination to SortedPair or Dyadic, got {self.destination}"

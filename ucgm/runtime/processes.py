@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed
 from tqdm import tqdm
@@ -77,11 +78,9 @@ def requested_processes() -> int | None:
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     try:
-        import psutil
-
         parent = psutil.Process().parent()
         words = parent.cmdline() if parent else []
-    except (ImportError, OSError, psutil.Error):
+    except (OSError, psutil.Error):
         return None
     if not any("accelerate" in word for word in words[:3]):
         return None

@@ -38,6 +38,8 @@ Share = Annotated[float, Range(0.0, 1.0)]
 NotNegative = Annotated[float, Range(0.0, LARGE)]
 Positive = Annotated[float, Range(0.0, LARGE, above=True)]
 Count = Annotated[int, Range(1, 10**9)]
+RISING = "rising"  # a list that does not fall
+Interval = Annotated[tuple[Share, Share], RISING]
 
 
 def check_values(instance: Any, where: str = "") -> None:
@@ -54,9 +56,7 @@ def check_values(instance: Any, where: str = "") -> None:
     hints, where = _hints(type(instance)), where or type(instance).__name__
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        right = checked(
-            hints[field.name], value, f"{where or type(instance).__name__}.{field.name}"
-        )
+        right = checked(hints[field.name], value, f"{where}.{field.name}")
         if right is not value:
             object.__setattr__(instance, field.name, right)
 
@@ -90,6 +90,11 @@ def checked(hint: Any, value: Any, where: str, text: bool = False) -> Any:
             raise ValueError(f"{where} must be one of {words}, got {_shown(value)}")
         return value
     limits = Range()
+    if RISING in arguments:
+        items = checked(arguments[0], value, where, text)
+        if list(items) != sorted(items):
+            raise ValueError(f"{where} must rise, got {_shown(value)}")
+        return items
     if origin is Annotated:
         hint = arguments[0]
         limits = next((note for note in arguments[1:] if isinstance(note, Range)), limits)

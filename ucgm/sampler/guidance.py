@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ucgm.runtime.values import Count, Number, Share, check_values
+from ucgm.runtime.values import Count, Interval, Number, check_values
 
 Network = Callable[..., Tensor]
 
@@ -30,7 +30,7 @@ class Guidance:
 
     scale: Number = 1.0
     """weight of the better prediction; 1 is off and costs nothing."""
-    interval: tuple[Share, Share] = (0.0, 1.0)
+    interval: Interval = (0.0, 1.0)
     """closed interval of t in which guidance is on."""
     channels: Count | None = None
     """guide the first channels alone, as DiT's and SiT's code does; None: all."""
@@ -41,10 +41,8 @@ class Guidance:
     """run folder of the weaker network of autoguidance."""
 
     def __post_init__(self) -> None:
-        """Refuse kinds that do not exist and intervals that are not part of [0, 1]."""
+        """Refuse kinds that do not exist and settings that they do not have."""
         check_values(self, "guidance")
-        if self.interval[0] > self.interval[1]:
-            raise ValueError(f"guidance.interval must be rising times in [0, 1]: {self.interval}")
         if self.kind == "input" and self.channels is not None:
             raise ValueError("guidance.channels has no meaning for guidance.kind input")
         if self.kind == "input" and self.scale < 1.0:
@@ -75,7 +73,7 @@ class Guidance:
         return Guided(network, self.scale, self.interval, null_label, self.channels)
 
 
-class Interval:
+class IntervalGuidance:
     """A network under guidance inside an interval of times; the base of the three kinds."""
 
     network: Network
@@ -125,7 +123,7 @@ class Interval:
 
 
 @dataclass(eq=False, repr=False)
-class Guided(Interval):
+class Guided(IntervalGuidance):
     """A network under classifier-free guidance: one call with twice the rows."""
 
     network: Network
@@ -153,7 +151,7 @@ class Guided(Interval):
 
 
 @dataclass(eq=False, repr=False)
-class Autoguided(Interval):
+class Autoguided(IntervalGuidance):
     """A network guided away from a weaker one (smaller, or trained for less time)."""
 
     network: Network
@@ -172,7 +170,7 @@ class Autoguided(Interval):
 
 
 @dataclass(eq=False, repr=False)
-class GuidanceInput(Interval):
+class GuidanceInput(IntervalGuidance):
     """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
 
     It takes the keyword ``guidance``, scales (B,) >= 1.

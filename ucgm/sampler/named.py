@@ -8,6 +8,8 @@ from typing import Any
 
 from ucgm.sampler.grid import Grid
 
+_DPM = {"variable": "data", "time_variable": "log_snr"}
+_SDE = {"solver": "euler_maruyama", "stochasticity": 1.0}
 # An end gap of 0 ends uniform grids a whole step before the data, as most solvers' code does.
 NAMED: dict[str, dict[str, Any]] = {
     "ddim": {},
@@ -15,24 +17,14 @@ NAMED: dict[str, dict[str, Any]] = {
     "euler": {"solver": "adams"},
     "heun": {"solver": "heun"},
     "edm_heun": {"solver": "heun", "variable": "noise", "grid": Grid(spacing="karras")},
-    "euler_maruyama": {
-        "solver": "euler_maruyama",
-        "stochasticity": 1.0,
-        "grid": Grid(gap=(0.0, 0.04)),
-    },
+    "euler_maruyama": _SDE | {"grid": Grid(gap=(0.0, 0.04))},
     "ab2": {"solver": "adams", "order": 2},
     "ab3": {"solver": "adams", "order": 3},
     "ipndm": {"solver": "adams", "order": 4, "variable": "noise", "time_variable": "sigma"},
     "deis": {"solver": "adams", "order": 3, "variable": "noise", "time_variable": "time"},
-    "dpmpp_2m": {
-        "solver": "adams",
-        "order": 2,
-        "variable": "data",
-        "time_variable": "log_snr",
-        "integration": "midpoint",
-    },
-    "dpmpp_3m": {"solver": "adams", "order": 3, "variable": "data", "time_variable": "log_snr"},
-    "unipc": {"solver": "unipc", "order": 2, "variable": "data", "time_variable": "log_snr"},
+    "dpmpp_2m": {"solver": "adams", "order": 2, **_DPM, "integration": "midpoint"},
+    "dpmpp_3m": {"solver": "adams", "order": 3, **_DPM},
+    "unipc": {"solver": "unipc", "order": 2, **_DPM},
     "consistency": {"stochasticity": 1.0},
     "any_step": {"solver": "jump"},
     "ucgm": {"extrapolation": 0.5},

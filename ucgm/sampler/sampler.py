@@ -177,10 +177,10 @@ class Sampler:
         Raises:
             ValueError: labels out of range, or a network whose output is not of the state's shape.
         """
-        run = _Run(self, network, z, y, generator)
-        x = run.start
-        for i in range(len(run.plan)):
-            x = run.history.advance(i, x, run.predict(i, x), run.random)
+        x = z
+        for found in self._evaluations(network, z, y, generator):
+            x = found[-1]
+            del found  # no tensor of this evaluation lies beside the next
         return x
 
     @torch.no_grad()
@@ -194,15 +194,40 @@ class Sampler:
         """States of all evaluations from z (B, ...); for most solvers the sample is the last
         x_hat.
         """
-        run = _Run(self, network, z, y, generator)
-        x = run.start
-        for i, (step, knot) in enumerate(
-            zip(run.plan, knots(self.transport, [s.t for s in run.plan]), strict=True)
-        ):
-            prediction = run.predict(i, x)
+        at = knots(self.transport, [step.t for step in _plan(self)])
+        found = self._evaluations(network, z, y, generator)
+        for knot, (x, prediction, _) in zip(at, found, strict=True):
             a, b = knot.estimate(1.0, 0.0), knot.estimate(0.0, 1.0)
-            yield State(x, step.t, *(p * x + q * prediction for p, q in (a, b)))
-            x = run.history.advance(i, x, prediction, run.random)
+            yield State(x, knot.t, *(p * x + q * prediction for p, q in (a, b)))
+
+    def _evaluations(
+        self,
+        network: Network,
+        z: Tensor,
+        y: Tensor | None,
+        generator: RowRandom | torch.Generator | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """State, prediction there, and state after the update, of every evaluation."""
+        _check_labels(network, y, len(z))
+        plan, x = _plan(self), z if z.dtype == torch.float64 else z.float()
+        history, at = History(plan), getattr(network, "at", None)
+        random = as_random(generator, len(z), z.device) if any(s.noise for s in plan) else None
+        # (N, 2, B), t and the second time of every evaluation, in one copy to the device.
+        pairs = [(step.t, step.t if step.second is None else step.second) for step in plan]
+        times = torch.tensor(pairs, dtype=x.dtype, device=z.device)[..., None]
+        for i, step in enumerate(plan):
+            t, second = times[i].expand(-1, len(z))
+            now = at(step.t) if at else network  # guidance is decided by the plan's time
+            prediction = call(now, x, t, y, None if step.second is None else second)
+            if prediction.shape != x.shape:
+                raise ValueError(
+                    f"the network returned {tuple(prediction.shape)} for a state of shape "
+                    f"{tuple(x.shape)}: it must return F alone, without a learned variance"
+                )
+            after = history.advance(i, x, prediction, random)
+            yield x, prediction, after
+            x = after
+            del prediction, after
 
 
 @lru_cache(maxsize=64)
@@ -217,44 +242,6 @@ def _plan(sampler: Sampler) -> tuple[Step, ...]:
             plan[-1] = renoised(plan[-1], low, high)
         plan += sampler._solve(segment)
     return tuple(plan)
-
-
-class _Run:
-    """One call of a sampler: plan, times on the device, history."""
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        network: Network,
-        z: Tensor,
-        y: Tensor | None,
-        generator: RowRandom | torch.Generator | None,
-    ) -> None:
-        self.plan = _plan(sampler)
-        self.history = History(self.plan)
-        dtype = z.dtype if z.dtype == torch.float64 else torch.float32
-        self.start = z.to(dtype)
-        noisy = any(step.noise for step in self.plan)
-        self.random = as_random(generator, len(z), z.device) if noisy else None
-        self.network, self.at, self.y = network, getattr(network, "at", None), y
-        _check_labels(network, y, len(z))
-        # (N, 2, B), t and the second time of every evaluation, in one copy to the device.
-        pairs = [(step.t, step.t if step.second is None else step.second) for step in self.plan]
-        times = torch.tensor(pairs, dtype=dtype, device=z.device)
-        self.times = times[..., None].expand(-1, -1, len(z))
-
-    def predict(self, i: int, x: Tensor) -> Tensor:
-        """The prediction of evaluation ``i``; guidance is decided by the plan's time."""
-        step = self.plan[i]
-        network = self.at(step.t) if self.at else self.network
-        t, second = self.times[i]
-        prediction = call(network, x, t, self.y, None if step.second is None else second)
-        if prediction.shape != x.shape:
-            raise ValueError(
-                f"the network returned {tuple(prediction.shape)} for a state of shape "
-                f"{tuple(x.shape)}: it must return F alone, without a learned variance"
-            )
-        return prediction
 
 
 def _check_labels(network: Network, y: Tensor | None, rows: int) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ucgm.runtime.values import NotNegative, Share, check_values
+from ucgm.runtime.values import Interval, NotNegative, check_values
 from ucgm.sampler.multistep import Rule
 from ucgm.sampler.plan import SMALL, Knot, Step, arrival, combined, knots, renoised
 from ucgm.transport import Transport
@@ -37,16 +37,13 @@ class Churn:
 
     amount: NotNegative = 0.0
     """S_churn; the noise level rises by the factor min(S_churn / steps, sqrt(2) - 1)."""
-    interval: tuple[Share, Share] = (0.0, 1.0)
+    interval: Interval = (0.0, 1.0)
     """closed interval of t in which noise is added: S_min and S_max as times."""
     scale: NotNegative = 1.0
     """S_noise, the standard deviation of the added noise."""
 
     def __post_init__(self) -> None:
-        """Refuse negative noise and intervals that are not part of [0, 1]."""
         check_values(self, "churn")
-        if self.interval[0] > self.interval[1]:
-            raise ValueError(f"churn.interval must be rising times in [0, 1]: {self.interval}")
 
 
 def time_at_ratio(transport: Transport, ratio: float) -> float:

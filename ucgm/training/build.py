@@ -26,7 +26,7 @@ from ucgm.runtime.precision import float32_products, precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.reading import check_fields
 from ucgm.runtime.sharding import Sharding
-from ucgm.training.estimate import check_memory, duration, time_of_step
+from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
@@ -81,12 +81,8 @@ class TrainState:
 
     def describe(self) -> str:
         """What is about to happen: one line each for processes, network, data and the rest."""
-        config, train, plan, network = (
-            self.config,
-            self.config.train,
-            self.plan,
-            self.networks.online,
-        )
+        config, plan, network = self.config, self.plan, self.networks.online
+        train = config.train
         count = sum(p.numel() for p in network.parameters())
         sharding = "" if train.sharding == "none" else f", sharding {train.sharding}"
         if sharding and plan.world == 1:
@@ -127,7 +123,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     data = dataset.shape, dataset.num_classes
     work = count_work(config.model, *data, config.objective)
-    memory = check_memory(config, *data, plan, work.parameters, accelerator.device)
+    needed = needed_memory(config, *data, plan, work.parameters)
+    memory = check_memory(needed, plan, accelerator.device)
     network = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
@@ -186,8 +183,7 @@ def keep_freed_memory(device: torch.device) -> bool:
 
     A step frees its activations and asks for them again.  glibc hands large pieces back to the
     kernel, which clears every page anew: up to a tenth of a step (scripts/bench/training.py).  The
-    process holds its largest step until it ends, which
-    is what it needs anyway.
+    process holds its largest step until it ends, which is what it needs anyway.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return False

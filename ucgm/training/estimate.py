@@ -66,20 +66,12 @@ def _kept_bytes(config: Config, shape: tuple[int, int, int], num_classes: int) -
     return float(total)
 
 
-def check_memory(
-    config: Config,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    plan: BatchPlan,
-    parameters: int,
-    device: torch.device,
-) -> str:
-    """How much is needed of what is free on ``device``, in words; see :func:`needed_memory`.
+def check_memory(needed: float, plan: BatchPlan, device: torch.device) -> str:
+    """How much of what is free on ``device`` is ``needed``, in bytes; in words.
 
     Raises:
         ValueError: it cannot fit.
     """
-    needed = needed_memory(config, shape, num_classes, plan, parameters)
     if device.type == "cuda":
         free = float(torch.cuda.mem_get_info(device)[0])
     else:

@@ -175,8 +175,7 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
     main = state.accelerator.is_main_process
     if not main and state.sharding.mesh is None:
         return
-    else:
-        state.log.beat(step)
+    state.log.beat(step)
     jobs: list[Callable[[], object]] = []
     if step % state.config.ema.snapshot_every == 0 or step == train.steps:
         jobs += _snapshots(state)

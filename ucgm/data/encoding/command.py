@@ -73,10 +73,8 @@ def encode_data(
     """
     if out is None:
         raise ValueError("--out is missing: name the folder to make.")
-    if min(shard_size, batch_size) < 1 or min(num_workers, num_classes or 0) < 0:
-        raise ValueError(
-            "shard_size and batch_size must be at least 1, num_workers and num_classes at least 0."
-        )
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be float16 or float32, got {dtype!r}.")
     codec = codec_settings(config, vae=vae, size=size, store=store, normalise=normalise)

@@ -6,15 +6,17 @@ be read; batches do not cross shards.  So every byte of a shard follows from the
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ucgm.data.latents.autoencoder import Autoencoder, Store, open_autoencoder
 from ucgm.data.latents.codec import Codec, CodecSettings
+from ucgm.data.latents.shards import MOST_CLASSES
 from ucgm.data.latents.statistics import normalisation
 from ucgm.data.sources.listing import ShardSource, Source
+from ucgm.runtime.values import Count, Range, check_values
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uint8}
 
@@ -35,11 +37,14 @@ class Recipe:
 
     codec: CodecSettings
     flips: bool
-    dtype: str
-    num_classes: int | None
-    shard_size: int
-    batch_size: int
+    dtype: Literal["float16", "float32", "uint8"]
+    num_classes: Annotated[int, Range(0, MOST_CLASSES)] | None
+    shard_size: Count
+    batch_size: Count
     seed: int
+
+    def __post_init__(self) -> None:
+        check_values(self, "encode")
 
 
 @dataclass(frozen=True, eq=False)

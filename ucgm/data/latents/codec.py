@@ -12,10 +12,9 @@ another look almost right, and cost weeks.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,11 @@ from torch import Tensor
 from ucgm.data.latents.autoencoder import PUBLIC_VAES, Autoencoder, Store, open_autoencoder
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import write_atomic
-from ucgm.runtime.reading import check_fields, read_json
+from ucgm.runtime.reading import read_json
+from ucgm.runtime.values import Count, Number, Positive, check_values
 
 CODEC_FILE = "codec.json"
 _FORMAT = 1
-_FIELDS = {"vae": str, "kind": str, "digest": str, "size": int, "store": str, "normalise": str}
-_FIELDS |= {"shape": list, "mean": list, "std": list}
 _DECODE_BATCH = 16  # bounds the activations of a decoder at 512 pixels to a few GB
 
 
@@ -38,12 +36,15 @@ class CodecSettings:
 
     vae: str = "sd-vae-ft-ema"
     """name, folder, file or Hub id of the autoencoder."""
-    size: int = 256
+    size: Count = 256
     """side of the images in pixels."""
     store: Store | None = None
     """posterior sample, mean or moments; null: as published for this autoencoder."""
     normalise: str | None = None
     """scale, channel, edm2, none or a statistics file; null: as published for this autoencoder."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "data.codec")
 
     def resolved(self, deterministic: bool) -> "CodecSettings":
         """These settings with every null replaced.
@@ -52,14 +53,6 @@ class CodecSettings:
             ValueError: for samples or moments of a model that has no posterior, or pixels that
             should be normalised.
         """
-        check_fields(asdict(self), {"vae": str, "size": int}, "data.codec")
-        if self.size < 1 or self.store not in (None, *get_args(Store)):
-            raise ValueError(
-                f"data.codec has size {self.size} and store {self.store}: size counts pixels, and "
-                f"store is one of {', '.join(get_args(Store))}."
-            )
-        if not isinstance(self.normalise, str | None):
-            raise ValueError(f"data.codec has normalise {self.normalise!r}: name a rule or a file.")
         known = PUBLIC_VAES.get(self.vae)
         store = self.store or (known.store if known else "mean" if deterministic else "sample")
         if deterministic and store != "mean":
@@ -93,29 +86,24 @@ class Codec:
     vae: str
     kind: str
     digest: str
-    size: int
-    shape: tuple[int, int, int]
+    size: Count
+    shape: tuple[Count, Count, Count]
     store: Store
     normalise: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    scale: float = 1.0
+    mean: tuple[Number, ...]
+    std: tuple[Positive, ...]
+    scale: Positive = 1.0
     place: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse statistics that do not fit the latents or cannot be divided by."""
-        if len(self.shape) != 3 or min(self.shape) < 1 or self.size < 1:
-            raise ValueError(f"latents {self.shape} of {self.size} pixels are no images.")
+        check_values(self, f"codec of {self.vae}: codec")
         channels = self.shape[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
                 f"{self.vae} has {channels} latent channels, its statistics {len(self.mean)} means "
                 f"and {len(self.std)} deviations: they belong to another autoencoder."
             )
-        if not all(0 < s < float("inf") for s in (*self.std, self.scale)):
-            raise ValueError(f"the statistics of {self.vae} have a deviation that is not positive.")
-        if not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"the statistics of {self.vae} have a mean that is not finite.")
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
@@ -220,12 +208,7 @@ class Codec:
         values = dict(values)
         if values.pop("format", None) != _FORMAT:
             raise ValueError(f"{where} is not a codec of format {_FORMAT}: encode the data again.")
-        check_fields(values, _FIELDS, where)
         try:
-            for name, kind in (("shape", int), ("mean", float), ("std", float)):
-                if not all(type(number) in (int, kind) for number in values[name]):
-                    raise ValueError(f"{name} is not made of numbers.")
-                values[name] = tuple(values[name])
             return cls(**values, place=place)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where} is damaged: {error}") from error
