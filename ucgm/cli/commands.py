@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and not _raised_here(error):
             traceback.print_exc()
-        _fail(f"ucgm {command}", str(error))
+        denied = error.filename if isinstance(error, PermissionError) else None
+        _fail(f"ucgm {command}", f"no permission for {denied}" if denied else str(error))
 
 
 def _raised_here(error: Exception) -> bool:
@@ -114,6 +115,7 @@ def _fail(program: str, message: str) -> NoReturn:
     """One line on stderr, exit code 2; names of files cannot give orders to the terminal."""
     line = " ".join(message.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    line = line if len(line) < 1500 else f"{line[:1000]} ... {line[-400:]}"
     print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(2)
 

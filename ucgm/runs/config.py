@@ -22,7 +22,7 @@ from ucgm.objective import Objective
 from ucgm.objective.times import Destination, TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.earlier import current_names
-from ucgm.runtime.reading import Word, read_yaml
+from ucgm.runtime.reading import Word, read_yaml, reading
 from ucgm.runtime.values import check_values, checked
 from ucgm.sampler import Guidance, Sampler
 from ucgm.transport import Transport
@@ -181,9 +181,11 @@ def write_config(config: Config, path: Path) -> None:
 
 def read_config(path: Path) -> Config:
     """Read a resolved configuration; a ValueError names the file and the place."""
-    if not path.parent.is_dir() or not path.exists():
-        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?")
-    content = current_names(read_yaml(path))
+    try:
+        with reading(path):
+            content = current_names(read_yaml(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?") from None
     try:
         return from_dict(Config, content)
     except ValueError as error:

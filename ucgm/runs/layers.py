@@ -228,7 +228,8 @@ def _merged_choice(below: Any, above: Any) -> Any:
         above = {"class_path": str(above)}
     if not isinstance(above, dict):
         return above
-    below = {"class_path": below} if isinstance(below, str) else below or {}
+    below = {"class_path": below} if isinstance(below, str) else below
+    below = below if isinstance(below, dict) else {}
     given = above.get("init_args")
     if not (given is None or isinstance(given, dict)):
         return above
@@ -236,7 +237,8 @@ def _merged_choice(below: Any, above: Any) -> Any:
     settings = (given or {}) | short
     path, before = above.get("class_path", below.get("class_path")), below.get("class_path")
     if str(path).rpartition(".")[2] == str(before).rpartition(".")[2]:
-        settings = _deep(below.get("init_args") or {}, settings)
+        inner = below.get("init_args")
+        settings = _deep(inner if isinstance(inner, dict) else {}, settings)
     return ({} if path is None else {"class_path": path}) | {"init_args": settings}
 
 

@@ -41,9 +41,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-            if not _is_row(rows[-1]):
+            row = json.loads(line)
+            if not _is_row(row):
                 raise ValueError("no row of numbers")
+            rows.append(row)
         except (ValueError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is damaged: delete that line") from None
