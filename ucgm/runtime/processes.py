@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
-from ucgm.runtime.files import lock_folder
+from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import precision
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class World:
         return items[self.rank :: self.size]
 
     @contextlib.contextmanager
-    def lock(self, folder: Path, work: str) -> Iterator[None]:
-        """Hold the lock of an output folder on the first process; see ``files.lock_folder``."""
-        with lock_folder(folder, work) if self.first else contextlib.nullcontext():
+    def writes(self, path: Path, work: str) -> Iterator[None]:
+        """Be the one job that writes ``path``: its first process is the ``files.sole_writer``."""
+        with sole_writer(path, work) if self.first else contextlib.nullcontext():
             yield
 
     def wait(self) -> None:
