@@ -174,7 +174,7 @@ class ImageSource(ABC):
         """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
 
     def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
-        """The same; reading counts as decoding."""
+        """Images (n, C, H, W) of ``indices`` (n,), reading timed as decoding."""
         with watch.time("decoder", len(indices)):
             return self.images(indices)
 
@@ -209,7 +209,7 @@ class GeneratedImages(ImageSource):
         return self.samples.labels_at(indices)
 
     def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
-        """The same, sampled and decoded tile by tile, both timed."""
+        """Images (n, C, H, W) of ``indices`` (n,), sampled and decoded tile by tile, both timed."""
 
         def make(tile: Tile) -> Tensor:
             with watch.time("sampler", len(tile.rows)):
