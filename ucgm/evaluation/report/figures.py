@@ -6,6 +6,7 @@ from typing import Any
 
 from ucgm.evaluation.report.tables import label, summarise
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.terminal import printable
 
 
 def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path: Path) -> Path:
@@ -32,7 +33,7 @@ def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path
             scores = [entry["scores"][metric] for entry in entries]
             mean = [score["mean"] for score in scores]
             line_name = name if len(runs) > 1 else label(metric, result)
-            (line,) = axes.plot(steps, mean, marker="o", label=line_name.replace("$", r"\$"))
+            (line,) = axes.plot(steps, mean, marker="o", label=_text(line_name))
             if all(score["std"] is not None for score in scores):
                 low, high = ([s["mean"] + sign * s["std"] for s in scores] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
@@ -48,12 +49,17 @@ def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path
     plain_axis(axes, values)
     extractor = metrics[0].rpartition(".")[0] or first["protocol"]["extractor"]["name"]
     axes.set_xlabel("sampling steps")
-    axes.set_ylabel(f"{label(metrics[0], first)}, {extractor} features".replace("$", r"\$"))
+    axes.set_ylabel(_text(f"{label(metrics[0], first)}, {extractor} features"))
     axes.set_title(f"{first['protocol']['num_samples']:,} samples per point")
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path
+
+
+def _text(name: str) -> str:
+    """A name that is neither a formula nor a character that no font can draw."""
+    return printable(name).replace("$", r"\$")
 
 
 def plain_axis(axes: Any, values: Iterable[float]) -> None:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for one or several benchmarks, with table, curve, grids and protocol.
+"""One self-contained HTML page for one or several benchmarks.
 
 Pictures are inlined, nothing is loaded from anywhere, so the page can be mailed and archived.
 Values enter the page as JSON and are placed as text, never as markup.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucgm.evaluation.report.tables import footnotes, headline, summarise, table
+from ucgm.runtime.terminal import printable
 
 
 def page(
@@ -62,7 +63,10 @@ def page(
         "notes": footnotes(first) if len(runs) == 1 else [],
     }
     # No tag can begin in the data: JSON allows the escaped "<".  One pass: what is put in is data.
-    parts = {"__TITLE__": html.escape(title), "__DATA__": json.dumps(data).replace("<", "\\u003c")}
+    parts = {
+        "__TITLE__": html.escape(printable(title)),
+        "__DATA__": json.dumps(data).replace("<", "\\u003c"),
+    }
     template = files("ucgm.evaluation.report").joinpath("page.html").read_text()
     return re.sub("__TITLE__|__DATA__", lambda found: parts[found[0]], template)
 

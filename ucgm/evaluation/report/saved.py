@@ -1,7 +1,7 @@
 """Reports that were written before, by us or by somebody else: read, and checked field by field."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 from ucgm.evaluation.report.tables import COLUMNS
 from ucgm.runtime.reading import read_json, refuse_bomb
@@ -25,7 +25,7 @@ _REPORT: dict[str, Any] = {
             "repeat": Annotated[int, Range(0, 10**9)],
             "nfe": _Number,
             "images_hash": str,
-            "images_per_second": Optional[_Number],
+            "images_per_second": float | None,
         }
     ],
     "real": dict | None,
