@@ -47,10 +47,8 @@ KILLED = ("sample", "ema", "encode", "data", "export")
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fresh")
-    run, config = (
-        folder / "run",
-        Config(DiTConfig(size="N/2"), data=Digits(), sampler=Sampler(steps=2)),
-    )
+    config = Config(DiTConfig(size="N/2"), data=Digits(), sampler=Sampler(steps=2))
+    run = folder / "run"
     run.mkdir()
     write_config(config, run / "config.yaml")
     state = host_copies(perturbed_dit().state_dict())
