@@ -2,18 +2,21 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.forked import job, run_jobs
 from tests.runtime.test_sharding import assert_close, config
 from tests.training.test_train import same, tiny, weights
-from ucgm.objective import preset
+from ucgm.objective import Below, preset
 from ucgm.runs import checkpoint
+from ucgm.runtime.sharding import Sharding
 from ucgm.training.loop import train
-from ucgm.training.networks import compile_blocks
+from ucgm.training.networks import compile_blocks, make_networks
 
 # torch.compile writes C++ on a CPU.
 needs_compiler = pytest.mark.skipif(
@@ -85,3 +88,46 @@ def test_the_limit_of_programs_has_another_name_in_older_torch(monkeypatch):
     monkeypatch.setattr(torch._dynamo, "config", older)
     compile_blocks(torch.nn.Linear(1, 1))
     assert vars(older) == {"cache_size_limit": 32}
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that blocks are compiled to, by a compiler that only counts them."""
+    found = []
+
+    def count(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    yield found
+    torch._dynamo.reset()
+
+
+def batch(rows=4):
+    return torch.randn(rows, 1, 28, 28), torch.rand(rows), torch.arange(rows)
+
+
+def test_a_forward_derivative_leaves_blocks_to_the_compiler(graphs):
+    objective, (x, t, y) = preset("meanflow", destination=Below()), batch()
+    network = replace(tiny().model, second_time=True).build((1, 28, 28), 10)
+    compile_blocks(network)
+    for _ in range(2):  # a pass with gradient, then one under a forward derivative
+        objective.terms(network, objective.draw(x, y, 10))
+        assert len(graphs) == 1
+    with torch.no_grad():  # a pass of another kind, as the next teacher or average makes it
+        network(x, t, y, t)
+    assert len(graphs) == 2
+
+
+def test_new_networks_are_compiled_whatever_this_process_has_run(graphs):
+    settings, (x, t, y) = tiny(compile=True), batch()
+    earlier, network = (settings.model.build((1, 28, 28), 10) for _ in range(2))
+    compile_blocks(earlier)
+    with sdpa_kernel(SDPBackend.MATH):  # the compiler gives these blocks up
+        torch.func.jvp(lambda x: earlier(x, t, y), (x,), (x,))
+    assert not graphs
+    make_networks(settings, network, Sharding(1, torch.device("cpu"), False))
+    network(x, t, y)
+    assert len(graphs) == 1

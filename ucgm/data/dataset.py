@@ -88,6 +88,10 @@ class Dataset(torch.utils.data.Dataset, ABC):
         """(B, C, H, W) float in the network's space to (B, channels, height, width) uint8."""
         return to_uint8(x) if self.codec is None else self.codec.decode(x)
 
+    def samples(self) -> str:
+        """Which samples these are, in words that change when the set does."""
+        return f"{len(self):,} samples"
+
     def describe(self) -> str:
         """One line for the log: name, size, shape, classes."""
         shape = "x".join(str(size) for size in self.shape)

@@ -37,6 +37,7 @@ from ucgm.runtime.values import Range, checked
 Side = Annotated[int, Range(1, 65_536)]
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
+LABEL_TABLES = ("y_embedder.", "emb_label.")
 
 
 @dataclass(frozen=True)
@@ -101,24 +102,39 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def load_weights(network: nn.Module, path: Path, allow_missing: tuple[str, ...] = ()) -> None:
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    allow_missing: tuple[str, ...] = (),
+    passed_over: tuple[str, ...] = (),
+) -> None:
     """Load safetensors into ``network``, which may be sharded; names and shapes must agree.
 
-    Parameters with a prefix of ``allow_missing`` may keep their initial value.
+    Parameters with a prefix of ``allow_missing`` may keep their initial value; those with one of
+    ``passed_over`` keep it.
     """
     own = network.state_dict()
-    _check_file(network, path, allow_missing)
+    _check_file(network, path, allow_missing, passed_over)
     with reading(path), safe_open(path, "pt") as file:
         for name in file.keys():
-            load_shard(own[name], file.get_tensor(name))
+            if not name.startswith(passed_over):
+                load_shard(own[name], file.get_tensor(name))
 
 
-def _check_file(network: nn.Module, path: Path, allow_missing: tuple[str, ...] = ()) -> None:
-    """Refuse names and shapes that differ, apart from the missing ones that are allowed."""
+def _check_file(
+    network: nn.Module,
+    path: Path,
+    allow_missing: tuple[str, ...] = (),
+    passed_over: tuple[str, ...] = (),
+) -> None:
+    """Refuse names and shapes that differ, apart from what :func:`load_weights` is told."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     with reading(path), safe_open(path, "pt") as file:
         theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    missing = [k for k in own.keys() - theirs.keys() if not k.startswith(allow_missing or ("\0",))]
+    own, theirs = (
+        {k: v for k, v in side.items() if not k.startswith(passed_over)} for side in (own, theirs)
+    )
+    missing = [k for k in own.keys() - theirs.keys() if not k.startswith(allow_missing)]
     extra = sorted(theirs.keys() - own.keys())
     wrong = [k for k in own.keys() & theirs.keys() if own[k] != theirs[k]]
     parts = (("missing", missing), ("unknown", extra), ("of another shape", wrong))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ucgm.data import Dataset, open_for_sampling
+from ucgm.data import Dataset, DataSpec, open_for_sampling
+from ucgm.data.sets.declared import CARD_FILE, other_classes
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights
@@ -88,7 +89,8 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
     run = checkpoint.load_run(config.train.init)
     _check_start(config, run, network, dataset)
     folder = run.run_dir / CHECKPOINTS / f"step_{run.step:07d}"
-    checkpoint.load_weights(network, folder / "ema.safetensors", checkpoint.OPTIONAL_INPUTS)
+    anew = checkpoint.LABEL_TABLES if config.train.new_labels else ()
+    checkpoint.load_weights(network, folder / "ema.safetensors", checkpoint.OPTIONAL_INPUTS, anew)
 
 
 def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
@@ -99,25 +101,42 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
             f"{where} was trained on {run.config.objective.transport} and this objective uses "
             f"{config.objective.transport}: set objective.transport to its path"
         )
-    if run.num_classes != dataset.num_classes:
-        raise ValueError(
-            f"{where} has {run.num_classes} classes and these data have {dataset.num_classes}: the "
-            "teacher must know the classes it teaches"
-        )
+    try:
+        data = open_for_sampling(run.config.data, run.run_dir)
+    except ValueError:  # its data are not on this machine, and it kept no card of them
+        data = DataSpec(run.shape, run.num_classes, str(where)).open()
+    _check_classes(config, data, dataset)
     theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
-    for name in (theirs.keys() & mine.keys()) - {"second_time", "guidance_input"}:
+    free = {"second_time", "guidance_input", *["num_classes"] * config.train.new_labels}
+    for name in (theirs.keys() & mine.keys()) - free:
         if not name.startswith("_") and theirs[name] != mine[name]:
             raise ValueError(
                 f"{where} does not fit the network of this configuration: it has {name} = "
                 f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
                 f"{where}/config.yaml"
             )
-    try:
-        codec = open_for_sampling(run.config.data, run.run_dir).codec
-    except ValueError:  # its data are not on this machine, and it kept no card of them
-        return
-    if codec is not None and dataset.codec is not None:
-        codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
+    if data.codec is not None and dataset.codec is not None:
+        data.codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
+
+
+def _check_classes(config: Config, theirs: Dataset, mine: Dataset) -> None:
+    """Refuse other classes, unless their table is drawn anew, which no teacher can do without."""
+    where, other = config.train.init, other_classes(theirs, mine)
+    if config.train.new_labels and config.objective.needs_teacher:
+        raise ValueError(
+            f"train.new_labels: the preset {config.objective.preset} learns from {where}, which "
+            "must know the classes it teaches"
+        )
+    if other and not config.train.new_labels:
+        remedy = (
+            "the teacher must know the classes it teaches"
+            if config.objective.needs_teacher
+            else "set train.new_labels to true to draw their table anew"
+        )
+        raise ValueError(
+            f"the run {where} was trained on other classes: {other}. Choose data of its classes "
+            f"({CARD_FILE} of the run names them), or {remedy}"
+        )
 
 
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:

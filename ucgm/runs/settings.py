@@ -29,6 +29,8 @@ class TrainConfig:
     """largest gradient norm; null: no clipping."""
     init: str | None = None
     """run folder whose EMA weights the training starts from; they also are the frozen teacher."""
+    new_labels: bool = False
+    """draw the table of labels anew, for data of other classes than those of ``init``."""
     num_workers: Annotated[int, Range(0, 1024)] = 0
     """loader threads that read ahead."""
     log_every: Count = 50

@@ -6,14 +6,15 @@ A public checkpoint arrives without the data it was trained on; its run declares
 
 A run that was trained here keeps the same of its data in ``RUN/data.json``, its *card*: a model of
 latents needs their codec for ever and their shards only for training.  Both are enough to sample
-and decode, and to refuse other data, with both codecs named.
+and decode, and to refuse other data, with both sides named.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from torch import Tensor
 
@@ -94,12 +95,16 @@ class DataSpec(DataConfig):
     """where the autoencoder is on this machine, when not where the codec says."""
 
     def __post_init__(self) -> None:
-        """Refuse a codec of other latents."""
+        """Refuse a codec of other latents, and names of other classes."""
         super().__post_init__()
         if self.codec is not None and tuple(self.codec.shape) != tuple(self.shape):
             raise ValueError(
                 f"data.codec is of latents {tuple(self.codec.shape)} and data.shape is "
                 f"{tuple(self.shape)}: they do not belong together."
+            )
+        if len(self.class_names) not in (0, self.num_classes):
+            raise ValueError(
+                f"data has {len(self.class_names)} class_names for {self.num_classes} classes."
             )
 
     def open(self) -> DataSpecDataset:
@@ -111,77 +116,109 @@ def keep_card(dataset: Dataset, run_dir: str | Path) -> None:
     """Write the card of ``dataset`` into a run folder, or compare it with the one there.
 
     Raises:
-        ValueError: the run was trained on other data; both are named.
+        ValueError: the run was trained on other data, or on fewer or more of them; both are named.
     """
     path = Path(run_dir) / CARD_FILE
     if path.exists():
-        check_card(dataset, run_dir)
+        there, mine = check_card(dataset, run_dir), dataset.samples()
+        if there not in (None, mine):
+            raise ValueError(
+                f"the run {run_dir} was trained on {there}, and {dataset.name} has {mine} now: go "
+                f"back to those, or train on from it with --train.init {run_dir} and a new "
+                "--run-dir."
+            )
         return
     card = {
         "name": dataset.name,
+        "samples": dataset.samples(),
         "shape": list(dataset.shape),
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         "extractor": dataset.extractor,
+        "own_decoder": type(dataset).decode is not Dataset.decode,
         "codec": None if dataset.codec is None else dataset.codec.to_dict(),
     }
     write_atomic(path, json.dumps(card, indent=1) + "\n")
 
 
-def check_card(dataset: Dataset, run_dir: str | Path) -> None:
-    """Refuse ``dataset`` unless it is what the run in ``run_dir`` was trained on.
+def check_card(dataset: Dataset, run_dir: str | Path) -> str | None:
+    """Refuse ``dataset`` unless it is of the kind that the run in ``run_dir`` was trained on.
+
+    Returns:
+        which samples those were; None where an earlier version did not say.
 
     Raises:
         ValueError: naming both sides and what differs.
     """
-    spec = _read_card(run_dir)
-    if (spec.codec is None) != (dataset.codec is None):
-        sides = ["latents" if side else "pixels" for side in (spec.codec, dataset.codec)]
+    there, card = _read_card(run_dir)
+    if (there.codec is None) != (dataset.codec is None):
+        sides = ["latents" if side else "pixels" for side in (there.codec, dataset.codec)]
         raise ValueError(
             f"{run_dir} was trained on {sides[0]}, and {dataset.name} holds {sides[1]}."
         )
-    if spec.codec is not None and dataset.codec is not None:
-        spec.codec.check(dataset.codec, f"the run {run_dir}", f"the data set {dataset.name}")
-    for key in ("shape", "num_classes"):
-        theirs, mine = getattr(spec, key), getattr(dataset, key)
-        if theirs != mine:
-            raise ValueError(
-                f"the run {run_dir} was trained on {spec.name} with {key} {theirs}, and "
-                f"{dataset.name} has {mine}."
-            )
+    if there.codec is not None and dataset.codec is not None:
+        there.codec.check(dataset.codec, f"the run {run_dir}", f"the data set {dataset.name}")
+    if there.shape != dataset.shape:
+        raise ValueError(
+            f"the run {run_dir} was trained on {there.name} with shape {there.shape}, and "
+            f"{dataset.name} has {dataset.shape}."
+        )
+    if other := other_classes(there, dataset):
+        raise ValueError(f"the run {run_dir} was trained on other classes: {other}.")
+    return card.get("samples")
+
+
+def other_classes(theirs: Dataset, mine: Dataset) -> str:
+    """In which classes two data sets differ, in words; empty where they do not, as far as known."""
+    if theirs.num_classes != mine.num_classes:
+        there, here = (
+            f"{side.num_classes} classes"
+            + (f" ({', '.join(side.class_names[:4])}, ...)" if side.class_names else "")
+            for side in (theirs, mine)
+        )
+        return f"{there}, and {mine.name} has {here}"
+    pairs = enumerate(zip(theirs.class_names, mine.class_names, strict=False))
+    differ = [f"{k} is {a!r} there and {b!r} in {mine.name}" for k, (a, b) in pairs if a != b]
+    return f"class {', '.join(differ[:4])}" if differ else ""
 
 
 def open_for_sampling(config: DataConfig, run_dir: str | Path) -> Dataset:
-    """The data set of a run, or what its card says when the files are not on this machine.
+    """The data set of a run, or what its card says when the files are not here any more.
 
     Raises:
-        ValueError: the files are here and are not what the run was trained on.
+        ValueError: no data set, and no card or one of a set that decodes by code of its own.
     """
-    place = getattr(config, "path", None)
     if not (Path(run_dir) / CARD_FILE).exists():
         return config.open()
-    if place is None or Path(place).exists():
+    declared, card = _read_card(run_dir, getattr(config, "vae_path", None))
+    try:
         dataset = config.open()
         check_card(dataset, run_dir)
         return dataset
-    spec = _read_card(run_dir)
-    if spec.codec is None:
-        return config.open()
-    return replace(spec, vae_path=getattr(config, "vae_path", None)).open()
+    except (OSError, ValueError) as error:
+        if card.get("own_decoder"):
+            raise
+        place = getattr(config, "path", None)
+        if place is not None and Path(place).exists():
+            warnings.warn(f"{error} Its own {CARD_FILE} is used.", stacklevel=2)
+        return declared
 
 
-def _read_card(run_dir: str | Path) -> DataSpec:
-    """The card of a run; one of pixels has no codec."""
+def _read_card(
+    run_dir: str | Path, vae_path: str | None = None
+) -> tuple[DataSpecDataset, dict[str, Any]]:
+    """The set that the card of a run declares, and the card; one of pixels has no codec."""
     path = Path(run_dir) / CARD_FILE
+    card = read_json(path)
+    check_fields(card, _CARD, str(path))
     try:
-        card = read_json(path)
-        check_fields(card, _CARD, str(path))
         codec = card["codec"] and Codec.from_dict(card["codec"], str(path))
         shape, names = tuple(card["shape"]), tuple(card["class_names"])
-        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-            raise ValueError(f"{path} has shape {card['shape']!r:.60}; it must be three counts.")
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{path} has class_names that are no text.")
-        return DataSpec(shape, card["num_classes"], card["name"], names, codec is None, codec)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        spec = DataSpec(
+            shape, card["num_classes"], card["name"], names, codec is None, codec, vae_path
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    declared = spec.open()
+    declared.extractor = str(card.get("extractor", declared.extractor))
+    return declared, card

@@ -63,6 +63,10 @@ class ImageDataset(Dataset):
         stored[flipped] = stored[flipped].flip(-1)
         return stored, torch.from_numpy(self.source.labels[items])
 
+    def samples(self) -> str:
+        """Their number, and a digest of names and labels."""
+        return f"{super().samples()} (names and labels {self.source.names_digest()[:12]})"
+
     def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
         """(B, C, H, W) uint8 to float32 in [-1, 1]."""
         return from_uint8(stored)

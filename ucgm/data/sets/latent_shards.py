@@ -87,6 +87,10 @@ class LatentDataset(Dataset):
             stored[which] = stored[which].flip(-1)
         return stored, y
 
+    def samples(self) -> str:
+        """Their number, and how they lie in shards."""
+        return f"{super().samples()} in {len(self.rows.shards)} shards"
+
     def prepare(self, stored: Tensor, random: RowRandom | None = None) -> Tensor:
         """Stored rows (B, ...) to normalised latents (B, C, h, w) float32.
 
