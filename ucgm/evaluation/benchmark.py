@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK, GeneratedImages
-from ucgm.evaluation.references import extract_dataset, open_evaluators, statistics_of
+from ucgm.evaluation.image_sets import DatasetImages
+from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
@@ -186,8 +187,7 @@ def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
     possible = evaluators.without("fid_heldout").enough(
         len(data), "held-out images", "the row real"
     )
-    outputs, labels = extract_dataset(data, evaluators.extractor)
-    scores = possible.score(statistics_of(outputs, labels))
+    scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 

@@ -14,27 +14,29 @@ does not depend on order, chunks, batches or processes.
 
 import hashlib
 import json
+import math
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ucgm.evaluation.extractors import Extractors
+from ucgm.evaluation.extractors import Extractor, Extractors
 from ucgm.evaluation.metrics import RunningMoments
 from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
+from ucgm.runtime.reading import reading
 
 CHUNK = 1024
 STAGES: tuple[str, ...] = ("sampler", "decoder", "extractor")
-
 
 # Rows by name, of equal lengths in a chunk of features, and facts that JSON can hold.
 Chunk = tuple[dict[str, Tensor], dict[str, Any]]
@@ -56,12 +58,37 @@ class ChunkFolder:
         """File of chunk ``number``."""
         return self.folder / f"{self.kind}_{number:05d}.safetensors"
 
-    def read(self, number: int, count: int) -> Chunk | None:
-        """The chunk; None when it is missing, not of ``count``, or damaged (with a warning)."""
-        chunk = load_rows(self.path(number))
-        if chunk is None or len(chunk[0].get("labels", range(count))) != count:
+    def write(self, number: int, chunk: Chunk) -> None:
+        """Save a chunk with its checksum, whole or not at all.
+
+        Raises:
+            ValueError: when the disk is full; the files written before stay.
+        """
+        rows = {name: value.contiguous() for name, value in chunk[0].items()}
+        metadata = {"facts": json.dumps(chunk[1]), "checksum": checksum(rows)}
+        try:
+            write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{self.path(number)} could not be written: {error}. Finished parts are kept: free "
+                "some space and run the same command again."
+            ) from error
+
+    def read(self, number: int) -> Chunk | None:
+        """The chunk; None when it is missing, or damaged (a warning says so)."""
+        path = self.path(number)
+        if not path.is_file():
             return None
-        return chunk
+        try:
+            with reading(path), safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if metadata["checksum"] != checksum(rows):
+                    raise ValueError("its checksum does not hold")
+                return rows, json.loads(metadata["facts"])
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=2)
+            return None
 
     def facts(self, number: int) -> dict[str, Any]:
         """Counts, image hash and times of a finished chunk."""
@@ -75,39 +102,6 @@ class ChunkFolder:
             with safe_open(self.path(number), framework="pt") as file:
                 parts.append(file.get_tensor(name))
         return torch.cat(parts)
-
-
-def save_rows(path: Path, rows: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Save arrays (N, ...) with their checksum and some JSON facts, whole or not at all.
-
-    Raises:
-        ValueError: when the disk is full; the files written before stay.
-    """
-    rows = {name: value.contiguous() for name, value in rows.items()}
-    metadata = {"facts": json.dumps(facts), "checksum": checksum(rows)}
-    try:
-        write_atomic(path, lambda temporary: save_file(rows, temporary, metadata))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} could not be written: {error}. Finished parts are kept: free some space and "
-            "run the same command again."
-        ) from error
-
-
-def load_rows(path: Path) -> Chunk | None:
-    """Tensors and facts; None when there is no file, or it is damaged (a warning says so)."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["checksum"] != checksum(rows):
-            raise ValueError("its checksum does not hold")
-        return rows, json.loads(metadata["facts"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=3)
-        return None
 
 
 def checksum(rows: dict[str, Tensor]) -> str:
@@ -158,24 +152,38 @@ class Stopwatch:
         self._warm.add(stage)
 
 
-class ImageSource(Protocol):
-    """Images by index: samples of a run, a folder, a file."""
+class ImageSource(ABC):
+    """Images by index: samples of a run, a data set, files.
+
+    Attributes:
+        labels: (N,) int64, None where there are none.
+        tile: images that are made together, see :mod:`ucgm.runtime.fixed_batches`.
+        batch_size: images held at a time.
+    """
+
+    labels: Tensor | None = None
+    tile, batch_size = 1, 256
 
     @property
     def network_rows(self) -> int:
-        """Rows a network has evaluated for them so far."""
-        ...
+        """Rows that a network has evaluated for them so far."""
+        return 0
 
-    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Images (B, C, H, W) uint8 of ``indices`` (n,), in order, in batches of any size."""
-        ...
+    @abstractmethod
+    def images(self, indices: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
+
+    def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
+        """Images (n, C, H, W) of ``indices`` (n,), reading timed as decoding."""
+        with watch.time("decoder", len(indices)):
+            return self.images(indices)
 
     def labels_at(self, indices: Tensor) -> Tensor:
-        """Labels (n,) int64; -1 where there are none."""
-        ...
+        """Labels (n,) int64 of ``indices`` (n,); -1 where there are none."""
+        return torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
 
 
-class GeneratedImages:
+class GeneratedImages(ImageSource):
     """The images of a sample set.
 
     Args:
@@ -184,29 +192,32 @@ class GeneratedImages:
     """
 
     def __init__(self, samples: SampleSet, batch_size: int) -> None:
-        self.samples, self.counter = samples, samples.counter
-        self.held = whole_tiles(batch_size, samples.settings.tile)
+        self.samples, self.batch_size = samples, batch_size
+        self.tile = samples.settings.tile
 
     @property
     def network_rows(self) -> int:
         """Rows the network has evaluated so far."""
-        return self.counter.rows
+        return self.samples.counter.rows
 
-    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Images (B, C, H, W) of ``indices`` (n,), sampled and decoded tile by tile, both timed."""
-
-        def make(tile: Tile) -> Tensor:
-            with watch.time("sampler", len(tile.rows)):
-                latents = self.samples.tile_latents(batch, tile)
-            with watch.time("decoder", len(tile.rows)):
-                return self.samples.decode(latents)
-
-        for batch in indices.split(self.held):
-            yield by_tiles(batch, self.samples.settings.tile, make)
+    def images(self, indices: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
+        return self.samples.images(indices)
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """The labels (n,) that were asked for at ``indices`` (n,)."""
         return self.samples.labels_at(indices)
+
+    def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
+        """Images (n, C, H, W) of ``indices`` (n,), sampled and decoded tile by tile, both timed."""
+
+        def make(tile: Tile) -> Tensor:
+            with watch.time("sampler", len(tile.rows)):
+                latents = self.samples.tile_latents(indices, tile)
+            with watch.time("decoder", len(tile.rows)):
+                return self.samples.decode(latents)
+
+        return by_tiles(indices, self.tile, make)
 
 
 class FeatureExtractor:
@@ -217,8 +228,9 @@ class FeatureExtractor:
         extractor: where features come from.
     """
 
-    def __init__(self, source: ImageSource, extractor: Extractors) -> None:
+    def __init__(self, source: ImageSource, extractor: Extractor | Extractors) -> None:
         self.source, self.extractor = source, extractor
+        self.held = whole_tiles(source.batch_size, math.lcm(source.tile, extractor.batch_size))
         self.watch = Stopwatch()
 
     def chunk(self, indices: Tensor, report: Callable[[int], object] = int) -> Chunk:
@@ -227,9 +239,11 @@ class FeatureExtractor:
         before = self.source.network_rows
         hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
-        for part, images, found in self._batches(indices):
+        for part in indices.split(self.held):
+            images = self.source.timed_images(part, self.watch)
+            with self.watch.time("extractor", len(part)):
+                outputs.append(self.extractor(images, part))
             hashes.append(images_hash(part, images))
-            outputs.append(found)
             report(len(part))
         rows = {name: torch.cat([part[name] for part in outputs]) for name in outputs[0]}
         rows["labels"] = self.source.labels_at(indices)
@@ -246,45 +260,17 @@ class FeatureExtractor:
         """State of the moments of the samples ``indices`` (n,), and the feature rows of those that
         are among ``kept`` (k,).
         """
-        moments = empty_moments(self.extractor)
-        rows = []
-        for part, _, outputs in self._batches(indices):
+        moments, rows = empty_moments(self.extractor), []
+        for part in indices.split(CHUNK):
+            outputs, _ = self.chunk(part, report)
             for name, running in moments.items():
                 running.update(outputs[name])
             rows.append(outputs["features"][torch.isin(part, kept)])
-            report(len(part))
-        state = {
-            f"{name}.{key}": value
-            for name, running in moments.items()
-            for key, value in running.state().items()
-        }
+        state = {name: running.state for name, running in moments.items()}
         return {**state, "rows": torch.cat(rows)}, {}
 
-    def _batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Indices, images and extractor outputs, in batches of the extractor's size."""
-        done = 0
-        for images in self._groups(indices):
-            part = indices[done : done + len(images)]
-            done += len(images)
-            with self.watch.time("extractor", len(images)):
-                outputs = self.extractor(images, part)
-            yield part, images, outputs
 
-    def _groups(self, indices: Tensor) -> Iterator[Tensor]:
-        """Images of ``indices`` regrouped to the extractor's batch size."""
-        size = self.extractor.batch_size
-        waiting = torch.empty(0, dtype=torch.uint8)
-        for images in self.source.batches(indices, self.watch):
-            waiting = torch.cat((waiting, images)) if len(waiting) else images
-            whole = len(waiting) // size * size
-            if whole:
-                yield from waiting[:whole].split(size)
-            waiting = waiting[whole:]
-        if len(waiting):
-            yield waiting
-
-
-def empty_moments(extractor: Extractors) -> dict[str, RunningMoments]:
+def empty_moments(extractor: Extractor | Extractors) -> dict[str, RunningMoments]:
     """Moments to be filled, of every output that Frechet distances are computed from."""
     return {
         output: RunningMoments(width)

@@ -10,8 +10,7 @@ belongs to real data; without, all images must have one size, and nothing is res
 """
 
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +23,56 @@ from ucgm.data.labels import check_labels
 from ucgm.data.pixels import UnreadableImage, decode_image, read_image
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.data.sources.listing import open_source
-from ucgm.evaluation.chunks import Stopwatch
-
-READ_AT_A_TIME = 250
+from ucgm.evaluation.chunks import ImageSource
 
 
-class ImageSet(ABC):
-    """A numbered set of uint8 images, which is a source of chunks.
+class ImageSet(ImageSource):
+    """A numbered set of uint8 images.
 
     Attributes:
         identity: what it is, as JSON: for reports, and to notice that it has changed.
-        labels: (N,) int64, None where there are none.
     """
 
     identity: dict[str, Any]
-    labels: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
 
-    @abstractmethod
-    def images(self, indices: Tensor) -> Tensor:
-        """Images (B, C, H, W) uint8 at ``indices`` (B,)."""
-
-    @property
-    def network_rows(self) -> int:
-        """No network is evaluated for them."""
-        return 0
-
-    def batches(self, indices: Tensor, watch: Stopwatch) -> Iterator[Tensor]:
-        """Images (B, C, H, W) of ``indices`` (n,) in order, reading timed as decoding."""
-        for batch in indices.split(READ_AT_A_TIME):
-            with watch.time("decoder", len(batch)):
-                images = self.images(batch)
-            yield images
-
-    def labels_at(self, indices: Tensor) -> Tensor:
-        """Labels (n,) at ``indices`` (n,); -1 where there are none."""
-        return torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
-
 
 class DatasetImages(ImageSet):
-    """The images of a data set that holds pixels."""
+    """The images of a data set that holds pixels.
+
+    Raises:
+        ValueError: it does not hold real images: lossy latents, or nothing at all.
+    """
 
     def __init__(self, data: Dataset) -> None:
+        if len(data) == 0:
+            raise ValueError(
+                f"the images of {data.name} are not here to compare with: name a file of their "
+                "statistics with --reference (see `ucgm reference`)."
+            )
         if not data.lossless:
-            raise ValueError(f"{data.name} holds latents: name the images they were made from.")
+            raise ValueError(
+                f"{data.name} holds latents, their decoded images are no reference: give a "
+                "reference made by `ucgm reference` from the images."
+            )
         self.data = data
         self.identity = {"images": data.describe()}
-        self.labels = data.__getitems__(torch.arange(len(data)))[1] if data.num_classes else None
+        # filled in where images are read, so that none is read twice
+        self.labels = torch.full((len(data),), -1) if data.num_classes else None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.data)
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decoded samples."""
-        return self.data.decode(self.data.__getitems__(indices)[0])
+        """Decoded samples (n, C, H, W)."""
+        x, y = self.data.__getitems__(indices)
+        if self.labels is not None:
+            self.labels[indices] = y
+        return self.data.decode(x)
 
 
 class NpzImages(ImageSet):

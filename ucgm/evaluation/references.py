@@ -4,10 +4,11 @@ import warnings
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.evaluation.chunks import FeatureExtractor, empty_moments
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
+from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
 from ucgm.evaluation.scoring import (
@@ -91,42 +92,11 @@ def _evaluator(
     return Evaluator(extractor, (), reference, held_out)
 
 
-def statistics_of(outputs: dict[str, Tensor], labels: Tensor | None = None) -> FeatureStatistics:
-    """Statistics of extractor outputs (N, ...) that are in memory, with labels (N,)."""
-    rows = dict(outputs) if labels is None else {**outputs, "labels": labels}
-    moments = {
-        name: moments_of(values)
-        for name, values in outputs.items()
-        if name.endswith(("features", "spatial"))
-    }
+def statistics_of(images: ImageSet, extractor: Extractor | Extractors) -> FeatureStatistics:
+    """Statistics of all images; their features are held in memory."""
+    rows, _ = FeatureExtractor(images, extractor).chunk(torch.arange(len(images)))
+    moments = {name: moments_of(rows[name]) for name in empty_moments(extractor)}
     return FeatureStatistics(moments, rows.__getitem__)
-
-
-def extract_dataset(
-    data: Dataset, extractor: Extractor | Extractors, batch_size: int = 1024
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Extractor outputs and labels of all images of a data set.
-
-    Raises:
-        ValueError: when the data set does not hold real images (lossy latents, or nothing at all).
-    """
-    if len(data) == 0:
-        raise ValueError(
-            f"the images of {data.name} are not here to compare with: name a file of their "
-            "statistics with --reference (see `ucgm reference`)."
-        )
-    if not data.lossless:
-        raise ValueError(
-            f"{data.name} holds latents, their decoded images are no reference: give a reference "
-            "file made by `ucgm reference` from the images."
-        )
-    parts, labels = [], []
-    for indices in torch.arange(len(data)).split(batch_size):
-        x, y = data.__getitems__(indices)
-        parts.append(extractor(data.decode(x)))
-        labels.append(y)
-    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return outputs, torch.cat(labels)
 
 
 def reference_of(data: Dataset, extractor: Extractor) -> Reference:
@@ -138,14 +108,14 @@ def reference_of(data: Dataset, extractor: Extractor) -> Reference:
             "with --reference.",
             stacklevel=2,
         )
-    outputs, _ = extract_dataset(data, extractor)
-    moments = statistics_of(outputs).moments
+    found = statistics_of(DatasetImages(data), extractor)
+    moments = found.moments
     return Reference(
         name=data.name,
         gaussian=moments["features"],
         digest=digest_of(moments["features"]),
         spatial=moments.get("spatial"),
-        features=outputs["features"],
+        features=found.rows("features"),
         extractor=(extractor.name, extractor.digest),
         protocol={"data": data.describe()},
     )

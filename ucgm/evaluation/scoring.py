@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ucgm.evaluation.chunks import FeatureExtractor
 from ucgm.evaluation.extractors import Extractor, Extractors
 from ucgm.evaluation.image_sets import NpzImages
 from ucgm.evaluation.metrics import (
@@ -155,11 +156,8 @@ class Evaluator:
         assert self.reference.images is not None
         images = NpzImages(self.reference.images)
         progress = Progress(len(images), f"images of {self.reference.name}")
-        rows = []
-        for batch in torch.arange(len(images)).split(self.extractor.batch_size):
-            rows.append(self.extractor(images.images(batch), batch)["features"])
-            progress.add(len(batch))
-        return torch.cat(rows)
+        made = FeatureExtractor(images, self.extractor)
+        return made.chunk(torch.arange(len(images)), progress.add)[0]["features"]
 
     def unavailable(self, num_classes: int) -> dict[str, str]:
         """For each metric the empty string, or why it cannot be, for data of ``num_classes``."""

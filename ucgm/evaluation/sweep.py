@@ -25,10 +25,9 @@ from ucgm.evaluation.chunks import (
     ImageSource,
     add_hashes,
     empty_moments,
-    save_rows,
 )
 from ucgm.evaluation.extractors import Extractors
-from ucgm.evaluation.metrics import Gaussian, RunningMoments
+from ucgm.evaluation.metrics import Gaussian
 from ucgm.evaluation.scoring import FeatureStatistics
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import Progress, World
@@ -107,7 +106,7 @@ class FeatureExtraction:
         Returns:
             the moments of each output, and the rows (k, d); None on other processes than the first.
         """
-        folder = ChunkFolder(self.folder, "shard")
+        folder = ChunkFolder(self.folder, "moments")
         parts = indices.split(self.chunk_size)
         for _ in self._chunks(folder, name, source, parts, kept):
             pass
@@ -115,14 +114,13 @@ class FeatureExtraction:
         if not self.world.first:
             return None
         moments, rows = empty_moments(self.extractor), []
-        for number, part in enumerate(parts):
-            found = folder.read(number, len(part))
+        for number in range(len(parts)):
+            found = folder.read(number)
             if found is None:
                 path = folder.path(number)
                 raise ValueError(f"{path} is missing or damaged: run the same command again.")
             for output, running in moments.items():
-                state = {key: found[0][f"{output}.{key}"] for key in ("count", "sum", "lower")}
-                running.merge(RunningMoments.from_state(state))
+                running.state += found[0][output]
             rows.append(found[0]["rows"])
         return {name: running.gaussian() for name, running in moments.items()}, torch.cat(rows)
 
@@ -141,7 +139,7 @@ class FeatureExtraction:
         progress = Progress(total, label, silent=not self.world.first)
         for number in mine:
             part = parts[number]
-            chunk = folder.read(number, len(part))
+            chunk = folder.read(number)
             if chunk is not None:
                 progress.skip(len(part))
             else:
@@ -149,7 +147,7 @@ class FeatureExtraction:
                     chunk = extractor.chunk(part, progress.add)
                 else:
                     chunk = extractor.moments(part, kept, progress.add)
-                save_rows(folder.path(number), *chunk)
+                folder.write(number, chunk)
             yield chunk[0]
 
 

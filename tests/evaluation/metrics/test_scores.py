@@ -1,8 +1,6 @@
+import numpy as np
 import pytest
 import torch
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ucgm.evaluation.metrics import (
     conditional_accuracy,
@@ -17,12 +15,22 @@ def rows(n, d, seed, shift=0.0):
     return torch.randn(n, d, generator=g) + shift
 
 
-def test_inception_score_equals_torch_fidelity():
-    logits = 3 * rows(1003, 12, 0)
-    theirs = isc_features_to_metric(logits)
-    mean, std = inception_score(logits)
-    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-9)
-    assert std == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+def test_inception_score_by_hand():
+    logits = 3 * rows(1000, 12, 0)
+    found = inception_score(logits)
+    order = torch.from_numpy(np.random.RandomState(2020).permutation(1000))
+    p = logits[order].double().softmax(dim=1).view(10, 100, 12)
+    exact = (p * (p / p.mean(dim=1, keepdim=True)).log()).sum(dim=2).mean(dim=1).exp()
+    assert found == (
+        pytest.approx(float(exact.mean()), rel=1e-12),
+        pytest.approx(float(exact.std(correction=0)), rel=1e-9),
+    )
+
+
+def test_inception_score_of_a_class_that_never_occurs_is_finite():
+    logits = torch.zeros(100, 3)
+    logits[:, 2] = -2000.0  # exp of it is 0, whose logarithm is none
+    assert inception_score(logits) == (1.0, 0.0)
 
 
 def test_inception_score_closed_forms_and_order():
@@ -35,14 +43,18 @@ def test_inception_score_closed_forms_and_order():
         inception_score(certain[:9])
 
 
-def test_kernel_distance_equals_torch_fidelity():
+def test_kernel_distance_by_hand():
     a, b = rows(700, 16, 1), rows(650, 16, 2, 0.2)
-    theirs = kid_features_to_metric(
-        a.double(), b.double(), kid_subsets=20, kid_subset_size=500, verbose=False
-    )
+    draw, values = np.random.RandomState(2020), []
+    for _ in range(20):
+        x = a[draw.choice(700, 500, replace=False)].double()
+        y = b[draw.choice(650, 500, replace=False)].double()
+        xx, yy, xy = ((p @ q.T / 16 + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+        off = 1 - torch.eye(500, dtype=torch.float64)
+        values.append(float(((xx + yy) * off).sum() / (500 * 499) - 2 * xy.mean()))
     mean, std = kernel_distance(a, b, subsets=20, subset_size=500)
-    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
-    assert std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
+    assert mean == pytest.approx(np.mean(values), rel=1e-9)
+    assert std == pytest.approx(np.std(values), rel=1e-6)
 
 
 def test_kernel_distance_is_unbiased():
@@ -59,12 +71,14 @@ def test_kernel_distance_is_unbiased():
 
 
 @pytest.mark.parametrize("block", [64, 2048])
-def test_precision_recall_equals_torch_fidelity(block):
-    a, b = rows(700, 8, 1), 0.8 * rows(600, 8, 2, 0.4)
-    theirs = prc_features_to_metric(a, b, verbose=False)
-    precision, recall = precision_recall(a, b, block=block)
-    assert precision == pytest.approx(theirs["precision"], abs=1e-6)
-    assert recall == pytest.approx(theirs["recall"], abs=1e-6)
+def test_precision_recall_by_hand(block):
+    a, b = rows(700, 8, 1).double(), 0.8 * rows(600, 8, 2, 0.4).double()
+    aa, bb, ab = ((p[:, None] - q).norm(dim=2) for p, q in ((a, a), (b, b), (a, b)))
+    a_radii, b_radii = (d.sort(dim=1).values[:, 3] for d in (aa, bb))  # column 0 is itself
+    precision = float((ab <= b_radii).any(dim=1).double().mean())
+    recall = float((ab <= a_radii[:, None]).any(dim=0).double().mean())
+    found = precision_recall(a.float(), b.float(), block=block)
+    assert found == (pytest.approx(precision, abs=1e-6), pytest.approx(recall, abs=1e-6))
     assert precision != recall  # so that a swap shows
 
 

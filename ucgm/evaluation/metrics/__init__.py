@@ -1,11 +1,14 @@
-"""Distances between sets of images, computed from their features: torch and numpy only."""
+"""Distances between sets of images, computed from their features."""
 
 from ucgm.evaluation.metrics.frechet import frechet_distance
-from ucgm.evaluation.metrics.kernel import kernel_distance
 from ucgm.evaluation.metrics.moments import Gaussian, RunningMoments, moments_of
-from ucgm.evaluation.metrics.neighbours import precision_recall
 from ucgm.evaluation.metrics.reference import Reference, load_reference, save_reference
-from ucgm.evaluation.metrics.scores import conditional_accuracy, inception_score
+from ucgm.evaluation.metrics.scores import (
+    conditional_accuracy,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 
 __all__ = [
     "Gaussian",

@@ -1,39 +1,80 @@
-"""Scores that need a classifier's logits and no reference.
+"""Scores from rows of features and logits, by torch-fidelity's functions.
 
-Inception score (1606.03498), the mean over ten parts of
-
-    exp( E_x KL( p(y|x) || p(y) ) ),   p(y) = mean of p(y|x) in the part,
-
-after a fixed shuffle: contiguous parts of a class-sorted set would each hold a tenth of the
-classes and the score would collapse.  The shuffle is torch-fidelity's, so the numbers agree.
-
-Conditional accuracy: how often the classifier names the class that was asked for.  It is the only
-score here that sees permuted labels.
+KID                 unbiased squared MMD with the kernel (a.b / d + 1)^3, averaged over 100
+                    random subsets (1801.01401).  It may come out slightly below zero, and does
+                    not need n >> d as FID does
+precision, recall   share of generated samples inside the balls that reach from each reference
+                    sample to its third nearest (k = 3 as in ADM, 2105.05233), and the other way
+                    round (1904.06991).  Both depend on the sizes: compare equal ones only
+inception score     exp E_x KL( p(y|x) || p(y) ), averaged over ten parts of a fixed shuffle
+                    (1606.03498): parts of a class-sorted set would each hold a tenth of the
+                    classes
+accuracy            how often a classifier names the class that was asked for: the only score
+                    here that sees permuted labels
 """
 
-import numpy as np
-import torch
 from torch import Tensor
 
+_LARGEST_LOGIT = 700.0  # exp(-700) is not yet 0 in float64
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+
+def kernel_distance(
+    generated: Tensor, reference: Tensor, subsets: int = 100, subset_size: int = 1000
+) -> tuple[float, float]:
+    """Mean and standard deviation over subsets of the squared MMD.
+
+    Args:
+        generated: (N, d) features.
+        reference: (M, d) features.
+        subsets: how many subsets.
+        subset_size: rows of each; lowered to the smaller set when that is smaller.
+
+    Raises:
+        ValueError: when a set has fewer than two rows.
+    """
+    from torch_fidelity import metric_kid
+
+    size = min(subset_size, len(generated), len(reference))
+    if size < 2:
+        raise ValueError(f"the kernel distance needs at least 2 samples of each set, got {size}.")
+    sizes = {"kid_subsets": subsets, "kid_subset_size": size, "verbose": False}
+    found = metric_kid.kid_features_to_metric(generated.double(), reference.double(), **sizes)
+    return found[metric_kid.KEY_METRIC_KID_MEAN], found[metric_kid.KEY_METRIC_KID_STD]
+
+
+def precision_recall(
+    generated: Tensor, reference: Tensor, k: int = 3, block: int = 1024
+) -> tuple[float, float]:
+    """Precision and recall of ``generated`` (N, d) against ``reference`` (M, d), in this order.
+
+    Distances are taken in blocks of rows.  The mean of the reference is subtracted first, which
+    changes no distance but the rounding of float32 for the better.
+
+    Raises:
+        ValueError: when a set has no k-th neighbour.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    for name, rows in (("generated", generated), ("reference", reference)):
+        if len(rows) <= k:
+            raise ValueError(f"precision and recall at k={k} need more than {k} {name} samples.")
+    centre = reference.double().mean(dim=0).to(reference.dtype)
+    return calculate_precision_recall_part(generated - centre, reference - centre, k, block)
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """Mean and standard deviation over ``splits`` parts, from logits (N, K).
 
     Raises:
         ValueError: when there are fewer samples than parts.
     """
-    count = len(logits)
-    if count < splits:
-        raise ValueError(f"the inception score needs at least {splits} samples, got {count}.")
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(count))
-    scores = []
-    for part in range(splits):
-        rows = order[part * count // splits : (part + 1) * count // splits]
-        log_p = logits[rows].double().log_softmax(dim=1)
-        p = log_p.exp()
-        divergence = (p * (log_p - p.mean(dim=0, keepdim=True).clamp_min(1e-300).log())).sum(dim=1)
-        scores.append(float(divergence.mean().exp()))
-    return float(np.mean(scores)), float(np.std(scores))
+    from torch_fidelity import metric_isc
+
+    if len(logits) < splits:
+        raise ValueError(f"the inception score needs at least {splits} samples, got {len(logits)}.")
+    below = logits.double() - logits.double().amax(dim=1, keepdim=True)
+    found = metric_isc.isc_features_to_metric(below.clamp_min(-_LARGEST_LOGIT), splits)
+    return found[metric_isc.KEY_METRIC_ISC_MEAN], found[metric_isc.KEY_METRIC_ISC_STD]
 
 
 def conditional_accuracy(logits: Tensor, labels: Tensor) -> float:
