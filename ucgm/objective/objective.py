@@ -144,7 +144,6 @@ class Objective(ObjectiveSettings):
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        data = self.transport.target(draw.x, draw.z, draw.t)
         at_destination = at_t = velocity = None
         if self.terminal:
             prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
@@ -157,7 +156,7 @@ class Objective(ObjectiveSettings):
             if self.own_velocity:
                 rows = draw.host.m > draw.host.s
                 velocity = passes.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
-            field = field_at(self, passes, draw, x_t, data, known, velocity)
+            field = field_at(self, passes, draw, x_t, known, velocity)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
             elif self.diffusion:
