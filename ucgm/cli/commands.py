@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ucgm.cli.options import take_option
+from ucgm.runtime.terminal import printable_output
 
 # Commands that are one function: module and name.
 _FUNCTIONS = {
@@ -41,6 +42,12 @@ COMMANDS = ("train", *_FUNCTIONS)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits with 2 and one line on bad input."""
+    with printable_output():
+        _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    """The command, among the checks of its words and of its errors."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -102,9 +109,8 @@ def _usage() -> str:
 
 
 def _fail(program: str, message: str) -> NoReturn:
-    """One line on stderr, exit code 2; names of files cannot give orders to the terminal."""
+    """One line on stderr, exit code 2."""
     line = " ".join(message.split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     line = line if len(line) < 1500 else f"{line[:1000]} ... {line[-400:]}"
     print(f"{program}: error: {line}", file=sys.stderr)
     raise SystemExit(2)
