@@ -69,6 +69,11 @@ _NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
 class NetworkConfig(ABC):
     """Base of every network setting."""
 
+    second_time: bool = False
+    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
+
     def __post_init__(self) -> None:
         """Refuse values that a setting does not know."""
         check_values(self, "model")
@@ -126,16 +131,12 @@ class TransformerConfig(NetworkConfig):
     """Side of a patch; divides the side of the data."""
     mlp_ratio: Ratio = 4.0
     """Hidden width of the MLP over hidden_size (SwiGLU takes 2/3 of it)."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale g as 1 - 1/g; zero-initialised as well."""
     time_scale: Positive = 1.0
     """Factor on t before the sinusoids."""
     time_max_period: Positive = 10000.0
     """Longest period of the time sinusoids, over 2 pi; the published weights of DDT have 10."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
 
 
 @dataclass(frozen=True)
@@ -200,14 +201,10 @@ class UNetConfig(NetworkConfig):
     """Channels of an attention head."""
     norm_groups: Width = 32
     """Groups of GroupNorm; divides every width."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale as an input; zero-initialised as well."""
     time_scale: Positive = 1000.0
     """Factor on t before the sinusoids."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return UNet: no setting may be null."""
@@ -228,10 +225,6 @@ class EDM2Config(NetworkConfig):
     """Blocks per level."""
     attention: tuple[Width, ...] = (16, 8)
     """Sides with attention."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return EDM2, and the width of the size."""
