@@ -100,8 +100,8 @@ def benchmark(
             result = _described(run, protocol, evaluators, chosen)
             result |= {"machine": machine(world, batch_size), "rows": rows}
             write_report(folder, result, samples)
-        if not keep_features and world.first:
-            shutil.rmtree(folder / "chunks")
+            if not keep_features:
+                shutil.rmtree(folder / "chunks")
     world.leave()
     return result | {"folder": str(folder)}
 

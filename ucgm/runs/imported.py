@@ -86,13 +86,8 @@ def import_run(
         weights = read_checkpoint(file, unsafe_pickle)
         imported = _understood(file, architecture, weights, which, found)
         config = config_of(architecture, imported, vae, stats, transport)
-        digest = sha256(file) if file.is_file() else None
-        facts = {
-            "architecture": architecture,
-            "file": str(file),
-            "sha256": digest,
-            "weights": which,
-        }
+        facts = {"architecture": architecture, "file": str(file), "weights": which}
+        facts["sha256"] = sha256(file) if file.is_file() else None
         _fill_run(folder, config, imported, facts)
     _report(Path(out), config, imported)
     return Path(out)
