@@ -10,6 +10,7 @@ is a 95 % interval.  One repeat gives a difference without an interval; blocks o
 replace repeats, since the bias of FID depends on n.
 """
 
+import itertools
 import json
 import math
 import statistics
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ucgm.evaluation.report.figures import save_curves
-from ucgm.evaluation.report.page import distinct, page
-from ucgm.evaluation.report.tables import aligned, label, table
+from ucgm.evaluation.report.page import page
+from ucgm.evaluation.report.saved import read_report
+from ucgm.evaluation.report.tables import aligned, headline, label, matrix
 from ucgm.runtime.files import write_atomic
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
@@ -50,47 +52,47 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
     folder.mkdir(parents=True, exist_ok=True)
     names = distinct([result["name"] for result, _ in results])
-    differences = paired_differences(names, [result for result, _ in results], metric)
-    curve = save_curves(
-        [(name, result) for name, (result, _) in zip(names, results, strict=True)],
-        metric,
-        folder / "curves.png",
-    )
-    head = ["run", "steps", f"{label(metric, results[0][0])} difference", "95 % interval"]
-    lines = [
-        [row["run"], str(row["steps"]), f"{row['difference']:+.4f}", _interval(row)]
-        for row in differences
-    ]
-    note = f"{names[0]} is subtracted; the same sample indices on both sides."
-    if any(row["half_width"] is None for row in differences):
-        note += " One repeat has no interval: benchmark all with --repeats 3."
-    text = page(
-        results, curve, " against ".join(names), {"head": head, "rows": lines, "note": note}
-    )
+    runs = {name: result for name, (result, _) in zip(names, results, strict=True)}
+    differences = paired_differences(runs, metric)
+    shown = _shown(runs, differences, metric)
+    curve = save_curves(runs, [metric], folder / "curves.png")
+    title = " against ".join(names)
+    text = page(runs, [home for _, home in results], metric, curve, title, shown)
     content = {"metric": metric, "base": names[0], "differences": differences}
     write_atomic(folder / "comparison.html", text)
-    record = json.dumps(content, indent=2) + "\n"
-    write_atomic(folder / "comparison.json", record)
-    for name, (result, _) in zip(names, results, strict=True):
-        print(f"\n{name}\n\n{aligned(*table(result))}")
-    print("", aligned(head, lines), "", note, f"page: {folder / 'comparison.html'}", sep="\n")
+    write_atomic(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
+    print("", aligned(*matrix(runs, metric)), "", headline(runs, metric)[0], "", sep="\n")
+    print(aligned(shown["head"], shown["rows"]), "", shown["note"], sep="\n")
+    print(f"page: {folder / 'comparison.html'}")
     return folder / "comparison.html"
 
 
-def read_report(where: str) -> tuple[dict[str, Any], Path]:
-    """A report and its folder.
+def _shown(
+    runs: dict[str, dict[str, Any]], differences: list[dict[str, Any]], metric: str
+) -> dict[str, Any]:
+    """Head, rows and note of the differences: a row per run, a column per number of steps."""
+    base, *others = runs
+    steps = sorted({row["steps"] for row in differences})
+    cells = {(row["run"], row["steps"]): _interval(row) for row in differences}
+    note = f"{base} is subtracted; the same sample indices on both sides."
+    if any(row["half_width"] is None for row in differences):
+        note += " One repeat has no interval: benchmark all with --repeats 3."
+    else:
+        note += " In brackets: 95 % intervals."
+    return {
+        "head": [f"{label(metric, runs[base])} difference at steps", *map(str, steps)],
+        "rows": [[name, *(cells.get((name, n), "-") for n in steps)] for name in others],
+        "note": note,
+    }
 
-    Raises:
-        ValueError: when there is none.
-    """
-    path = Path(where)
-    path = path if path.suffix == ".json" else path / "benchmark.json"
-    try:
-        return json.loads(path.read_text()), path.parent
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no report: name a folder that `ucgm benchmark` printed."
-        ) from error
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names made different by a number where they repeat."""
+    found: list[str] = []
+    for name in names:
+        tried = itertools.chain([name], (f"{name} ({i})" for i in itertools.count(2)))
+        found.append(next(other for other in tried if other not in found))
+    return found
 
 
 def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str) -> None:
@@ -108,7 +110,7 @@ def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str
                     f"{key} differs: {one} in {home}, {two} in {folder}. Such numbers do not "
                     "compare: benchmark both with equal settings."
                 )
-        (one, left), (two, right) = (basis(r, metric) for r in (first, result))
+        (one, left), (two, right) = (basis(*r, metric) for r in ((first, home), (result, folder)))
         if left != right:
             raise ValueError(
                 f"the extractors differ: {left} in {home}, {right} in {folder}. Benchmark both "
@@ -121,42 +123,47 @@ def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str
             )
 
 
-def basis(result: dict[str, Any], metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Identities of the reference and of the extractor of a metric."""
+def basis(
+    result: dict[str, Any], folder: Path, metric: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Identities of the reference and of the extractor of a metric.
+
+    Raises:
+        ValueError: the report does not have them.
+    """
     protocol = result["protocol"]
     extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
     name = metric.rpartition(".")[0] or extractors[0]["name"]
-    extractor = next(entry for entry in extractors if entry["name"] == name)
-    training, *held_out = (r for r in result["references"] if r["extractor"] == name)
-    return held_out[0] if metric.endswith("fid_heldout") else training, extractor
+    found = [entry for entry in extractors if entry["name"] == name]
+    references = [entry for entry in result["references"] if entry["extractor"] == name]
+    number = int(metric.endswith("fid_heldout"))  # the held-out reference follows the other
+    if not found or number >= len(references):
+        raise ValueError(f"{folder} does not say what its {metric} was measured with.")
+    return references[number], found[0]
 
 
-def paired_differences(
-    names: Sequence[str], results: Sequence[dict[str, Any]], metric: str
-) -> list[dict[str, Any]]:
-    """Difference of each run to the first at each common number of steps."""
+def paired_differences(runs: dict[str, dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Difference of each run to the first at each common number of steps.
+
+    Raises:
+        ValueError: there is none.
+    """
 
     def by_repeat(result: dict[str, Any]) -> dict[tuple[int, int], float]:
         return {(row["steps"], row["repeat"]): row["scores"][metric] for row in result["rows"]}
 
-    base, rows = by_repeat(results[0]), []
-    for name, result in zip(names[1:], results[1:], strict=True):
+    (first, result), *others = runs.items()
+    base, rows = by_repeat(result), []
+    for name, result in others:
         other = by_repeat(result)
-        for steps in sorted({key[0] for key in base.keys() & other.keys()}):
-            values = [
-                other[key] - base[key]
-                for key in sorted(base.keys() & other.keys())
-                if key[0] == steps
-            ]
-            rows.append(
-                {
-                    "run": name,
-                    "steps": steps,
-                    "difference": statistics.fmean(values),
-                    "half_width": half_width(values),
-                    "repeats": len(values),
-                }
-            )
+        common = sorted(base.keys() & other.keys())
+        if not common:
+            raise ValueError(f"{first} and {name} have no number of steps in common.")
+        for steps, keys in itertools.groupby(common, key=lambda key: key[0]):
+            values = [other[key] - base[key] for key in keys]
+            mean = statistics.fmean(values)
+            row = {"run": name, "steps": steps, "difference": mean}
+            rows.append(row | {"half_width": half_width(values), "repeats": len(values)})
     return rows
 
 
@@ -170,7 +177,8 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def _interval(row: dict[str, Any]) -> str:
+    text = f"{row['difference']:+.4f}"
     if row["half_width"] is None:
-        return "-"
+        return text
     low, high = (row["difference"] + sign * row["half_width"] for sign in (-1, 1))
-    return f"[{low:+.4f}, {high:+.4f}]"
+    return f"{text} [{low:+.4f}, {high:+.4f}]"

@@ -169,14 +169,23 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     try:
         content = yaml.safe_load(text)
-        _count(content, [_MOST_VALUES], 0)
+        refuse_bomb(content, _MOST_VALUES)
     except Exception as error:  # PyYAML's own, and those of numbers and dates that are none
         raise ValueError(f"{name} is not readable YAML: {' '.join(str(error).split())}") from error
     return content
 
 
+def refuse_bomb(value: Any, most: int) -> None:
+    """Refuse plain values that are more than ``most``, or deeper than a person would write.
+
+    Raises:
+        ValueError: they are, or a key is no text.
+    """
+    _count(value, [most], 0)
+
+
 def _count(value: Any, left: list[int], depth: int) -> None:
-    """Refuse what aliases expand to more values, or deeper, than a configuration can be."""
+    """Count values off ``left``; YAML's aliases may stand for many."""
     left[0] -= 1
     if left[0] < 0 or depth > _DEEPEST:
         raise ValueError("it expands to too many values, or too deep")

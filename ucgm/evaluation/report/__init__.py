@@ -4,61 +4,79 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ucgm.evaluation.report.figures import save_curve
-from ucgm.evaluation.report.page import page
-from ucgm.evaluation.report.tables import aligned, csv_text, footnotes, markdown, summarise, table
+from ucgm.evaluation.report.figures import save_curves
+from ucgm.evaluation.report.page import grid_name, lead, page
+from ucgm.evaluation.report.tables import (
+    aligned,
+    csv_text,
+    footnotes,
+    headline,
+    markdown,
+    summarise,
+    table,
+)
 from ucgm.generation.samples import SampleSet
-from ucgm.generation.writers import save_grid, save_strip
+from ucgm.generation.writers import grid_indices, save_grid, save_strip
 from ucgm.runtime.files import write_atomic
 
 __all__ = ["summarise", "write_report"]
 
 
-def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> list[Path]:
-    """Write all files of a report into ``folder``, print the table, and name the pictures.
+def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> None:
+    """Write all files of a report into ``folder``, and print the table and the result.
 
     Args:
         folder: an existing folder.
-        result: the content of ``benchmark.json``.
+        result: the content of ``benchmark.json``, which the labels of the strip are added to.
         samples: for the grids; the same indices at every step count.
 
     Raises:
         ValueError: when the disk is full; what was measured is kept.
     """
     try:
-        paths, pictures = _write(folder, result, samples)
+        _write(folder, result, samples)
     except OSError as error:
         raise ValueError(
             f"the report in {folder} could not be written: {error}. All that was measured is kept: "
             "free some space and run the same command again."
         ) from error
-    print("", aligned(*table(result)), "", *footnotes(result), "", sep="\n")
-    print(*(f"report:  {path}" for path in paths), sep="\n")
-    print(*(f"picture: {path}" for path in pictures), sep="\n", flush=True)
-    return paths + pictures
+    runs = {result["name"]: result}
+    head, cells, _ = table(runs)
+    sentence, _ = headline(runs, result["metrics"][0])
+    warning = footnotes(result)[-1:]
+    print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
+    print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")
 
 
-def _write(
-    folder: Path, result: dict[str, Any], samples: SampleSet
-) -> tuple[list[Path], list[Path]]:
-    """Texts and pictures of the report."""
+def _write(folder: Path, result: dict[str, Any], samples: SampleSet) -> None:
+    """Pictures and texts of the report."""
+    columns = []
+    for entry in summarise(result):
+        path = folder / grid_name(entry["steps"])
+        columns.append(save_grid(samples.with_steps(entry["steps"]), path))
+    save_strip(columns, folder / "strip.png")
+    result["strip"] = column_names(samples)
+    runs = {result["name"]: result}
+    frechet = ("fid", "fid_heldout", "sfid")
+    curves = [name for name in result["metrics"] if name.rpartition(".")[2] in frechet]
+    curve = folder / "fid_vs_steps.png"
+    save_curves(runs, curves or result["metrics"][:1], curve)
+    title = f"{result['name']}: quality against the number of steps"
     content = result | {"summary": summarise(result)}
-    texts = {
+    for name, text in {
         "benchmark.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
         "benchmark.csv": csv_text(result),
         "benchmark.md": markdown(result),
-    }
-    paths = [folder / name for name in texts]
-    for name, text in texts.items():
-        write_atomic(folder / name, lambda path, text=text: path.write_text(text))
-    pictures = [save_curve(result, folder / "fid_vs_steps.png")]
-    columns = []
-    for entry in summarise(result):
-        path = folder / f"grid_steps_{entry['steps']:02d}.png"
-        columns.append(save_grid(samples.with_steps(entry["steps"]), path))
-        pictures.append(path)
-    pictures.append(save_strip(columns, folder / "strip.png"))
-    title = f"{result['name']}: quality against the number of steps"
-    text = page([(result, folder)], pictures[0], title)
-    write_atomic(folder / "benchmark.html", text)
-    return [*paths, folder / "benchmark.html"], pictures
+        "benchmark.html": page(runs, [folder], result["metrics"][0], curve, title),
+    }.items():
+        write_atomic(folder / name, text)
+
+
+def column_names(samples: SampleSet) -> list[str]:
+    """What stands over each column of the strip: the class, or the number of the sample."""
+    indices = grid_indices(samples)[:, 0]
+    if samples.data.num_classes == 0:
+        return [f"sample {index}" for index in indices.tolist()]
+    names = samples.data.class_names
+    labels = samples.labels_at(indices).tolist()
+    return [f"class {names[label] if label < len(names) else label}" for label in labels]

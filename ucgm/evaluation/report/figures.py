@@ -1,86 +1,74 @@
-"""Pictures of a benchmark: the curve, one grid of samples per step count, a strip.
+"""The curve of a benchmark, or of several: a metric against the number of steps."""
 
-Grids: one class per row, the same sample indices for every step count.  Strip: one row per step
-count, one sample index per column, so that a column shows what more steps do to one sample.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ucgm.evaluation.report.tables import label, summarise
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.terminal import printable
 
 
-def save_curve(result: dict[str, Any], path: Path) -> Path:
-    """The Frechet distances of one benchmark, with spread and noise floor, as PNG."""
-    distances = ("fid", "fid_heldout", "sfid")
-    names = [name for name in result["metrics"] if name.rpartition(".")[2] in distances]
-    names = names or result["metrics"][:1]
-    lines = [(label(name, result), series(result, name)) for name in names]
-    title = f"{result['name']}, {result['protocol']['num_samples']:,} samples per point"
-    return _draw(lines, floor_of(result, names[0]), axis_name(result, names[0]), title, path)
+def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path: Path) -> Path:
+    """Metrics of benchmarks over the number of steps (log2), as PNG.
 
+    A band is one deviation over the repeats, a dotted line the score of held-out real images.
 
-def save_curves(runs: Sequence[tuple[str, dict[str, Any]]], metric: str, path: Path) -> Path:
-    """One metric of several benchmarks, as PNG."""
-    lines = [(name, series(result, metric)) for name, result in runs]
-    first = runs[0][1]
-    title = f"{first['protocol']['num_samples']:,} samples per point"
-    return _draw(lines, floor_of(first, metric), axis_name(first, metric), title, path)
-
-
-def series(result: dict[str, Any], metric: str) -> list[tuple[int, float, float | None]]:
-    """(steps, mean, deviation over repeats) of one metric."""
-    entries = summarise(result)
-    scores = [(entry["steps"], entry["scores"][metric]) for entry in entries]
-    return [(steps, score["mean"], score["std"]) for steps, score in scores]
-
-
-def floor_of(result: dict[str, Any], metric: str) -> float | None:
-    """The score of held-out real data."""
-    return result["real"]["scores"].get(metric) if result["real"] else None
-
-
-def axis_name(result: dict[str, Any], metric: str) -> str:
-    """What the vertical axis shows."""
-    name = metric.rpartition(".")[0] or result["protocol"]["extractor"]["name"]
-    return f"{label(metric, result)}, {name} features"
-
-
-def _draw(
-    lines: Sequence[tuple[str, list[tuple[int, float, float | None]]]],
-    floor: float | None,
-    axis: str,
-    title: str,
-    path: Path,
-) -> Path:
-    """Lines over the number of steps (log2), with a band of one deviation."""
+    Args:
+        runs: content of ``benchmark.json`` by name; the first one names the axes.
+        metrics: one where there are several runs.
+        path: of the picture.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, points in lines:
-        steps, mean, spread = zip(*points, strict=True)
-        (line,) = axes.plot(steps, mean, marker="o", label=name)
-        if all(value is not None for value in spread):
-            low = [m - s for m, s in zip(mean, spread, strict=True)]
-            high = [m + s for m, s in zip(mean, spread, strict=True)]
-            axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+    first, values, ticks = next(iter(runs.values())), [], set()
+    for name, result in runs.items():
+        entries = summarise(result)
+        steps = [entry["steps"] for entry in entries]
+        for metric in metrics:
+            scores = [entry["scores"][metric] for entry in entries]
+            mean = [score["mean"] for score in scores]
+            line_name = name if len(runs) > 1 else label(metric, result)
+            (line,) = axes.plot(steps, mean, marker="o", label=_text(line_name))
+            if all(score["std"] is not None for score in scores):
+                low, high = ([s["mean"] + sign * s["std"] for s in scores] for sign in (-1, 1))
+                axes.fill_between(steps, low, high, alpha=0.2, color=line.get_color())
+            values += mean
+            ticks |= set(steps)
+    floor = (first["real"] or {"scores": {}})["scores"].get(metrics[0])
     if floor is not None:
         axes.axhline(floor, color="gray", linestyle=":", label=f"held-out real data {floor:.3g}")
-    ticks = sorted({point[0] for _, points in lines for point in points})
+        values.append(floor)
     axes.set_xscale("log", base=2)
-    if all(point[1] > 0 for _, points in lines for point in points) and (floor or 1) > 0:
-        axes.set_yscale("log")
-    axes.set_xticks(ticks, [str(count) for count in ticks])
+    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
     axes.tick_params(axis="x", which="minor", bottom=False)
+    plain_axis(axes, values)
+    extractor = metrics[0].rpartition(".")[0] or first["protocol"]["extractor"]["name"]
     axes.set_xlabel("sampling steps")
-    axes.set_ylabel(axis)
-    axes.set_title(title)
+    axes.set_ylabel(_text(f"{label(metrics[0], first)}, {extractor} features"))
+    axes.set_title(f"{first['protocol']['num_samples']:,} samples per point")
     axes.grid(alpha=0.3)
     axes.legend()
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path
+
+
+def _text(name: str) -> str:
+    """A name that is neither a formula nor a character that no font can draw."""
+    return printable(name).replace("$", r"\$")
+
+
+def plain_axis(axes: Any, values: Iterable[float]) -> None:
+    """A vertical axis whose ticks read 0.3, in place of 3x10^-1; logarithmic over a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    found = [value for value in values if abs(value) < float("inf")]
+    if found and min(found) > 0 and max(found) > 10 * min(found):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")

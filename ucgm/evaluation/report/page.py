@@ -1,4 +1,4 @@
-"""One self-contained HTML page for one or several benchmarks: table, curve, grids, protocol.
+"""One self-contained HTML page for one or several benchmarks.
 
 Pictures are inlined, nothing is loaded from anywhere, so the page can be mailed and archived.
 Values enter the page as JSON and are placed as text, never as markup.
@@ -8,16 +8,19 @@ import base64
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ucgm.evaluation.report.tables import footnotes, summarise, table
+from ucgm.evaluation.report.tables import footnotes, headline, summarise, table
+from ucgm.runtime.terminal import printable
 
 
 def page(
-    results: Sequence[tuple[dict[str, Any], Path]],
+    runs: Mapping[str, dict[str, Any]],
+    folders: list[Path],
+    metric: str,
     curve: Path,
     title: str,
     differences: dict[str, Any] | None = None,
@@ -25,50 +28,51 @@ def page(
     """The HTML.
 
     Args:
-        results: content of each ``benchmark.json`` with its folder, which holds the pictures.
+        runs: content of each ``benchmark.json`` by name.
+        folders: of the runs, which hold their pictures.
+        metric: whose best value is the headline.
         curve: PNG of the curve.
         title: of the page.
         differences: ``head``, ``rows`` and ``note`` of the paired differences.
     """
-    names = distinct([result["name"] for result, _ in results])
-    heads: dict[str, None] = {"run": None}
-    lines = []
-    for name, (result, _) in zip(names, results, strict=True):
-        head, cells = table(result)
-        heads |= dict.fromkeys(head)
-        lines += [{"run": name, **dict(zip(head, row, strict=True))} for row in cells]
-    rows = [[line.get(head, "-") for head in heads] for line in lines]  # runs differ in metrics
-    steps = sorted({entry["steps"] for result, _ in results for entry in summarise(result)})
+    head, rows, bold = table(runs)
+    sentence, best = headline(runs, metric)
+    steps = {name: [e["steps"] for e in summarise(result)] for name, result in runs.items()}
+    first = next(iter(runs.values()))
     data = {
-        "lead": lead(results[0][0]),
-        "head": list(heads),
+        "headline": sentence,
+        "lead": lead(first),
+        "head": head,
         "rows": rows,
+        "bold": sorted(bold),
         "curve": inline(curve),
         "differences": differences,
-        "steps": steps,
+        "steps": sorted({count for counts in steps.values() for count in counts}),
+        "best": best,
         "runs": [
             {
                 "name": name,
-                "grids": {
-                    count: inline(folder / grid_name(count))
-                    for count in steps
-                    if (folder / grid_name(count)).is_file()
-                },
+                "grids": {count: inline(folder / grid_name(count)) for count in steps[name]},
                 "strip": inline(folder / "strip.png"),
+                "rows": [f"{count} step{'s' * (count > 1)}" for count in steps[name]],
+                "columns": runs[name].get("strip", []),
             }
-            for name, (_, folder) in zip(names, results, strict=True)
+            for name, folder in zip(runs, folders, strict=True)
         ],
-        "protocol": protocol_rows([result for result, _ in results]),
-        "notes": footnotes(results[0][0]) if len(results) == 1 else [],
+        "protocol": protocol_rows(list(runs.values())),
+        "notes": footnotes(first) if len(runs) == 1 else [],
     }
     # No tag can begin in the data: JSON allows the escaped "<".  One pass: what is put in is data.
-    parts = {"__TITLE__": html.escape(title), "__DATA__": json.dumps(data).replace("<", "\\u003c")}
+    parts = {
+        "__TITLE__": html.escape(printable(title)),
+        "__DATA__": json.dumps(data).replace("<", "\\u003c"),
+    }
     template = files("ucgm.evaluation.report").joinpath("page.html").read_text()
     return re.sub("__TITLE__|__DATA__", lambda found: parts[found[0]], template)
 
 
 def lead(result: dict[str, Any]) -> str:
-    """The sentence above the table."""
+    """What the numbers of the table are of."""
     protocol = result["protocol"]
     return (
         f"{protocol['num_samples']:,} samples per row, features of {protocol['extractor']['name']},"
@@ -81,20 +85,14 @@ def grid_name(steps: int) -> str:
     return f"grid_steps_{steps:02d}.png"
 
 
-def inline(path: Path) -> str:
-    """A PNG as a data URL."""
+def inline(path: Path) -> str | None:
+    """A PNG as a data URL; None where there is no file."""
+    if not path.is_file():
+        return None
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names made different by a number where they repeat."""
-    return [
-        name if list(names).count(name) == 1 else f"{name} ({list(names)[: i + 1].count(name)})"
-        for i, name in enumerate(names)
-    ]
-
-
-def protocol_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+def protocol_rows(results: list[dict[str, Any]]) -> list[list[str]]:
     """One line per fact, one column per run."""
 
     def flat(value: Any, prefix: str) -> dict[str, str]:

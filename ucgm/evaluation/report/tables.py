@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = {
@@ -16,6 +16,7 @@ COLUMNS = {
     "inception_score": ("IS", 2),
     "accuracy": ("accuracy", 3),
 }
+HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "accuracy")
 
 
 def column(metric: str, extractor: str) -> tuple[str, int]:
@@ -71,27 +72,70 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
     return summary
 
 
-def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of the table that people read; the last row is real held-out data."""
-    head = ["steps", "NFE", *(label(name, result) for name in result["metrics"]), "images/s"]
-    cells = []
-    for entry in summarise(result):
-        row = [str(entry["steps"]), f"{entry['nfe']:g}"]
-        for name in result["metrics"]:
-            row.append(_cell(entry["scores"][name], digits_of(name)))
-        rate = entry["images_per_second"]
-        cells.append([*row, f"{rate:,.0f}" if rate else "-"])
-    real = result["real"]
-    if real:
-        row = ["real", "-"]
-        for name in result["metrics"]:
-            value = real["scores"].get(name)
-            row.append("-" if value is None else f"{value:.{digits_of(name)}f}")
-        cells.append([*row, "-"])
-    return head, cells
+def table(
+    runs: Mapping[str, dict[str, Any]],
+) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """Head and cells of the table that people read, and which (row, column) are the best.
+
+    The last row of a run is real held-out data.
+
+    Args:
+        runs: content of ``benchmark.json`` by name, which is a column where there are several.
+    """
+    heads = dict.fromkeys(["run"] * (len(runs) > 1) + ["steps", "NFE"])
+    lines: list[dict[str, str]] = []
+    best: dict[str, tuple[float, int]] = {}
+    for name, result in runs.items():
+        labels = {metric: label(metric, result) for metric in result["metrics"]}
+        heads |= dict.fromkeys(labels.values())
+        for entry in summarise(result):
+            rate = entry["images_per_second"]
+            line = {"run": name, "steps": str(entry["steps"]), "NFE": f"{entry['nfe']:g}"}
+            line["images/s"] = f"{rate:,.0f}" if rate else "-"
+            for metric, head in labels.items():
+                line[head] = cell(entry["scores"][metric], metric)
+                place = (rank(entry["scores"][metric]["mean"], metric), len(lines))
+                best[head] = min(place, best.get(head, place))
+            lines.append(line)
+        if result["real"]:
+            scores = {m: v for m, v in result["real"]["scores"].items() if m in labels}
+            real = {labels[m]: f"{value:.{digits_of(m)}f}" for m, value in scores.items()}
+            lines.append({"run": name, "steps": "real"} | real)
+    order = [*heads, "images/s"]
+    bold = {(row, order.index(head)) for head, (_, row) in best.items()}
+    return order, [[line.get(head, "-") for head in order] for line in lines], bold
 
 
-def _cell(value: dict[str, Any], digits: int) -> str:
+def rank(value: float, metric: str) -> float:
+    """A number that is smaller for better values of a metric."""
+    return -value if metric.rpartition(".")[2] in HIGHER_IS_BETTER else value
+
+
+def headline(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[str, int]:
+    """The sentence that says the result, and the number of steps it was found at."""
+    found = [(name, entry) for name, result in runs.items() for entry in summarise(result)]
+    name, entry = min(found, key=lambda pair: rank(pair[1]["scores"][metric]["mean"], metric))
+    steps = entry["steps"]
+    value = cell(entry["scores"][metric], metric)
+    plural = "" if steps == 1 else "s"
+    head = label(metric, runs[name])
+    return f"The best {head} is {value}, at {steps} step{plural} of {name}.", steps
+
+
+def matrix(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of one metric: a row per run, a column per number of steps."""
+    entries = {
+        name: {entry["steps"]: cell(entry["scores"][metric], metric) for entry in summarise(result)}
+        for name, result in runs.items()
+    }
+    steps = sorted({count for row in entries.values() for count in row})
+    head = [f"{label(metric, next(iter(runs.values())))} at steps", *map(str, steps)]
+    return head, [[name, *(row.get(n, "-") for n in steps)] for name, row in entries.items()]
+
+
+def cell(value: dict[str, Any], metric: str) -> str:
+    """Mean, deviation and minimum of a score over repeats."""
+    digits = digits_of(metric)
     text = f"{value['mean']:.{digits}f}"
     if value["std"] is not None:
         text += f" ± {value['std']:.{digits}f} (min {value['min']:.{digits}f})"
@@ -144,20 +188,31 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             f"Row real: {real['num_samples']:,} held-out real images ({real['name']}); its FID is "
             "the noise floor. A generator that memorises has a small FID and a larger FID held-out."
         )
-    if extractor["name"] != "inception" or protocol["num_samples"] != 50_000:
-        notes.append("Not comparable with published FID-50K of Inception features.")
+    published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
+    notes.append(
+        "Compare with published FID-50K of the same reference and labels only."
+        if published
+        else "Not comparable with published FID-50K of Inception features."
+    )
     return notes
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The report in Markdown."""
+    runs = {result["name"]: result}
+    head, cells, bold = table(runs)
+    for row, column_number in bold:
+        cells[row][column_number] = f"**{cells[row][column_number]}**"
     lines = [f"# {result['name']}: quality against the number of steps", ""]
-    lines += [aligned(*table(result)), ""]
+    lines += [headline(runs, result["metrics"][0])[0], "", aligned(head, cells), ""]
     lines += [f"- {note}" for note in footnotes(result)]
     lines += ["", "![FID against steps](fid_vs_steps.png)", ""]
-    for entry in summarise(result):
-        name = f"grid_steps_{entry['steps']:02d}.png"
-        lines += [f"{entry['steps']} steps:", "", f"![{name}]({name})", ""]
+    steps = [entry["steps"] for entry in summarise(result)]
+    for count in steps:
+        name = f"grid_steps_{count:02d}.png"
+        lines += [f"{count} steps:", "", f"![{name}]({name})", ""]
+    rows, columns = ", ".join(map(str, steps)), ", ".join(result["strip"])
+    lines += [f"Rows: {rows} steps. Columns: {columns}.", "", "![strip.png](strip.png)", ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,98 @@
+"""Reports that were written before, by us or by somebody else: read, and checked field by field."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from ucgm.evaluation.report.tables import COLUMNS
+from ucgm.runtime.reading import read_json, refuse_bomb
+from ucgm.runtime.values import Count, Range, checked
+
+_MOST_VALUES = 1_000_000
+_Number = Annotated[float, Range(-1e12, 1e12)]
+_IDENTITY = {"name": str, "sha256": str}
+# What tables, pictures and comparisons look at: types, or objects with at least these fields, or
+# lists of any length of what is in the brackets.
+_REPORT: dict[str, Any] = {
+    "name": str,
+    "nfe_convention": str,
+    "metrics": [str],
+    "machine": {},
+    "protocol": {"num_samples": Count, "repeats": Count, "labels": str, "extractor": _IDENTITY},
+    "references": [{"extractor": str, **_IDENTITY}],
+    "rows": [
+        {
+            "steps": Count,
+            "repeat": Annotated[int, Range(0, 10**9)],
+            "nfe": _Number,
+            "images_hash": str,
+            "images_per_second": float | None,
+        }
+    ],
+    "real": dict | None,
+}
+
+
+def read_report(where: str) -> tuple[dict[str, Any], Path]:
+    """The content of a ``benchmark.json``, and its folder.
+
+    Args:
+        where: the file, or its folder.
+
+    Raises:
+        ValueError: there is none, or a field of it is missing or of another type.
+    """
+    path = Path(where)
+    path = path if path.suffix == ".json" else path / "benchmark.json"
+    try:
+        result = read_json(path)
+        refuse_bomb(result, _MOST_VALUES)
+        check_report(result)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{path} is no report: name a folder that `ucgm benchmark` printed."
+        ) from None
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    return result, path.parent
+
+
+def check_report(result: dict[str, Any]) -> None:
+    """Refuse a report with a field that is missing or of another type.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    _check(result, _REPORT, "")
+    metrics, rows = result["metrics"], result["rows"]
+    if not metrics or not rows:
+        raise ValueError(f"{'rows' if metrics else 'metrics'} is empty")
+    for metric in metrics:
+        if metric.rpartition(".")[2] not in COLUMNS:
+            raise ValueError(f"metrics holds {metric!r:.60}, which is no known metric")
+    scores = dict.fromkeys(metrics, _Number)
+    for number, row in enumerate(rows):
+        _check(row, {"scores": scores}, f"rows[{number}]")
+    _check(result["protocol"].get("more_extractors", []), [_IDENTITY], "protocol.more_extractors")
+    _check(result.get("strip", []), [str], "strip")
+    if result["real"] is not None:
+        _check(result["real"], {"scores": {}}, "real")
+        measured = result["real"]["scores"]
+        _check(measured, dict.fromkeys(measured, _Number), "real.scores")
+
+
+def _check(value: Any, shape: Any, where: str) -> None:
+    """Refuse a value that is not of a shape as above."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, got {value!r:.60}")
+        for name, inner in shape.items():
+            if name not in value:
+                raise ValueError(f"{where}{'.' * bool(where)}{name} is missing")
+            _check(value[name], inner, f"{where}{'.' * bool(where)}{name}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r:.60}")
+        for number, item in enumerate(value):
+            _check(item, shape[0], f"{where}[{number}]")
+    else:
+        checked(shape, value, where)
