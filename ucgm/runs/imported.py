@@ -86,7 +86,7 @@ def import_run(
         weights = read_checkpoint(file, unsafe_pickle)
         imported = _understood(file, architecture, weights, which, found)
         config = config_of(architecture, imported, vae, stats, transport)
-        facts = {"architecture": architecture, "file": str(file), "weights": which}
+        facts: dict[str, Any] = {"architecture": architecture, "file": str(file), "weights": which}
         facts["sha256"] = sha256(file) if file.is_file() else None
         _fill_run(folder, config, imported, facts)
     _report(Path(out), config, imported)
