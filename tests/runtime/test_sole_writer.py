@@ -229,7 +229,6 @@ def member(world, folder):
         with pytest.raises(ValueError, match="ucgm demo"):
             sole_writer(folder, "ucgm sample").__enter__()
         world.wait()
-    world.leave()
 
 
 def test_a_group_of_processes_has_one_lock(tmp_path):

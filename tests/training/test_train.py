@@ -183,7 +183,7 @@ def _meet(world):
     layer.num_batches_tracked.fill_(world.rank)
     sharding.copy_first(layer)
     assert not layer.weight.any() and layer.num_batches_tracked == 0
-    world.leave()
+    world.wait()
 
 
 def test_all_processes_continue_from_what_the_first_one_found():

@@ -102,7 +102,6 @@ def benchmark(
             write_report(folder, result, samples)
             if not keep_features:
                 shutil.rmtree(folder / "chunks")
-    world.leave()
     return result | {"folder": str(folder)}
 
 

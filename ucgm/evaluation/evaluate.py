@@ -74,7 +74,6 @@ def evaluate(
             write_atomic(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
             _print(content["scores"], evaluators, len(images), folder)
             result = content | result
-    world.leave()
     return result
 
 
@@ -133,7 +132,6 @@ def make_reference(
         folder = path.with_name(path.name + ".parts")
         extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
         _write_reference(path, name or path.stem, images, extraction, num_rows)
-    world.leave()
     return path
 
 

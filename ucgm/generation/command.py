@@ -206,7 +206,6 @@ def sample_run(
             print(f"{'latents:' if sheet is None else 'images: '} {path}")
             if sheet is not None:
                 print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
-    world.leave()
     return folder
 
 

@@ -53,20 +53,21 @@ class World:
 
     @contextlib.contextmanager
     def writes(self, path: Path, work: str) -> Iterator[None]:
-        """Be the one job that writes ``path``: its first process is the ``files.sole_writer``."""
+        """Be the one job that writes ``path``, to its end: the first process holds the lock.
+
+        A group of processes ends with the block, when all have come there: it is the last thing a
+        command does.  See ``files.sole_writer``.
+        """
         with sole_writer(path, work) if self.first else contextlib.nullcontext():
             yield
+            self.wait()
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.size > 1:
             torch.distributed.barrier()
-
-    def leave(self) -> None:
-        """End the group when all processes have come here; the last thing a command does."""
-        self.wait()
-        if self.size > 1:
-            torch.distributed.destroy_process_group()
 
 
 def requested_processes() -> int | None:

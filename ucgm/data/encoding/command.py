@@ -121,7 +121,6 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
         world.wait()
         if world.first:
             finish(folder, job)
-    world.leave()
     return folder
 
 
