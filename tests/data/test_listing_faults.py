@@ -125,9 +125,7 @@ def test_members_of_a_zip(tree, tmp_path):
 def test_what_may_not_be_read_is_not_to_be_deleted(tree, monkeypatch):
     dataset = Images(str(tree), 8).open()
     (tree / "n0" / "000.JPEG").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"n0/000.JPEG in .*delete it, or save it anew\."
-    ):
+    with pytest.raises(ValueError, match=r"n0/000.JPEG in .*delete it, or save it anew\."):
         dataset.read([0])
 
     def refused(path, *_):

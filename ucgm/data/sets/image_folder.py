@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.dataset import DataConfig, Dataset, flips_fit
+from ucgm.data.dataset import DataConfig, Dataset, flips_fit, other_classes
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.randomness import RowRandom
@@ -109,7 +109,10 @@ class Images(DataConfig):
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""
-        return ImageDataset(self)
+        dataset, held_out = ImageDataset(self), self.held_out()
+        if held_out is not None and (other := other_classes(dataset, held_out.open())):
+            raise ValueError(f"data.held_out_path: {other}, which training does not know.")
+        return dataset
 
     def held_out(self) -> "Images | None":
         """The held-out images, in the same size."""
