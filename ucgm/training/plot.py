@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.reading import reading
 
 METRICS_FILE = "metrics.jsonl"
@@ -58,11 +58,10 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
     flat = (v for value in row.values() for v in (value if isinstance(value, list) else [value]))
-    return all(v is None or isinstance(v, float) or _whole(v) for v in flat)
-
-
-def _whole(v: Any) -> bool:
-    return isinstance(v, int) and abs(v) < 2**1000  # larger ones are no float
+    # Larger whole numbers are no float.
+    return all(
+        v is None or isinstance(v, float) or (isinstance(v, int) and abs(v) < 2**1000) for v in flat
+    )
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -117,9 +116,9 @@ def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None =
     path = Path(out)
     if path.suffix != ".png":
         raise ValueError(f"the picture is a PNG: name it with .png, not {out}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = keys or [key for key in PANELS if key in known]
-    _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
+    with sole_writer(path, "ucgm plot"):
+        _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
     for name, rows in zip(names_of(folders), logs, strict=True):
         shown = {k: rows[-1][k] for k in chosen if isinstance(rows[-1].get(k), int | float)}
         last = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
