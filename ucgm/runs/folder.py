@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from ucgm.data import Dataset, DataSpec, open_for_sampling
-from ucgm.data.sets.declared import CARD_FILE, other_classes
+from ucgm.data.dataset import other_classes
+from ucgm.data.sets.declared import CARD_FILE
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights

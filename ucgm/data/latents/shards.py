@@ -123,7 +123,7 @@ class ShardSet:
             if self.kept:
                 out[slot] = self._contents[n][offset : offset + size]
             elif os.preadv(self._handles[n], (out[slot].data,), offset) != size:
-                raise ValueError(f"shard {self.shards[n].path} has become shorter.")
+                raise _shorter(self.shards[n].path)
         latents = torch.from_numpy(out).view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
@@ -154,7 +154,7 @@ class ShardSet:
                     self._contents[number] = np.fromfile(file, np.uint8)
                 size = os.fstat(file.fileno()).st_size
                 if size < self.shards[number].bytes:
-                    raise ValueError(f"shard {path} has become shorter.")
+                    raise _shorter(path)
                 if self.digests is not None:
                     if self.kept:
                         found = hashlib.sha256(self._contents[number].data).hexdigest()
@@ -181,9 +181,16 @@ class ShardSet:
         else:
             content = np.frombuffer(os.pread(self._handles[number], size, offset), np.uint8)
         if len(content) != size:
-            raise ValueError(f"shard {path} has become shorter.")
+            raise _shorter(path)
         dtype = torch.int64 if name == "labels" else self.dtype
         return torch.from_numpy(content.copy()).view(dtype).view(rows, *array.shape[1:])
+
+
+def _shorter(path: Path) -> ValueError:
+    return ValueError(
+        f"shard {path} has become shorter: copy it again, or run its `ucgm encode` again, which "
+        "makes this shard anew."
+    )
 
 
 def _allow_open_files(count: int) -> None:
