@@ -139,6 +139,29 @@ def test_what_a_kill_leaves_is_gone_when_the_command_has_run_again(place, fresh,
         assert folder_bytes(place) == expected
 
 
+def test_parts_of_a_reference_that_a_kill_took_away_are_made_again(place, monkeypatch):
+    """Killed when the parts are away and the file has no name yet, then when it has its name."""
+    words, replace = words_of("reference", place), os.replace
+
+    def killed(before):
+        def replaced(one, other):
+            if str(other).endswith("out.npz"):
+                None if before else replace(one, other)
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(one, other)
+
+        os.replace = replaced
+        return code_of(words)
+
+    for before, code in ((True, 0), (False, 2)):
+        assert end(start(killed, before)) == -signal.SIGKILL
+        assert not (place / "out.npz.parts").exists() and list(place.glob(".out.npz.*.tmp"))
+        assert code_of(words) == code  # 2: it is there, and is not overwritten
+        assert [p.name for p in place.glob("*out*")] == ["out.npz"]
+        assert not list(place.glob(".*"))
+        (place / "out.npz").unlink()
+
+
 def test_two_samplings_at_once(place, fresh):
     words = words_of("sample", place)
     assert code_of(words) == 0

@@ -5,7 +5,6 @@ of processes, restarted where they were stopped.  A reference keeps moments and 
 """
 
 import json
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,8 @@ def _write_reference(
 
     def write(temporary: Path) -> None:
         save_reference(temporary, reference)
-        shutil.rmtree(extraction.folder)
+        # The parts go with the temporary folder; half of them would be a folder of nobody.
+        extraction.folder.rename(temporary.with_name("parts"))
 
     write_atomic(path, write)
     print(f"reference: {path} ({count:,} images, extractor {features.name})")

@@ -38,8 +38,7 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
     ``content`` is the text, or a function that writes to the path it is given.  The file may be
     read by whom the umask lets, whatever the function does (safetensors makes private files).
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):  # by a kill
-        remove(left)
+    _sweep(path)
     # In a folder, because safetensors makes temporary files of its own beside the one it writes.
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / path.name
@@ -54,6 +53,12 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what a killed writer of the file ``path`` left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
+        remove(left)
 
 
 def remove(path: Path) -> None:
@@ -96,6 +101,7 @@ def sole_writer(path: Path, work: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{work} (process {os.getpid()} on {socket.gethostname()})\n")
         file.flush()
+        _sweep(place)
         try:
             yield
         finally:
