@@ -1,9 +1,11 @@
 """Reports of strangers under `ucgm compare`: a page that holds them as text, or one line."""
 
+import copy
 import json
 import math
 import shutil
 
+import matplotlib.backends.backend_agg  # noqa: F401  its import takes seconds, which count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,13 +57,13 @@ def changed(draw, report):
             place = place[key]
         change = draw(st.sampled_from(["value", "value", "drop", "add", "double"]))
         if change == "value":
-            place[last] = draw(VALUES)
+            place[last] = copy.deepcopy(draw(VALUES))
         elif change == "drop" and len(place) > 1:
             del place[last]
         elif isinstance(place, list):
-            place.append(draw(VALUES) if change == "add" else place[last])
+            place.append(copy.deepcopy(draw(VALUES)) if change == "add" else place[last])
         else:
-            place[draw(NAMES)] = draw(VALUES) if change == "add" else place[last]
+            place[draw(NAMES)] = copy.deepcopy(draw(VALUES)) if change == "add" else place[last]
     return report
 
 

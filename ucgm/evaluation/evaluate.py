@@ -16,7 +16,7 @@ from ucgm.evaluation.chunks import CHUNK
 from ucgm.evaluation.extractors import Extractors, open_extractor
 from ucgm.evaluation.image_sets import open_images
 from ucgm.evaluation.metrics import Reference, save_reference
-from ucgm.evaluation.references import open_evaluators
+from ucgm.evaluation.references import default_extractor, open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
@@ -106,8 +106,8 @@ def make_reference(
     Args:
         data: folder, zip or npz of images, hub:OWNER/NAME, or digits, digits-test.
         out: the npz to write.
-        extractor: inception, dinov2, digits or a registered name; inception when left out, digits
-            for the digits.
+        extractor: inception, dinov2, random, digits, a registered name or module:function;
+            inception when left out (random where its weights cannot be had), digits for the digits.
         extractor_weights: path of its weights.
         size: scale and crop to this size, as the training data were.
         num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
@@ -121,14 +121,17 @@ def make_reference(
     path = _checked(out, num_rows)
     refuse_inside(path, data, "out")
     world = join_world(device)
-    chosen = extractor or ("digits" if data.startswith("digits") else "inception")
-    features = open_extractor(chosen, extractor_weights, world.device)
+    if extractor is None:
+        fitting = "digits" if data.startswith("digits") else "inception"
+        features = default_extractor(fitting, extractor_weights, world.device)
+    else:
+        features = open_extractor(extractor, extractor_weights, world.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     images = open_images(data, size)
     count, num_rows = len(images), min(num_rows, len(images))
     protocol = {"images": images.identity, "num_samples": count}
     protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
-    protocol |= {"shard_size": shard_size}
+    protocol |= {"shard_size": shard_size, "extractor_spec": features.spec}
     folder = path.with_name(path.name + ".parts")
     extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
     extraction.claim(protocol)

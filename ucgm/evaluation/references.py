@@ -8,6 +8,7 @@ import torch
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.evaluation.chunks import FeatureExtractor, empty_moments
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
+from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
@@ -20,6 +21,7 @@ from ucgm.evaluation.scoring import (
     MetricConfig,
     choose_metrics,
 )
+from ucgm.runs.config import is_allowed
 
 # Images from which on a reference should be a file.
 MANY = 10_000
@@ -74,9 +76,11 @@ def _evaluator(
     reference = None if file is None else load_reference(file, entry)
     held_out = None if other is None else load_reference(other, entry)
     if name is None and reference is not None and reference.extractor is not None:
-        name = reference.extractor[0]
-    default = data.extractor if data is not None else "inception"
-    extractor = open_extractor(name or default, weights, device)
+        name = _spec_of(reference)
+    if name is None and reference is None and data is not None:
+        extractor = default_extractor(data.extractor, weights, device)
+    else:
+        extractor = open_extractor(name or "inception", weights, device)
     if reference is None:
         if config is None or data is None:
             raise ValueError(
@@ -90,6 +94,37 @@ def _evaluator(
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
     return Evaluator(extractor, (), reference, held_out)
+
+
+def _spec_of(reference: Reference) -> str:
+    """What opens the extractor of a reference.
+
+    Raises:
+        ValueError: it is code, which is not run because a file says so.
+    """
+    spec = reference.protocol["extractor_spec"]
+    if ":" in spec and not is_allowed(spec.partition(":")[0]):
+        raise ValueError(
+            f"reference {reference.name} was made with the extractor {spec}, which is code: if it "
+            f"is yours, say --extractor {spec}"
+        )
+    return spec
+
+
+def default_extractor(name: str, weights: str | None = None, device: str = "cpu") -> Extractor:
+    """The extractor ``name``, which nobody asked for; one that needs no file where Inception's
+    weights are missing.
+    """
+    try:
+        return open_extractor(name, weights, device)
+    except MissingWeights:
+        warnings.warn(
+            "the weights of Inception are not here and cannot be fetched, so extractor random is "
+            "used: its distances order runs on these data and are no FID; --extractor inception "
+            "says how to get the weights.",
+            stacklevel=2,
+        )
+        return open_extractor("random", None, device)
 
 
 def statistics_of(images: ImageSet, extractor: Extractor | Extractors) -> FeatureStatistics:

@@ -102,7 +102,7 @@ class MetricConfig:
     """names from fid fid_heldout sfid kid precision recall inception_score accuracy; all that can
     be computed when left out."""
     extractor: Names = None
-    """digits, inception, dinov2, a registered name or module:function; several give further
+    """digits, inception, dinov2, random, a registered name or module:function; several give further
     columns. That of the reference, or of the data, when left out."""
     extractor_weights: Names = None
     """path of its weights."""

@@ -26,6 +26,10 @@ PREFIX = "6726825d"
 SPATIAL_CHANNELS = 7
 
 
+class MissingWeights(ValueError):
+    """The published weights are not on this machine, and cannot be fetched."""
+
+
 class InceptionFeatures(nn.Module):
     """torch-fidelity's network with the spatial features beside its own outputs.
 
@@ -85,20 +89,17 @@ def build_inception(weights: str | None = None) -> Extractor:
     )
 
 
-def cached() -> Path:
-    """Where torch's cache has the published file, or would have it."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / FILE
-
-
 def _cached_or_downloaded() -> str:
     """The published file in torch's cache, fetched into it when it is not there."""
-    path = cached()
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=PREFIX, progress=False)
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"{FILE} could not be downloaded ({error}). {_remedy()}") from error
+            raise MissingWeights(
+                f"{FILE} could not be downloaded ({error}). {_remedy()}"
+            ) from error
     return str(path)
 
 

@@ -159,6 +159,7 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         rows.shape[1:] != (gaussian.dimension,) or not np.isfinite(rows).all()
     ):
         raise ValueError(f"its features {rows.shape} are no finite rows of {gaussian.dimension}")
+    foreign = {"file": path.name, "format": "foreign: mean and covariance as given"}
     return Reference(
         name=protocol.get("name", path.stem),
         gaussian=gaussian,
@@ -166,7 +167,7 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         spatial=spatial,
         features=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
         extractor=(extractor, protocol["extractor_sha256"]) if extractor else None,
-        protocol=protocol or {"file": path.name, "format": "foreign: mean and covariance as given"},
+        protocol={"extractor_spec": extractor, **protocol} if protocol else foreign,
         images=path if "arr_0" in arrays else None,
     )
 

@@ -22,8 +22,8 @@ HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "accuracy")
 def column(metric: str, extractor: str) -> tuple[str, int]:
     """Head and number of digits of a column.
 
-    The Frechet distance is called FID except in DINOv2's features; columns of further extractors
-    (``flat.recall``) name them.
+    The Frechet distance is called FID except in features of DINOv2 or a random network; columns of
+    further extractors (``flat.recall``) name them.
 
     Args:
         metric: as in the scores.
@@ -31,8 +31,9 @@ def column(metric: str, extractor: str) -> tuple[str, int]:
     """
     other, _, plain = metric.rpartition(".")
     name, digits = COLUMNS[plain]
-    if (other or extractor) == "dinov2" and "FID" in name:
-        return name.replace("FID", "FD-DINOv2"), digits
+    distance = {"dinov2": "FD-DINOv2", "random": "FD-random"}.get(other or extractor)
+    if distance and "FID" in name:
+        return name.replace("FID", distance), digits
     return f"{name} ({other})" if other else name, digits
 
 
