@@ -43,7 +43,7 @@ def close(a, b):
 def test_dit(name, scale):
     pipe = dit_pipeline()
     settings = SOLVERS[name]
-    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **settings)
+    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, schedule=None, **settings)
     kept = []
     pipe.vae.decode = lambda latents: kept.append(latents) or type("O", (), {"sample": latents})
     pipe.set_progress_bar_config(disable=True)
@@ -63,7 +63,7 @@ def test_dit(name, scale):
 @each_solver
 def test_sd3(name):
     pipe, settings, table = sd3_pipeline(), SOLVERS[name], prompts()
-    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **settings)
+    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, schedule=None, **settings)
     pipe.set_progress_bar_config(disable=True)
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     rows = table["encoder_hidden_states"], table["pooled_projections"]
@@ -89,7 +89,7 @@ def test_sd3(name):
 @each_solver
 def test_flux(name):
     pipe, settings, table = flux_pipeline(), SOLVERS[name], prompts()
-    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **settings)
+    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, schedule=None, **settings)
     pipe.set_progress_bar_config(disable=True)
     z = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(5))
     rows = table["encoder_hidden_states"], table["pooled_projections"]
@@ -128,7 +128,7 @@ def test_sd3_image_to_image_begins_in_the_middle():
     base, table = sd3_pipeline(), prompts()
     settings = SOLVERS["state"]
     pipe = StableDiffusion3Img2ImgPipeline(**base.components)
-    pipe.scheduler = UCGMScheduler.from_config(base.scheduler.config, **settings)
+    pipe.scheduler = UCGMScheduler.from_config(base.scheduler.config, schedule=None, **settings)
     pipe.set_progress_bar_config(disable=True)
     image = torch.rand(1, 3, 8, 8)
     starts = []

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ucgm.runtime.values import Range, Share
+from ucgm.runtime.values import Range
 from ucgm.transport import Coefficients, Transport
 
 Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -33,10 +33,12 @@ class DiscreteVP(Transport):
     """beta linear in k, its square root linear, or from a cosine abar (arXiv 2102.09672)."""
     beta: tuple[Beta, Beta] = (0.0001, 0.02)
     """first and last beta of the linear schedules."""
-    betas: tuple[Share, ...] | None = None
+    betas: tuple[Annotated[float, Range(0.0, 0.9999)], ...] | None = None
     """all betas; replaces the schedule."""
     zero_terminal: bool = False
     """rescale to (nearly) no signal at the last level (arXiv 2305.08891, algorithm 1)."""
+    terminal: Annotated[float, Range(1e-9, 1.0)] = 2.0**-12
+    """alpha of that level; solvers in sigma / alpha take the default."""
 
     def __post_init__(self) -> None:
         """Refuse unknown schedules."""
@@ -89,5 +91,5 @@ def _log_alpha(path: DiscreteVP) -> Tensor:
     if path.zero_terminal:
         root = log_alpha.exp()
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        log_alpha = root.clamp(min=2.0**-12).log()
+        log_alpha = root.clamp(min=path.terminal).log()
     return torch.cat((log_alpha.new_zeros(1), log_alpha))

@@ -1,18 +1,22 @@
 """What diffusers gives us: configurations of other schedulers, and generators.
 
-The solver of a configuration is dropped.  Its path is kept or refused: nothing that would change
-the meaning of the model's output is dropped in silence.  The configuration of a scheduler object
-does not name its class, and marks default values, which another class would replace by its own;
-here they are read as they are.
+The solver of a configuration is dropped, with its clipping of estimates and its last noise level:
+ours end at the data.  Its path and its times are kept, or it is refused: nothing that would change
+the meaning of the model's output is dropped in silence.  The name of the class is kept as
+``schedule``, and its settings beside ours, see :mod:`ucgm.integrations.times`.  The configuration
+of a scheduler object does not name its class, and marks default values, which another class would
+replace by its own; here they are read as they are.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import diffusers
 import torch
 from torch import Tensor
 
 from ucgm.integrations.discrete import DiscreteVP
+from ucgm.integrations.times import SCHEDULES, defaults_of
 from ucgm.runs.config import from_dict
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.randomness import RowRandom, as_random
@@ -25,42 +29,86 @@ _PREDICTIONS: dict[str, Literal["eps", "v", "x"]] = {
     "v_prediction": "v",
     "sample": "x",
 }
-_SHIFTS = ("use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len",
-           "max_image_seq_len")  # fmt: skip
-_BETAS = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr")
+# Those with a known path, whose timesteps or noise are of use to their own solver alone.
+OTHERS = ("PNDMScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+          "SASolverScheduler")  # fmt: skip
+_NEUTRAL = {"invert_sigmas": False, "stochastic_sampling": False, "timestep_type": "discrete",
+            "tau_func": None, "solver_p": None}  # fmt: skip
+_OURS = {"stochasticity", "extrapolation", "time_variable", "integration", "warp", "gap"}
 
 
-def own_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def own_config(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a :class:`UCGMScheduler` for the model of another scheduler, or its own.
+
+    Args:
+        given: of any scheduler; one of ours that went through another class is ours.
+        changes: settings that replace those.
 
     Raises:
         ValueError: the model is on a path, or in a form, that this scheduler does not know.
     """
-    name = str(config.get("_class_name", "a scheduler"))
-    if "extrapolation" in config:
-        return current_names(dict(config))
-    kept: dict[str, Any] = {"num_train_timesteps": config.get("num_train_timesteps", 1000)}
-    for key, neutral in (("invert_sigmas", False), ("shift_terminal", None)):
-        if config.get(key, neutral) not in (neutral, 0):
-            raise ValueError(f"{name} with {key} = {config[key]} is not supported by UCGMScheduler")
-    kept |= {key: config[key] for key in _SHIFTS if config.get(key) is not None}
-    if kept.get("use_dynamic_shifting") and config.get("time_shift_type") == "linear":
-        raise ValueError(f"{name} with time_shift_type linear is not supported by UCGMScheduler")
-    prediction = config.get("prediction_type")
-    flow = config.get("use_flow_sigmas") or ("shift" in config and "beta_schedule" not in config)
-    if flow or prediction == "flow_prediction":
-        shift = config.get("shift", config.get("flow_shift"))
-        return kept | {
-            "prediction_type": "flow_prediction",
-            "shift": 1.0 if shift is None else shift,
-        }
-    if "beta_schedule" not in config:
+    config: dict[str, Any] = current_names(dict(given))
+    ours = config.get("_class_name") == "UCGMScheduler" or len(_OURS & config.keys()) > 2
+    name = "UCGMScheduler" if ours else _class_of(config)
+    values = (defaults_of(name) if not ours else {}) | config
+    values |= {key: value for key, value in changes.items() if key in values}
+    own_grid = {**values, **changes}.get("schedule", None if ours else name) is None
+    if own_grid and values.get("use_dynamic_shifting"):
+        if values.get("time_shift_type", "exponential") != "exponential":
+            raise ValueError(f"{name} with time_shift_type linear has no form with schedule=None")
+    if not ours:
+        values |= _path_of(name, values)
+        if name in OTHERS and not own_grid:
+            raise ValueError(f"the timesteps of {name} belong to its solver: add schedule=None")
+        values |= {"schedule": None if own_grid else name}
+        values["use_flow_sigmas"] = own_grid or bool(values.get("use_flow_sigmas"))
+    # The shift has one name here, which the scheduler writes under the other, too.
+    hidden = ("flow_shift", "_use_default_values", "_class_name", "_diffusers_version")
+    return {key: value for key, value in values.items() if key not in hidden}
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """The name of the class of a foreign configuration, by its keys where it is not written."""
+    name, keys = config.get("_class_name"), {key for key in config if key[:1] != "_"}
+    if isinstance(name, str):
+        same = [name]
+    else:
+        known = (n for n in dir(diffusers) if n.endswith("Scheduler") and "Parallel" not in n)
+        same = [n for n in known if defaults_of(n).keys() == keys]
+    served = [n for n in same if n in (*SCHEDULES, *OTHERS)]
+    if not same or (served and len(same) > 1):
+        which = f"may be of {', '.join(same)}" if same else "is of no class that can be told"
         raise ValueError(
-            f"{name} is neither a flow matching scheduler nor one with betas: name the path of its "
-            "model with UCGMScheduler(transport=...)"
+            f"this configuration {which}: add the name of its class, "
+            '{**scheduler.config, "_class_name": type(scheduler).__name__}'
         )
-    kept["prediction_type"] = prediction or "epsilon"
-    return kept | {key: config[key] for key in _BETAS if config.get(key) is not None}
+    if not served:
+        raise ValueError(
+            f"{' or '.join(same)} is none that UCGMScheduler knows the path and timesteps of: name "
+            "the path of its model with UCGMScheduler(transport=...)"
+        )
+    return served[0]
+
+
+def _path_of(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """prediction_type and shift of the model of a foreign scheduler, if all else is understood."""
+    known = set().union(*map(defaults_of, (*SCHEDULES, *OTHERS)))
+    for key, value in values.items():
+        off = value is None or value is False
+        strange = key not in known and key[:1] != "_" and not off
+        if strange or (key in _NEUTRAL and value != _NEUTRAL[key]):
+            raise ValueError(f"{name} with {key} = {value} is not supported by UCGMScheduler")
+    if str(values.get("variance_type")).startswith("learned"):
+        raise ValueError(f"{name} with a learned variance is not supported by UCGMScheduler")
+    if SCHEDULES.get(name) == "flow":
+        return {"prediction_type": "flow_prediction"}
+    kind, flow = values["prediction_type"], bool(values.get("use_flow_sigmas"))
+    if flow != (kind == "flow_prediction"):
+        raise ValueError(
+            f"{name} with use_flow_sigmas = {flow} and prediction_type {kind} is no model that "
+            "UCGMScheduler knows"
+        )
+    return {"shift": values["flow_shift"]} if flow else {"shift": 1.0}
 
 
 def transport_of(config: Mapping[str, Any]) -> Transport:
@@ -83,13 +131,16 @@ def transport_of(config: Mapping[str, Any]) -> Transport:
             f"{', '.join(_PREDICTIONS)}, or name a transport"
         )
     betas = config["trained_betas"]
+    zero = config["rescale_betas_zero_snr"]
+    exact = zero and SCHEDULES.get(str(config["schedule"])) == "timesteps"
     return DiscreteVP(
         prediction=_PREDICTIONS[kind],
-        num_levels=config["num_train_timesteps"] if betas is None else len(betas),
+        num_levels=config["num_train_timesteps"],
         schedule=config["beta_schedule"],
         beta=(config["beta_start"], config["beta_end"]),
         betas=None if betas is None else tuple(betas),
-        zero_terminal=config["rescale_betas_zero_snr"],
+        zero_terminal=zero,
+        terminal=1e-9 if exact else 2.0**-12,
     )
 
 

@@ -3,8 +3,10 @@
 A scheduler is the same plan as a :class:`ucgm.Sampler`, run one evaluation at a time by the loop
 of a pipeline:
 
-    scheduler = UCGMScheduler.from_config(pipe.scheduler.config, extrapolation=0.4)
-    pipe.scheduler = scheduler
+    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, extrapolation=0.4)
+
+The times are those that the replaced scheduler would take; ``schedule=None`` gives our grid, with
+its settings.
 
 The path comes from what the model was trained on.  ``flow_prediction`` is the linear path with
 timestep N t (SD3, Flux); ``epsilon``, ``v_prediction`` and ``sample`` are the discrete path of the
@@ -14,9 +16,7 @@ Pipelines pass no generator to ``step``: a stochastic solver then uses ``seed`` 
 or the global generator where ``seed`` is None.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from ucgm.integrations.discrete import DiscreteVP
-from ucgm.integrations.foreign import Generators, own_config, random_of, transport_of
+from ucgm.integrations.foreign import OTHERS, Generators, own_config, random_of, transport_of
+from ucgm.integrations.times import GRID, SCHEDULES, grid_of, offset_of, place_of, times_of
 from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
+from ucgm.runtime.values import Count, checked
 from ucgm.sampler import Grid, Sampler
 from ucgm.sampler.plan import History, knots
 from ucgm.transport import Linear, expand
@@ -35,7 +36,6 @@ from ucgm.transport import Linear, expand
 # Settings with the same name here and in Sampler or Grid.
 _SAMPLER = ("order", "stochasticity", "extrapolation", "solver", "variable",
             "time_variable", "integration", "noise")  # fmt: skip
-_GRID = ("warp", "gap", "spacing", "rho", "shift")
 
 
 class UCGMScheduler(SchedulerMixin, ConfigMixin):
@@ -52,15 +52,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             rescale_betas_zero_snr.
         transport: a path of :mod:`ucgm.transport`, as in a run's configuration: a class name, or
             ``{class_path: ..., init_args: ...}``; replaces prediction_type and betas.
+        schedule: class of diffusers that makes the times, from its settings, which
+            :meth:`from_config` keeps; None: our grid.
         use_flow_sigmas: tells Flux's pipeline to leave the schedule to the scheduler.
         seed: of the fresh noise of stochastic solvers; None: the global generator.
     """
 
-    _compatibles = [
-        "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler",
-        "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    ]  # fmt: skip
+    _compatibles = [*SCHEDULES, *OTHERS]
     init_noise_sigma = 1.0
 
     @register_to_config
@@ -92,19 +90,28 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         trained_betas: Sequence[float] | None = None,
         rescale_betas_zero_snr: bool = False,
         transport: str | dict[str, Any] | None = None,
+        schedule: str | None = None,
         use_flow_sigmas: bool = True,
         seed: int | None = None,
     ) -> None:
+        checked(Count, num_train_timesteps, "num_train_timesteps")
+        checked(int | None, seed, "seed")
         self.transport = transport_of(self.config)
         if solver == "jump":
             raise ValueError("solver jump needs a network with two times: use the native sampler")
-        self.sampler(1)  # bad settings are refused here, not later
-        self.num_inference_steps: int | None = None
-        self._begin_index: int | None = None
-        self._times: list[float] = []
+        self._sampler(1, grid_of(self.config, shift))  # bad settings are refused here, not later
+        # All of it goes through the configuration of other classes, the defaults as well.
+        flow = isinstance(self.transport, Linear)
+        self.register_to_config(
+            use_flow_sigmas=use_flow_sigmas and flow, flow_shift=shift, _use_default_values=[]
+        )
+        self.num_inference_steps = self._begin_index = self._step_index = None
+        self._levels: list[float] = []  # the times of the evaluations
         self.sigmas = torch.empty(0)
         levels = torch.linspace(1.0, 1.0 / num_train_timesteps, num_train_timesteps)
-        self.timesteps = levels * num_train_timesteps - self._offset
+        if flow and not use_dynamic_shifting:
+            levels = shift * levels / (1.0 + (shift - 1.0) * levels)
+        self.timesteps = levels * num_train_timesteps - offset_of(self.transport)
 
     @classmethod
     def from_config(
@@ -112,14 +119,19 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """A scheduler for the model that another scheduler's ``config`` belongs to.
 
-        Path, prediction, number of timesteps and shift are taken over; the solver is ours.
+        Path, prediction and timesteps are taken over; the solver is ours.
 
         Raises:
             ValueError: a scheduler whose model this one cannot serve.
         """
         if isinstance(config, Mapping):
-            config = own_config(config)
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+            config = own_config(config, kwargs)
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        if scheduler.config["schedule"] is not None:  # what it cannot make is refused here
+            mu = 0.5 if scheduler.config["use_dynamic_shifting"] else None
+            times_of(scheduler.config, scheduler.transport, min(4, len(scheduler)), mu=mu)
+        return made
 
     @classmethod
     def from_sampler(cls, sampler: Sampler, **settings: Any) -> "UCGMScheduler":
@@ -135,26 +147,16 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 "times go to set_timesteps(sigmas=...), the others need the native sampler"
             )
         values = {name: getattr(sampler, name) for name in _SAMPLER}
-        values |= {name: getattr(sampler.grid, name) for name in _GRID}
+        values |= {name: getattr(sampler.grid, name) for name in (*GRID, "shift")}
         return cls(**values, transport=to_dict(sampler.transport), **settings)
 
-    def sampler(self, steps: int, shift: float | None = None) -> Sampler:
-        """The native sampler with these settings.
-
-        Args:
-            steps: number of steps.
-            shift: replaces the configured shift.
-        """
-        grid: dict[str, Any] = {name: self.config[name] for name in _GRID}
-        grid |= {name: tuple(grid[name]) for name in ("warp", "gap")}
-        if shift is not None:
-            grid["shift"] = shift
-        return Sampler(
-            self.transport,
-            steps,
-            grid=Grid(**grid),
-            **{name: self.config[name] for name in _SAMPLER},
-        )
+    def sampler(self, steps: int) -> Sampler:
+        """The native sampler with these settings."""
+        grid = grid_of(self.config, float(self.config["shift"]))
+        if self.config["schedule"] is not None:
+            times, _ = times_of(self.config, self.transport, steps)
+            grid = Grid(explicit=tuple(times))
+        return self._sampler(steps, grid)
 
     @property
     def order(self) -> int:
@@ -174,9 +176,24 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at a later evaluation, with an empty history."""
-        self._begin_index = begin_index
-        if self._times:
-            self._start()
+        self._begin_index, self._step_index = begin_index, None
+
+    def index_for_timestep(
+        self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
+    ) -> int:
+        """Number of the evaluation at a timestep (); the second where a step has two.
+
+        Raises:
+            ValueError: there is none.
+        """
+        known = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        found = place_of(timestep, known)
+        if found is None:
+            raise ValueError(
+                f"timestep {float(timestep):g} is none of those of set_timesteps, which are "
+                f"{float(known[0]):g} to {float(known[-1]):g}: pass one of scheduler.timesteps"
+            )
+        return found
 
     def set_timesteps(
         self,
@@ -191,30 +208,18 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: number of steps.
             device: of ``timesteps``.
-            sigmas: noise levels of the linear path before the shift, instead of our grid.
+            sigmas: noise levels of the linear path before the shift, instead of the schedule.
             mu: logarithm of the shift, with use_dynamic_shifting.
-            timesteps: timesteps as the model sees them, instead of our grid.
+            timesteps: timesteps as the model sees them, instead of the schedule.
         """
-        shift = float(self.config["shift"])
-        if self.config["use_dynamic_shifting"]:
-            if mu is None:
-                raise ValueError("mu is missing: use_dynamic_shifting takes the shift from it")
-            shift = math.exp(mu)
-        times = self._given(sigmas, timesteps, shift)
-        if times is None:
-            if num_inference_steps is None:
-                raise ValueError("give num_inference_steps, sigmas or timesteps")
-            grid = self.sampler(num_inference_steps, shift).grid
-            times = grid.times(num_inference_steps, self.transport).tolist()[:-1]
-        elif num_inference_steps not in (None, len(times)):
-            raise ValueError(f"{len(times)} times were given for {num_inference_steps} steps")
-        self.num_inference_steps = len(times)
-        self._times, self._begin_index = times, None
-        self._start()
-        at = torch.tensor([step.t for step in self._plan], dtype=torch.float64)
-        self.timesteps = (at * len(self) - self._offset).float().to(device)
-        path = knots(self.transport, times)
-        self.sigmas = torch.tensor([*(knot.sigma for knot in path), 0.0])
+        given = num_inference_steps, sigmas, timesteps, mu
+        times, seen = times_of(self.config, self.transport, *given)
+        self.num_inference_steps, self._times = len(times), times
+        self._begin(0)
+        self._levels = [step.t for step in self._plan]
+        self.timesteps = seen[[times.index(t) for t in self._levels]].to(device)
+        self.sigmas = torch.tensor([*(k.sigma for k in knots(self.transport, self._levels)), 0.0])
+        self._begin_index = self._step_index = None
 
     def step(
         self,
@@ -226,14 +231,18 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     ) -> SchedulerOutput | tuple[Tensor]:
         """The state (B, ...) after one evaluation, in the type of ``model_output`` (B, ...).
 
-        ``timestep`` is not read: steps are counted.  ``generator`` is read at the first step that
-        draws noise.
+        ``timestep`` is read at the first step, which may be a later one of ``timesteps``; then
+        steps are counted.  ``generator`` is read at the first step that draws noise.
         """
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps first")
-        i = self._step_index or 0
+        if self._step_index is None:
+            begin = self._begin_index
+            self._begin(self.index_for_timestep(timestep) if begin is None else begin)
+        index: Any = self._step_index
+        i = index - self._first
         if i >= len(self._plan):
-            raise ValueError(f"all {i} steps are done: call set_timesteps to begin again")
+            raise ValueError(f"all {index} steps are done: call set_timesteps to begin again")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"the model output {tuple(model_output.shape)} is not of the state's shape "
@@ -243,7 +252,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             self._random = random_of(generator, self.config["seed"], sample)
         state = sample if sample.dtype == torch.float64 else sample.float()
         following = self._history.advance(i, state, model_output, self._random)
-        self._step_index = i + 1
+        self._step_index = index + 1
         following = following.to(model_output.dtype)
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
 
@@ -252,8 +261,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """alpha sample + sigma noise at a timestep (B,) or ()."""
-        t = self._from_timesteps(timestep.double().cpu()).reshape(-1).expand(len(sample))
+        """alpha sample + sigma noise at a timestep (B,) or (); at one of ours, the levels there."""
+        flat = timestep.reshape(-1)
+        t = (flat.double().cpu() + offset_of(self.transport)) / len(self)
+        for i, u in enumerate(flat if self._levels else ()):
+            found = place_of(u, self.timesteps)
+            t[i] = t[i] if found is None else self._levels[found]
+        t = t.expand(len(sample))
         alpha, sigma = (expand(c, sample).to(sample) for c in self.transport.coefficients(t)[:2])
         return alpha * sample + sigma * noise
 
@@ -264,35 +278,19 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config["num_train_timesteps"]
 
-    @property
-    def _offset(self) -> int:
-        """Timestep = N t - offset: 1 where it is the index of a discrete level."""
-        return int(isinstance(self.transport, DiscreteVP))
+    def _sampler(self, steps: int, grid: Grid) -> Sampler:
+        """The native sampler with these settings on a grid."""
+        settings: dict[str, Any] = {name: self.config[name] for name in _SAMPLER}
+        return Sampler(self.transport, steps, grid=grid, **settings)
 
-    def _from_timesteps(self, timesteps: Tensor) -> Tensor:
-        """Times t of timesteps."""
-        return (timesteps + self._offset) / len(self)
-
-    def _given(
-        self, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None, shift: float
-    ) -> list[float] | None:
-        """The times that a caller chose; None for our grid."""
-        if timesteps is not None:
-            return self._from_timesteps(torch.as_tensor(timesteps, dtype=torch.float64)).tolist()
-        if sigmas is None:
-            return None
-        if not isinstance(self.transport, Linear):
-            raise ValueError("sigmas are times of the linear path alone: give timesteps instead")
-        t = torch.as_tensor(sigmas, dtype=torch.float64)
-        return (shift * t / (1.0 + (shift - 1.0) * t)).tolist()
-
-    def _start(self) -> None:
-        """Plan the evaluations from the begin index on, without a history."""
-        times = tuple(self._times[(self._begin_index or 0) // self.order :])
-        sampler = replace(self.sampler(len(times)), grid=Grid(explicit=times))
-        self._plan = sampler.plan()
+    def _begin(self, index: int) -> None:
+        """Plan the evaluations from number ``index`` on, without a history."""
+        if index % self.order:
+            raise ValueError(f"evaluation {index} is the second of a step: begin at an even number")
+        times = tuple(self._times[index // self.order :])
+        self._plan = self._sampler(len(times), Grid(explicit=times)).plan()
         self._history = History(self._plan)
-        self._step_index: int | None = None
+        self._first = self._step_index = index
         self._random: RowRandom | None = None
 
 

@@ -112,9 +112,19 @@ class ZipFiles:
         return self._open[1]
 
     def names(self) -> Iterator[str]:
-        """Names of all members."""
+        """Names of all members.
+
+        Raises:
+            ValueError: naming one that lies in no folder of the archive.
+        """
         for name in self._archive().namelist():
-            if not any(map(_passed_over, name.split("/"))):
+            parts = name.split("/")
+            if ".." in parts or parts[0] == "" or "\\" in name:
+                raise ValueError(
+                    f"{self.path} holds {name!r}: names must be relative, with slashes and "
+                    "without '..'. Pack it again."
+                )
+            if not any(map(_passed_over, parts)):
                 yield name
 
     def read(self, name: str) -> bytes:
