@@ -135,8 +135,8 @@ class FeatureExtraction:
         """The rows of the chunks of this process, made and saved where they are missing."""
         extractor = FeatureExtractor(source, self.extractor)
         mine = self.world.share(range(len(parts)))
-        total = sum(len(parts[number]) for number in mine)
-        progress = Progress(total, label, silent=not self.world.first)
+        total, whole = sum(len(parts[number]) for number in mine), sum(map(len, parts))
+        progress = Progress(total, label, not self.world.first, whole)
         for number in mine:
             part = parts[number]
             chunk = folder.read(number)
