@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -35,6 +35,7 @@ from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
+from ucgm.runtime.values import Count, Range, checked
 
 NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
@@ -166,16 +167,10 @@ def check_sizes(
     steps = (1, 2, 4, 8, 16) if steps is None else steps
     if not steps:
         raise ValueError("no number of steps was given: for example --steps 1 2 4 8.")
-    for name, value in (
-        *(("steps", count) for count in steps),
-        ("repeats", repeats),
-        ("batch_size", batch_size),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1.")
-    if num_samples < 10:
-        raise ValueError(f"num_samples is {num_samples}: a covariance needs at least 10 samples.")
-    return tuple(sorted(set(steps)))
+    checked(Annotated[int, Range(10)], num_samples, "num_samples")  # for a covariance
+    checked(Count, repeats, "repeats")
+    checked(Count, batch_size, "batch_size")
+    return tuple(sorted(set(checked(tuple[Count, ...], steps, "steps"))))
 
 
 def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
