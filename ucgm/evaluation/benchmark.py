@@ -94,7 +94,7 @@ def benchmark(
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{fingerprint(protocol)[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
-    rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
+    rows = _rows(extraction, evaluators, samples, protocol, counts, batch_size)
     result: dict[str, Any] = {}
     if world.first:
         result = _described(run, protocol, evaluators, chosen)
@@ -122,7 +122,7 @@ def _described(
     }
 
 
-def measure_all(
+def _rows(
     extraction: FeatureExtraction,
     evaluators: Evaluators,
     samples: SampleSet,
@@ -130,29 +130,17 @@ def measure_all(
     steps: Sequence[int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """A row of facts and scores per number of steps and repeat; empty but on the first process.
-
-    Args:
-        extraction: makes the chunks, in a folder that is that of the protocol from here on.
-        evaluators: score them.
-        samples: of any number of steps.
-        protocol: says how many.
-        steps: numbers of steps.
-        batch_size: images held at a time.
-    """
+    """A row of facts and scores per number of steps and repeat; empty but on the first process."""
     extraction.claim(protocol)
-    repeats, num_samples = protocol["repeats"], protocol["num_samples"]
-    rows = []
-    for count, repeat in itertools.product(steps, range(repeats)):
-        source = GeneratedImages(samples.with_steps(count), batch_size)
-        first = repeat * num_samples
-        indices = torch.arange(first, first + num_samples)
-        statistics, facts = extraction.measure(
-            f"steps_{count:03d}_repeat_{repeat}", source, indices
-        )
+    count, rows = protocol["num_samples"], []
+    for steps_now, repeat in itertools.product(steps, range(protocol["repeats"])):
+        source = GeneratedImages(samples.with_steps(steps_now), batch_size)
+        indices = torch.arange(repeat * count, (repeat + 1) * count)
+        name = f"steps_{steps_now:03d}_repeat_{repeat}"
+        statistics, facts = extraction.measure(name, source, indices)
         if extraction.world.first:
-            row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
-            rows.append(row | {"scores": evaluators.score(statistics)})
+            row = {"steps": steps_now, "repeat": repeat, "first_index": repeat * count}
+            rows.append(row | facts | {"scores": evaluators.score(statistics)})
     return rows
 
 
