@@ -23,7 +23,7 @@ from ucgm.objective import LogVariance
 
 PACKAGE = f"{Path(ucgm.__file__).parent}/"
 ALGEBRA = ("transport.py", "randomness.py")
-HELPERS = {"take", "put", "place", "bare", "full_precision", "stand_in", "mean_flat", "expand"}
+HELPERS = {"take", "put", "place", "stand_in", "mean_flat", "expand"}
 
 
 def calls_of(preset: str) -> list[tuple[str, str]]:

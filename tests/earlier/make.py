@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kernels import kernels
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -81,16 +82,16 @@ def main(out):
     both = (*multi, "--config", work / "few.yaml", "--train.init", out / "multi")
     ucgm("train", *multi, "--run-dir", out / "multi")
     ucgm("train", *both, "--run-dir", out / "few")
-    after = {}
+    after, digests = {}, {}
     for name, words in (("multi", multi), ("few", both)):
         shutil.copytree(out / name, work / name)
         ucgm("train", *words, "--train.steps", 8, "--run-dir", work / name)
         folder = work / name / "checkpoints" / "step_0000008"
         manifest = json.loads((folder / "manifest.json").read_text())
         lines = (work / name / "metrics.jsonl").read_text().splitlines()
+        digests[name] = {k: v["sha256"] for k, v in sorted(manifest["files"].items())}
         keep = ("step", "loss", "grad_norm", "lr", "skipped")
         after[name] = {
-            "files": {k: v["sha256"] for k, v in sorted(manifest["files"].items())},
             "metrics": [{k: json.loads(line)[k] for k in keep} for line in lines],
             "sums": {
                 file.stem: float(sum(v.double().abs().sum() for v in load_file(file).values()))
@@ -126,7 +127,7 @@ def main(out):
         out / "latents",
     )
     ucgm("export", out / "multi", "--diffusers", out / "pipeline")
-    after["machine"] = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    after["files_by_kernels"] = {kernels(): digests}
     (out / "after_8_steps.json").write_text(json.dumps(after, indent=1) + "\n")
     shutil.rmtree(work)
 

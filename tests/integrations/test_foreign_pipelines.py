@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from tests.integrations.tiny import (
     dit_pipeline,
@@ -165,3 +166,47 @@ def test_a_saved_pipeline_finds_the_scheduler(make, tmp_path):
     assert again.scheduler.config.shift == pipe.scheduler.config.shift
     assert again.scheduler.config.use_dynamic_shifting == pipe.scheduler.config.use_dynamic_shifting
     assert '"ucgm",' in (tmp_path / "model_index.json").read_text()
+
+
+def latents_of(pipe, kept):
+    """Keep what a pipeline of DiT hands to its autoencoder."""
+    pipe.vae.decode = lambda latents: kept.append(latents) or type("O", (), {"sample": latents})
+
+
+def test_the_images_of_dit_are_those_of_its_own_scheduler():
+    kept = []
+    for ours in (False, True):
+        pipe = dit_pipeline()
+        pipe.scheduler = DDIMScheduler(clip_sample=False)
+        if ours:
+            pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
+        latents_of(pipe, kept)
+        pipe.set_progress_bar_config(disable=True)
+        pipe([3, 700], 2.0, torch.Generator().manual_seed(5), 8, output_type="pt")
+    close(kept[1], kept[0])
+
+
+@with_transformers
+@pytest.mark.parametrize(
+    "make, shape", [(sd3_pipeline, (2, 4, 8, 8)), (flux_pipeline, (2, 16, 16))]
+)
+def test_the_images_of_flow_models_are_those_of_their_own_scheduler(make, shape):
+    table, found = prompts(), []
+    for ours in (False, True):
+        pipe = make()
+        if ours:
+            pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        more = {"guidance_scale": 1.0} if make is sd3_pipeline else {}
+        out = pipe(
+            prompt_embeds=table["encoder_hidden_states"][:2],
+            pooled_prompt_embeds=table["pooled_projections"][:2],
+            latents=torch.randn(shape, generator=torch.Generator().manual_seed(5)),
+            height=8,
+            width=8,
+            num_inference_steps=6,
+            output_type="latent",
+            **more,
+        )
+        found.append(out.images)
+    close(found[1], found[0])

@@ -184,6 +184,125 @@ def test_another_process_needs_import_ucgm_and_nothing_else(tmp_path):
     assert result.stdout.split() == ["DiT", "UCGMScheduler", "7"], result.stderr
 
 
+def test_from_pipe_shares_the_parts_and_keeps_the_settings():
+    pipe = pipeline(guidance_scale=2, guidance_interval=(0.1, 0.8), latent_mean=[0, 0, 0, 0],
+                    latent_std=[1, 2, 3, 4])  # fmt: skip
+    again = UCGMPipeline.from_pipe(pipe)
+    assert all(again.components[name] is part for name, part in pipe.components.items())
+    assert dict(again.config) == dict(pipe.config) and again.labels == pipe.labels
+    pixels = UCGMPipeline.from_pipe(pipeline(network((1, 8, 8), 0), vae=None, id2label=None))
+    assert pixels.vae is None
+    other = UCGMPipeline.from_pipe(pipe, scheduler=UCGMScheduler(order=2), guidance_scale=1.0)
+    assert other.scheduler.order == 2 and other.config.guidance_scale == 1.0
+
+
+QUIET = """
+import sys, ucgm
+for folder in sys.argv[1:]:
+    ucgm.UCGMPipeline.from_pretrained(folder)
+"""
+
+
+def test_loading_prints_nothing(tmp_path):
+    pipeline(guidance_scale=2, latent_mean=[0, 0, 0, 0], latent_std=[1] * 4, scheduler=(
+        UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    )).save_pretrained(tmp_path / "latents")  # fmt: skip
+    pipeline(network((1, 8, 8), 0), vae=None, id2label=None).save_pretrained(tmp_path / "pixels")
+    command = [sys.executable, "-W", "ignore", "-c", QUIET, tmp_path / "latents",
+               tmp_path / "pixels"]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in result.stderr.split("\n") if "Loading" not in line]  # its bar
+    assert result.returncode == 0 and result.stdout == "" and not "".join(lines).strip(), lines
+
+
+def test_numbers_of_images_and_kinds_of_labels():
+    pipe = pipeline()
+
+    z = torch.randn(4, 4, 8, 8)
+    expected = pipe([1, 1, 1, 1], 2, latents=z, output_type="latent").images
+    for labels, more in (
+        (1, {"num_images": 4}),
+        ("goldfish", {"num_images_per_prompt": 4}),
+        ([1], {"num_images": 2, "num_images_per_prompt": 2}),
+        (np.int64(1), {"num_images": 4}),
+        (np.array([1, 1, 1, 1]), {}),
+        (torch.tensor(1), {"num_images": np.int64(4)}),
+        (torch.tensor([1, 1]), {"num_images": 2, "num_images_per_prompt": 2}),
+    ):
+        out = pipe(labels, 2, latents=z, output_type="latent", **more).images
+        assert torch.equal(out, expected)
+    mixed = pipe([1, 2], 2, latents=z, num_images_per_prompt=2, output_type="latent").images
+    apart = pipe([1, 1, 2, 2], 2, latents=z, output_type="latent").images
+    assert torch.equal(mixed, apart) and not torch.equal(mixed, expected)
+    null = pipe(num_images=2, num_images_per_prompt=2, num_inference_steps=2, latents=z)
+    assert len(null.images) == 4
+    for labels, more, message in (
+        ([1, 2], {"num_images": 3}, "num_images is 3 for 2 labels: give num_images_per_prompt"),
+        (1, {"num_images": 0}, "num_images must be at least 1"),
+        (1, {"num_images_per_prompt": 1.5}, "num_images_per_prompt must be a whole number"),
+        (0.7, {}, "class must be a whole number"),
+        (True, {}, "class must be a whole number"),
+        (torch.tensor([0.7]), {}, "class must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(labels, 2, **more)
+
+
+@pytest.mark.parametrize("settings", [{}, {"order": 2}, {"solver": "adams", "order": 2}], ids=str)
+def test_callbacks_after_each_evaluation(settings):
+    pipe = pipeline(scheduler=UCGMScheduler(**settings))
+    z = torch.randn(1, 4, 8, 8)
+    whole = pipe(1, 4, latents=z, output_type="latent").images
+    seen = []
+
+    def watch(owner, i, t, tensors):
+        assert owner is pipe and i == len(seen)
+        seen.append((float(t), tensors["latents"]))
+        return {}
+
+    out = pipe(1, 4, latents=z, output_type="latent", callback_on_step_end=watch).images
+    pipe.scheduler.set_timesteps(4)
+    assert torch.equal(out, whole) and torch.equal(seen[-1][1], whole)
+    assert len(seen) == pipe.num_timesteps == len(pipe.scheduler.timesteps)
+    np.testing.assert_allclose([t for t, _ in seen], pipe.scheduler.timesteps, rtol=1e-6)
+
+    def stop(owner, i, t, tensors):
+        owner._interrupt = i == 1
+        return tensors
+
+    out = pipe(1, 4, latents=z, output_type="latent", callback_on_step_end=stop).images
+    assert torch.equal(out, seen[1][1])
+
+    def change(owner, i, t, tensors):
+        return {"latents": torch.zeros_like(z)} if i == pipe.num_timesteps - 1 else tensors
+
+    out = pipe(1, 4, latents=z, output_type="latent", callback_on_step_end=change).images
+    assert not out.any()
+    if not settings:  # nothing but the state is remembered: a new state is a new start
+
+        def begin(owner, i, t, tensors):
+            return {"latents": seen[0][1]} if i == 0 else tensors
+
+        other = pipe(1, 4, latents=-z, output_type="latent", callback_on_step_end=begin).images
+        assert torch.equal(other, whole)
+    with pytest.raises(ValueError, match="callbacks have the tensor latents, not prompt_embeds"):
+        pipe(1, 2, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_one_image_is_that_of_a_batch_and_parts_may_have_their_own_types(tmp_path):
+    pipe = pipeline()
+    batch = pipe([0, 1, 2], 4, generator=generators(1, 2, 3), output_type="np").images
+    single = pipe([1], 4, generator=generators(2), output_type="np").images
+    assert np.abs(batch[1] - single[0]).max() < 1e-5
+    pipe.save_pretrained(tmp_path)
+    types = {"model": torch.bfloat16, "default": torch.float32}
+    mixed = UCGMPipeline.from_pretrained(tmp_path, torch_dtype=types)
+    assert mixed.model.dtype == torch.bfloat16 and mixed.vae.dtype == torch.float32
+    mixed.set_progress_bar_config(disable=True)
+    rough = mixed([1], 4, generator=generators(2), output_type="np").images
+    assert 0 < np.abs(rough - single).max() < 0.1
+
+
 def test_bad_input():
     pipe = pipeline()
     with pytest.raises(ValueError, match="class 3 is out of range: choose from 0 to 2"):
@@ -201,6 +320,9 @@ def test_bad_input():
     for other in (FlowMatchEulerDiscreteScheduler(), DDIMScheduler()):
         with pytest.raises(ValueError, match="use UCGMScheduler.from_config"):
             pipeline(scheduler=other)
+        pipe.scheduler = other
+        with pytest.raises(ValueError, match="use UCGMScheduler.from_config"):
+            pipe(0, 2)
     with pytest.raises(ValueError, match="both latent_mean and latent_std"):
         pipeline(latent_mean=[0.0] * 4)
 

@@ -111,6 +111,8 @@ def test_a_network_of_other_sizes_is_refused_before_it_is_built(run, tmp_path):
     (copy / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match="depth must be at most 1000"):
         load_run(copy)
+    with pytest.raises(ValueError, match="GiB of weights, .* are free"):
+        large.model.build((1, 8, 8), 10)
     with pytest.raises(ValueError, match="no network of these settings"):
         EDM2Config(model_channels=65536, channel_mult=(65536,) * 9).build((3, 256, 256), 0)
 

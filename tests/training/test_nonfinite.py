@@ -118,7 +118,7 @@ def test_the_batch_that_is_named_is_the_one_that_was_drawn(tmp_path, monkeypatch
 
 def test_a_diverged_run_is_told_about_its_rate(tmp_path):
     wild = config(max_skipped=2)
-    wild = replace(wild, optimizer=replace(wild.optimizer, lr=1e38, warmup_steps=0))
+    wild = replace(wild, optimizer=replace(wild.optimizer, lr=1e6, warmup_steps=0))
     with pytest.raises(RuntimeError, match="samples are finite .* lower optimizer.lr"):
         train(wild, tmp_path / "run")
 

@@ -7,6 +7,7 @@ functions (:mod:`ucgm.cli.options`).
 
 import difflib
 import importlib
+import re
 import sys
 import traceback
 import warnings
@@ -17,25 +18,6 @@ from typing import NoReturn
 
 from ucgm.cli.options import take_option
 from ucgm.runtime.terminal import printable_output
-
-COMMANDS = {
-    "train": "train a model, or tune one into a few-step model (--train.init RUN)",
-    "sample": "draw images from a run",
-    "benchmark": "quality against the number of sampling steps, as tables and pictures",
-    "evaluate": "score images from anywhere against a reference",
-    "reference": "statistics of real images, for benchmarks",
-    "compare": "benchmarks of several runs side by side",
-    "tune-sampler": "find the sampler of a run for a number of network passes per image",
-    "encode": "images to latent shards, with the codec and the statistics beside them",
-    "data": "describe and check a data set: counts, statistics, a grid, every shard",
-    "import": "public weights to a run that sample, benchmark and train take",
-    "export": "a run to the diffusers layout",
-    "models": "sizes, parameters and multiply-adds of the published networks",
-    "ema": "averages of other lengths, from the snapshots of a training",
-    "plot": "training curves of runs against each other",
-    "presets": "list the training objectives",
-    "demo": "the whole road on the embedded digits, in a few minutes",
-}
 
 # Commands that are one function: module and name.
 _FUNCTIONS = {
@@ -55,6 +37,7 @@ _FUNCTIONS = {
     "presets": ("ucgm.objective.presets", "print_presets"),
     "demo": ("ucgm.cli.demo", "demo"),
 }
+COMMANDS = ("train", *_FUNCTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +66,7 @@ def _main(argv: Sequence[str] | None) -> None:
     warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
     try:
         if {"-h", "--help"} & set(rest):
-            print(files("ucgm.cli").joinpath("help_texts", f"{command}.txt").read_text(), end="")
+            print(_help_of(command), end="")
             return
         own, rest = take_option(rest, "import")
         if own is not None:
@@ -107,12 +90,19 @@ def _raised_here(error: Exception) -> bool:
     return (last.line or "").startswith("raise ")
 
 
+def _help_of(command: str) -> str:
+    return files("ucgm.cli").joinpath("help_texts", f"{command}.txt").read_text()
+
+
 def _usage() -> str:
+    """Every command with the beginning of its help, up to the first stop."""
+    said = {name: _help_of(name).split("\n\n")[1] for name in COMMANDS}
+    said = {name: re.split(r"[.:;](?:\s|$)", text)[0] for name, text in said.items()}
     return "\n".join(
         (
             "usage: ucgm COMMAND [options]\n",
             "Continuous generative models: one objective, one sampler, one backbone.\n",
-            *(f"  {name:<14}{text}" for name, text in COMMANDS.items()),
+            *(f"  {name:<14}{text}" for name, text in said.items()),
             "\n`ucgm COMMAND --help` lists the options of a command.",
         )
     )

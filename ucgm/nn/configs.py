@@ -7,7 +7,12 @@ A size is "WIDTH/PATCH": T, S, B, L, XL, 1p0B, 1p6B (the last two of UCGM, arXiv
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
+
+import psutil
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
@@ -48,6 +53,13 @@ def parse_size(size: str) -> dict[str, int]:
     return dict(hidden_size=width, depth=depth, num_heads=heads, patch_size=int(patch))
 
 
+def _check_memory(network: Network) -> None:
+    """Refuse weights that the memory that is free cannot hold."""
+    size, free = sum(4 * p.numel() for p in network.parameters()), psutil.virtual_memory().available
+    if size > free:
+        raise MemoryError(f"{size / 2**30:,.1f} GiB of weights, {free / 2**30:,.1f} GiB are free")
+
+
 _NUMBERS = {"hidden_size", "depth", "num_heads", "patch_size", "model_channels"}
 _NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
 """Settings that a size gives; settings that are no arguments of a network."""
@@ -56,6 +68,11 @@ _NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
 @dataclass(frozen=True)
 class NetworkConfig(ABC):
     """Base of every network setting."""
+
+    second_time: bool = False
+    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
 
     def __post_init__(self) -> None:
         """Refuse values that a setting does not know."""
@@ -69,7 +86,8 @@ class NetworkConfig(ABC):
         """Return a new network for data of `shape` (C, H, W); num_classes 0 = unconditional.
 
         Raises:
-            ValueError: the data are not square, or a number is missing.
+            ValueError: the data are not square, a number is missing, or the weights are more than
+                the memory of this machine: the kernel would kill whoever asks for it.
         """
         channels, height, width = shape
         if height != width:
@@ -81,10 +99,14 @@ class NetworkConfig(ABC):
         if missing:
             raise ValueError(f"give size, or also {', '.join(sorted(missing))}")
         options = {key: value for key, value in options.items() if key not in _NOT_ARGUMENTS}
+        make = partial(kind, input_size=height, in_channels=channels, num_classes=num_classes)
         try:
-            network = kind(
-                input_size=height, in_channels=channels, num_classes=num_classes, **options
-            )
+            if isinstance(like := torch.empty(0), FakeTensor) or like.is_meta:
+                network = make(**options)
+            else:
+                with torch.device("meta"):
+                    _check_memory(make(**options))
+                network = make(**options)
         except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"no network of these settings sees {shape}: {reason}") from error
@@ -109,16 +131,12 @@ class TransformerConfig(NetworkConfig):
     """Side of a patch; divides the side of the data."""
     mlp_ratio: Ratio = 4.0
     """Hidden width of the MLP over hidden_size (SwiGLU takes 2/3 of it)."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale g as 1 - 1/g; zero-initialised as well."""
     time_scale: Positive = 1.0
     """Factor on t before the sinusoids."""
     time_max_period: Positive = 10000.0
     """Longest period of the time sinusoids, over 2 pi; the published weights of DDT have 10."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass: less memory, about 30 % more time."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +201,10 @@ class UNetConfig(NetworkConfig):
     """Channels of an attention head."""
     norm_groups: Width = 32
     """Groups of GroupNorm; divides every width."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     guidance_input: bool = False
     """Accept the guidance scale as an input; zero-initialised as well."""
     time_scale: Positive = 1000.0
     """Factor on t before the sinusoids."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return UNet: no setting may be null."""
@@ -211,10 +225,6 @@ class EDM2Config(NetworkConfig):
     """Blocks per level."""
     attention: tuple[Width, ...] = (16, 8)
     """Sides with attention."""
-    second_time: bool = False
-    """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
-    gradient_checkpointing: bool = False
-    """Recompute blocks in the backward pass."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return EDM2, and the width of the size."""

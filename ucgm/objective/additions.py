@@ -154,7 +154,8 @@ def terminal_velocity(
     jumping = host.s < host.t
     index = passes.index(~jumping)
     x, t, y = (take(v, index) for v in (x_t, draw.t, draw.y))
-    prediction = place(nothing, ~jumping, index, passes.gradient(x, t, y, t, index))
+    at_same_time = passes.call("online", x, t, y, t, index, wrapped=True)
+    prediction = place(nothing, ~jumping, index, at_same_time)
     if not bool(jumping.any()):
         return prediction, nothing
     index = passes.index(jumping)

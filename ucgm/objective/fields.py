@@ -110,7 +110,6 @@ def field_at(
     passes: Passes,
     draw: Draw,
     x_t: Tensor,
-    data: Tensor,
     prediction: Tensor,
     velocity: Tensor | None,
 ) -> Tensor:
@@ -121,7 +120,6 @@ def field_at(
         passes: makes the passes.
         draw: the complete draw.
         x_t: (B, ...) states.
-        data: (B, ...) target of the data.
         prediction: (B, ...) F of the gradient pass, detached; it serves where it is the source.
         velocity: (B, ...) F of the trained network at s = t on the rows with m > s, if it is known.
 
@@ -130,6 +128,7 @@ def field_at(
     """
     sources, host, t = sources_of(objective), draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
+    data = objective.transport.target(draw.x, draw.z, t)
     if "teacher" in sources and not passes.networks["teacher"]:
         raise ValueError(
             f"objective.field = {objective.field!r} needs a teacher: start from a trained run"

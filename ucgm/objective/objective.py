@@ -86,7 +86,6 @@ class Objective(ObjectiveSettings):
             y = torch.where(dropped.to(y.device, non_blocking=True), null_label, y)
         u = numbers.uniform(3, dtype=torch.float64)
         t, s = destination.pair(t, u, self.time_law, self.transport)
-        part = destination.part(u) if isinstance(destination, TwinFlowSplit) else None
         t, s = t.to(dtype), s.to(dtype)
         guidance = None
         if self.guidance_range is not None:
@@ -97,9 +96,9 @@ class Objective(ObjectiveSettings):
         if self.coupling == "optimal_transport":
             z = transported(x, z)
         twin = None
-        if part is not None:
+        if isinstance(destination, TwinFlowSplit):
             source, again = (noise.normal(*x.shape[1:], dtype=dtype) for _ in range(2))
-            twin = Twin(part, source, again, noise.uniform(dtype=dtype))
+            twin = Twin(destination.part(u), source, again, noise.uniform(dtype=dtype))
         t, s, m, dropped = (v.to(x.device, non_blocking=True) for v in host[:4])
         if guidance is not None:
             guidance = guidance.to(x.device, non_blocking=True)
@@ -140,24 +139,24 @@ class Objective(ObjectiveSettings):
             progress: share of the run that is done, for the tangent warm-up.
         """
         draw = self.complete(draw)
-        passes = Passes.over(draw, self.two_time, network, target, teacher)
+        passes = Passes(draw, self.two_time, network, target, teacher)
         if draw.twin is not None:
             draw = own_samples(self, passes, draw)
-        assert draw.s is not None and draw.m is not None
+        assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        data = self.transport.target(draw.x, draw.z, draw.t)
         at_destination = at_t = velocity = None
         if self.terminal:
             prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
         elif self.flow_anchor:
             prediction, at_t = passes.gradient_at_two(x_t, draw.t, draw.y, draw.s)
         else:
-            prediction = passes.gradient(x_t, draw.t, draw.y, draw.s)
+            prediction = passes.call("online", x_t, draw.t, draw.y, draw.s, wrapped=True)
         with torch.no_grad():
             known = prediction.detach()
             if self.own_velocity:
-                velocity = passes.velocity(draw, x_t)
-            field = field_at(self, passes, draw, x_t, data, known, velocity)
+                rows = draw.host.m > draw.host.s
+                velocity = passes.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
+            field = field_at(self, passes, draw, x_t, known, velocity)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
             elif self.diffusion:

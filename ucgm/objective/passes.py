@@ -12,7 +12,6 @@ forgets the result.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,6 @@ Network = Callable[..., Tensor]
 Source = Literal["online", "target", "teacher"]
 
 
-@dataclass(frozen=True)
 class Passes:
     """The networks of one step and how they are called; no pass changes it.
 
@@ -35,51 +33,34 @@ class Passes:
     sample see one mask and the global generator advances once; passes are then made for all rows,
     because a mask drawn for fewer rows would be another one.
 
-    Attributes:
-        networks: the networks of every source; several teachers are averaged.
-        two_time: whether they take s as well as t.
-        device: of the batch.
-        guidance: (B,) guidance scales for a network that takes them.
-        sign: (B,) -1 on TwinFlow's own samples, which negative times tell the network; 1 elsewhere.
-        random_state: of the CPU and the device, where dropout is active.
-        any_rank: whether a condition holds on any process that shares the network; bool: none does.
+    Args:
+        draw: of the step; TwinFlow's own samples have negative times, which tell the network.
+        two_time: whether the networks take s as well as t.
+        network: the trained one, which may say with ``any_rank`` who shares it.
+        target: its EMA; None: the network itself.
+        teacher: none, one, or several, which are averaged.
     """
 
-    networks: dict[Source, list[Network]]
-    two_time: bool
-    device: torch.device
-    guidance: Tensor | None
-    sign: Tensor | None
-    random_state: tuple[Tensor, Tensor | None] | None
-    any_rank: Callable[[bool], bool]
-
-    @classmethod
-    def over(
-        cls,
+    def __init__(
+        self,
         draw: Draw,
         two_time: bool,
         network: Network,
         target: Network | None,
         teacher: Network | Sequence[Network] | None,
-    ) -> "Passes":
-        """The passes over a draw: of the trained network, its EMA and the teacher or teachers."""
+    ) -> None:
         teachers = list(teacher) if isinstance(teacher, Sequence) else [teacher] if teacher else []
-        sign, state, device = None, None, draw.x.device
+        self.networks = {"online": [network], "target": [target or network], "teacher": teachers}
+        self.two_time, self.device, self.guidance = two_time, draw.x.device, draw.guidance
+        self.any_rank: Callable[[bool], bool] = getattr(network, "any_rank", bool)
+        self.sign = self.random_state = None
         if draw.twin is not None:
-            own = (draw.twin.part == 3).to(device, non_blocking=True)
-            sign = torch.where(own, -1.0, 1.0).to(draw.t)
+            own = (draw.twin.part == 3).to(self.device, non_blocking=True)
+            self.sign = torch.where(own, -1.0, 1.0).to(draw.t)
         if _has_active_dropout(network):
-            cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-            state = torch.get_rng_state(), cuda
-        return cls(
-            {"online": [network], "target": [target or network], "teacher": teachers},
-            two_time,
-            device,
-            draw.guidance,
-            sign,
-            state,
-            getattr(network, "any_rank", bool),
-        )
+            cuda = self.device.type == "cuda"
+            on_device = torch.cuda.get_rng_state(self.device) if cuda else None
+            self.random_state = torch.get_rng_state(), on_device
 
     def index(self, rows: Tensor) -> Tensor | None:
         """Indices on the device of a CPU mask (B,); None: all rows."""
@@ -91,18 +72,13 @@ class Passes:
         """Whether any process makes a pass for its ``rows``, a CPU mask (B,)."""
         return self.any_rank(bool(rows.any()))
 
-    def gradient(
-        self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor, index: Tensor | None = None
-    ) -> Tensor:
-        """The pass that carries the gradient; x (R, ...), t, y, s, index (R,)."""
-        return self.call("online", x, t, y, s, index, wrapped=True)
-
     def gradient_at_two(
         self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(F at (t, s), F at (t, t)) from one doubled pass; x (B, ...), t, y, s (B,)."""
         both = torch.arange(len(x), device=x.device).repeat(2)
-        out = self.gradient(x[both], t[both], take(y, both), torch.cat((s, t)), both)
+        inputs = (x[both], t[both], take(y, both), torch.cat((s, t)), both)
+        out = self.call("online", *inputs, wrapped=True)
         at_s, at_t = out.chunk(2)
         return at_s, at_t
 
@@ -127,15 +103,17 @@ class Passes:
             s: (R,) destinations; they reach networks with a second time only.
             index: (R,) which rows of the draw these are; None: all.
             signed: give own samples of TwinFlow their negative times.
-            wrapped: through the wrapper of data-parallel training, not the bare network.
+            wrapped: with gradient, through the wrapper of data-parallel training, if there is one.
         """
         if self.sign is not None and signed:
             sign = take(self.sign, index)
             t, s = sign * t, sign * s
         inputs = (x, t, y, s) if self.two_time else (x, t, y)
         extra = {} if self.guidance is None else {"guidance": take(self.guidance, index)}
-        modules = (n if wrapped else bare(n) for n in self.networks[source])
-        results = [full_precision(self._run(module, inputs, extra)) for module in modules]
+        modules = (n if wrapped else getattr(n, "module", n) for n in self.networks[source])
+        results = [self._run(module, inputs, extra) for module in modules]
+        # Residuals and losses are never formed in half precision.
+        results = [r if r.dtype == torch.float64 else r.float() for r in results]
         return results[0] if len(results) == 1 else torch.stack(results).mean(0)
 
     def on_rows(
@@ -149,12 +127,6 @@ class Passes:
         x, t, y, s = (take(v, index) for v in (x, t, y, s))
         part = self.call(source, x, t, y, s, index)
         return place(nothing, rows, index, part)
-
-    def velocity(self, draw: Draw, x_t: Tensor) -> Tensor:
-        """F of the trained network at s = t where m > s, 0 elsewhere.  x_t (B, ...)."""
-        assert draw.host is not None
-        rows = draw.host.m > draw.host.s
-        return self.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
 
     def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
         if self.random_state is not None:
@@ -207,11 +179,6 @@ def kinds_of_pass(*inputs: Any) -> list[str]:
     return kinds or ["forward"]
 
 
-def bare(network: Network) -> Network:
-    """The module inside a DistributedDataParallel-like wrapper, or the network itself."""
-    return getattr(network, "module", network)
-
-
 def _has_active_dropout(network: Network) -> bool:
     if not isinstance(network, nn.Module):
         return False
@@ -241,11 +208,3 @@ def place(x: Tensor, rows: Tensor, index: Tensor | None, part: Tensor) -> Tensor
     if bool(rows.all()):
         return part
     return torch.where(expand(rows.to(x.device, non_blocking=True), x), part, x)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """``x`` (any shape) as float32 unless already float64.
-
-    Residuals and losses are never formed in half precision.
-    """
-    return x if x.dtype == torch.float64 else x.float()

@@ -1,49 +1,21 @@
-"""Named settings of the objective: each is one published method.
+"""Presets: the methods of :mod:`ucgm.objective.methods`, to start from and to print.
 
-``ucgm presets`` prints the table; docs/objective.md derives it.  A preset holds the objective
+``ucgm presets`` prints them; docs/objective.md derives them.  A preset holds the objective
 alone; the optimizer, batch and schedules of a paper are in ``configs/``.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ucgm.objective import few_step, multi_step
 from ucgm.objective.losses import LogVariance
+from ucgm.objective.methods import PRESETS
 from ucgm.objective.objective import Objective
 from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
-
-PRESETS: dict[str, Callable[[], Objective]] = {
-    make.__name__: make
-    for make in (
-        multi_step.ddpm,
-        multi_step.v_prediction,
-        multi_step.edm,
-        multi_step.edm2,
-        multi_step.flow_matching,
-        multi_step.lightningdit,
-        multi_step.ot_cfm,
-        multi_step.ucgm_multi,
-        few_step.ucgm_lambda,
-        few_step.ucgm_few,
-        multi_step.ucgm_paper,
-        few_step.ect,
-        few_step.scm,
-        few_step.meanflow,
-        few_step.imf,
-        few_step.alpha_flow,
-        few_step.terminal_velocity,
-        few_step.shortcut,
-        few_step.rcgm,
-        few_step.facm,
-        few_step.twinflow,
-    )
-}
 
 
 def preset(name: str, **settings: Any) -> Objective:
@@ -61,26 +33,19 @@ def preset(name: str, **settings: Any) -> Objective:
     if name == "ucgm_paper" and settings.get("consistency_ratio", 0.0) != 0.0:
         settings = {"field": "teacher", **settings}
     try:
-        return replace(PRESETS[name](), **settings)
+        return replace(PRESETS[name].objective, **{"preset": name, **settings})
     except TypeError as error:
         raise ValueError(f"preset {name!r}: {error}") from error
 
 
-def settings_of(objective: Objective) -> dict[str, Any]:
-    """The settings in which ``objective`` differs from plain flow matching."""
-    plain = multi_step.flow_matching()
-    names = (f.name for f in dataclasses.fields(Objective) if f.name != "preset")
-    return {n: getattr(objective, n) for n in names if getattr(objective, n) != getattr(plain, n)}
-
-
 def _described() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Name, method, passes and settings of every preset."""
-    for name, make in PRESETS.items():
-        objective = make()
+    """Name, method, passes and settings, where they are not those of flow matching."""
+    plain, names = Objective(), [f.name for f in fields(Objective) if f.name != "preset"]
+    for name, (title, objective) in PRESETS.items():
         counts = count_passes(objective)
         passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
-        method = (make.__doc__ or "").strip().splitlines()[0]
-        yield name, method, passes, settings_of(objective)
+        changed = [n for n in names if getattr(objective, n) != getattr(plain, n)]
+        yield name, title, passes, {n: getattr(objective, n) for n in changed}
 
 
 def preset_table() -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ucgm.runtime.values import Number, Positive, Range, Share, check_values
-from ucgm.transport import HALF_PI, Transport
+from ucgm.transport import Linear, Transport, Trig
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,41 @@ class Uniform(TimeDistribution):
 
 
 @dataclass(frozen=True)
-class LogitNormal(TimeDistribution):
+class LogNormal(TimeDistribution):
+    """log(sigma / alpha) ~ N(mean, std^2), the noise level of EDM (arXiv 2206.00364, table 1)."""
+
+    mean: Number = -1.2
+    """mean of the logarithm; positive favours noise."""
+    std: Positive = 1.2
+    """its standard deviation."""
+
+    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
+        """The time at which the path has the noise level exp(mean + std Phi^-1(u))."""
+        return transport.time_at_log_snr(-2.0 * (self.mean + self.std * torch.special.ndtri(u)))
+
+
+@dataclass(frozen=True)
+class LogitNormal(LogNormal):
     """logit(t) ~ N(mean, std^2) (Stable Diffusion 3, arXiv 2403.03206, section 3.1)."""
 
     mean: Number = 0.0
-    """mean of logit(t); positive favours noise."""
     std: Positive = 1.0
-    """standard deviation of logit(t)."""
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
-        """t = sigmoid(mean + std Phi^-1(u))."""
-        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        """The time of the linear path, where sigma / alpha = t / (1 - t), on any path."""
+        return super().quantile(u, Linear())
+
+
+@dataclass(frozen=True)
+class ArcTan(LogNormal):
+    """log(tan(pi t / 2)) ~ N(mean, std^2) (FACM, arXiv 2507.03738, published code)."""
+
+    mean: Number = -0.8
+    std: Positive = 1.6
+
+    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
+        """The time of the trigonometric path, where sigma / alpha is that tangent, on any path."""
+        return super().quantile(u, Trig())
 
 
 @lru_cache(maxsize=32)
@@ -102,34 +126,6 @@ class Beta(TimeDistribution):
             left = place.floor().clamp(0, len(table) - 2).long()
             t = torch.lerp(table[left], table[left + 1], place - left)
         return (self.scale * t).clamp(0.0, 1.0)
-
-
-@dataclass(frozen=True)
-class LogNormal(TimeDistribution):
-    """log(sigma / alpha) ~ N(mean, std^2), the noise level of EDM (arXiv 2206.00364, table 1)."""
-
-    mean: Number = -1.2
-    """mean of the logarithm of the noise level."""
-    std: Positive = 1.2
-    """its standard deviation."""
-
-    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
-        """The time at which the path has the noise level exp(mean + std Phi^-1(u))."""
-        return transport.time_at_log_snr(-2.0 * (self.mean + self.std * torch.special.ndtri(u)))
-
-
-@dataclass(frozen=True)
-class ArcTan(TimeDistribution):
-    """t = atan(exp(N(mean, std^2))) / (pi / 2) (FACM, arXiv 2507.03738, published code)."""
-
-    mean: Number = -0.8
-    """mean of log tan(pi t / 2)."""
-    std: Positive = 1.6
-    """its standard deviation."""
-
-    def quantile(self, u: Tensor, transport: Transport) -> Tensor:
-        """t = atan(exp(mean + std Phi^-1(u))) / (pi / 2)."""
-        return torch.atan(torch.exp(self.mean + self.std * torch.special.ndtri(u))) / HALF_PI
 
 
 Pair = tuple[Tensor, Tensor]

@@ -6,7 +6,7 @@ All coefficients are scalars known before the first evaluation (:mod:`ucgm.sampl
 history keeps what later updates refer to; an update is a sum of scaled tensors and nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
@@ -178,7 +178,7 @@ class Sampler:
             ValueError: labels out of range, or a network whose output is not of the state's shape.
         """
         x = z
-        for found in self._evaluations(network, z, y, generator):
+        for found in self.evaluations(network, z, y, generator):
             x = found[-1]
             del found  # no tensor of this evaluation lies beside the next
         return x
@@ -195,19 +195,21 @@ class Sampler:
         x_hat.
         """
         at = knots(self.transport, [step.t for step in _plan(self)])
-        found = self._evaluations(network, z, y, generator)
+        found = self.evaluations(network, z, y, generator)
         for knot, (x, prediction, _) in zip(at, found, strict=True):
             a, b = knot.estimate(1.0, 0.0), knot.estimate(0.0, 1.0)
             yield State(x, knot.t, *(p * x + q * prediction for p, q in (a, b)))
 
-    def _evaluations(
+    def evaluations(
         self,
         network: Network,
         z: Tensor,
         y: Tensor | None,
         generator: RowRandom | torch.Generator | None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """State, prediction there, and state after the update, of every evaluation."""
+    ) -> Generator[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """State, prediction there, and state after the update (B, C, H, W), of every evaluation;
+        a state that is sent replaces the last one.  Arguments are those of a call.
+        """
         _check_labels(network, y, len(z))
         plan, x = _plan(self), z if z.dtype == torch.float64 else z.float()
         history, at = History(plan), getattr(network, "at", None)
@@ -225,9 +227,9 @@ class Sampler:
                     f"{tuple(x.shape)}: it must return F alone, without a learned variance"
                 )
             after = history.advance(i, x, prediction, random)
-            yield x, prediction, after
-            x = after
-            del prediction, after
+            sent = yield x, prediction, after
+            x = after if sent is None else sent
+            del prediction, after, sent
 
 
 @lru_cache(maxsize=64)
