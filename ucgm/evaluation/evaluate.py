@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK
-from ucgm.evaluation.extractors import Extractors, open_extractor
+from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import open_images
 from ucgm.evaluation.metrics import Reference, save_reference
-from ucgm.evaluation.references import default_extractor, open_evaluators
+from ucgm.evaluation.references import chosen_extractor, open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
@@ -121,17 +121,14 @@ def make_reference(
     path = _checked(out, num_rows)
     refuse_inside(path, data, "out")
     world = join_world(device)
-    if extractor is None:
-        fitting = "digits" if data.startswith("digits") else "inception"
-        features = default_extractor(fitting, extractor_weights, world.device)
-    else:
-        features = open_extractor(extractor, extractor_weights, world.device)
+    fitting = "digits" if data.startswith("digits") else "inception"
+    features = chosen_extractor(extractor, fitting, extractor_weights, world.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     images = open_images(data, size)
     count, num_rows = len(images), min(num_rows, len(images))
-    protocol = {"images": images.identity, "num_samples": count}
-    protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
-    protocol |= {"shard_size": shard_size, "extractor_spec": features.spec}
+    protocol = {"images": images.identity, "num_samples": count, "num_rows": num_rows}
+    protocol |= {"extractor_spec": features.spec, "extractor_sha256": features.digest}
+    protocol |= {"shard_size": shard_size}
     folder = path.with_name(path.name + ".parts")
     extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
     extraction.claim(protocol)

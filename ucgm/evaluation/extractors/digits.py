@@ -40,14 +40,6 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(FEATURES, 10)
         self.register_buffer("scale", torch.ones(()))
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """(B, 1, 8, 8) in [-1, 1] to the (B, 32) units before the last layer."""
-        return self.body(x)
-
-    def classify(self, hidden: Tensor) -> Tensor:
-        """(B, 32) to (B, 10) logits."""
-        return self.head(hidden.relu())
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 1, 8, 8) uint8 to features (B, 32) and logits (B, 10)."""
         if images.shape[2:] != (8, 8):
@@ -55,8 +47,8 @@ class DigitsClassifier(nn.Module):
                 f"extractor digits takes images of 8x8 pixels, got {images.shape[3]}x"
                 f"{images.shape[2]}: choose another extractor."
             )
-        hidden = self.hidden(from_uint8(images))
-        return {"features": self.scale * hidden, "logits": self.classify(hidden)}
+        hidden = self.body(from_uint8(images))
+        return {"features": self.scale * hidden, "logits": self.head(hidden.relu())}
 
 
 def build_digits(weights: str | None = None) -> Extractor:

@@ -9,7 +9,6 @@ The images are resized to 299 with the bilinear filter of TensorFlow 1, which is
 definition.  Grey images are repeated over three channels.  One pass gives all three outputs.
 """
 
-import pickle
 import warnings
 from pathlib import Path
 from urllib.error import URLError
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import sha256
+from ucgm.runtime.reading import read_tensors
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -68,9 +68,9 @@ def build_inception(weights: str | None = None) -> Extractor:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist. {_remedy()}")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # tensors alone, no code
+        read_tensors(Path(path))  # tensors alone, no code
         module = InceptionFeatures(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not the Inception of FID ({reason}). {_remedy()}") from error
     digest = sha256(path)
