@@ -19,3 +19,13 @@ def test_preset_table_is_what_the_command_prints():
 def test_python_blocks_run(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(block, str(page), "exec"), {"torch": torch})
+
+
+def test_the_page_on_security_names_tests_that_are_there():
+    page = (REPO / "docs/security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    assert len(named) > 20 and page.count("::test_") == len(named)
+    for file, test in named:
+        assert f"\ndef {test}(" in (REPO / file).read_text(), f"{file}::{test}"
+    for path in re.findall(r"`((?:runtime|runs|nn|data|training|evaluation)/[\w/]+\.py)`", page):
+        assert (REPO / "ucgm" / path).is_file(), path

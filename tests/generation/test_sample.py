@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests import group
 from tests.digits_oracle import Affine, Memoriser, make_run, perturbed_dit
-from ucgm.data import Digits
+from ucgm.data import DataSpec, Digits
 from ucgm.generation.command import protocol_of, sample_run, samples_of_run
-from ucgm.generation.samples import RowCounter, SampleSet, SamplingConfig, labels_of
+from ucgm.generation.samples import RowCounter, SampleSet, SamplingConfig
 from ucgm.generation.writers import grid_indices, save_grid, sink_of
 from ucgm.nn import DiTConfig
 from ucgm.runs.checkpoint import load_run
@@ -19,6 +19,12 @@ from ucgm.runs.config import write_config
 from ucgm.runs.saving import save_checkpoint
 from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, Sampler
+
+
+def labels_of(indices, num_classes, rule="balanced", **settings):
+    data = DataSpec(shape=(1, 2, 2), num_classes=num_classes).open()
+    settings = SamplingConfig(labels=rule, **settings)
+    return SampleSet(None, Sampler(), data, settings).labels_at(indices)
 
 
 def test_labels_balanced_prefix_random_and_restricted():
@@ -40,7 +46,7 @@ def test_labels_balanced_prefix_random_and_restricted():
         (dict(num_classes=10, classes=[-1]), "class -1 is out of range"),
         (dict(num_classes=10, classes=[]), "empty"),
         (dict(num_classes=0, classes=[1]), "have none"),
-        (dict(num_classes=10, rule="sorted"), "choose balanced or random"),
+        (dict(num_classes=10, rule="sorted"), "labels must be one of balanced, random"),
     ],
 )
 def test_bad_labels(kwargs, message):

@@ -113,9 +113,8 @@ def _parse(parser: Any, words: Sequence[str]) -> Any:
     """Namespace of ``words``; errors become one ValueError that names the nearest option."""
     import jsonargparse
 
-    shown = [("--help" if word == "--help-all" else word) for word in words]
     try:
-        return parser.parse_args(shown)
+        return parser.parse_args(words)
     except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError) as error:
         raise ValueError(_explain(str(error), parser)) from None
 
@@ -151,7 +150,7 @@ def join_options(
             result.append(word)
             continue
         name, equals, value = word.partition("=")
-        name = "--" + (name[2:] if name == "--help-all" else name[2:].replace("-", "_"))
+        name = "--help" if name == "--help-all" else "--" + name[2:].replace("-", "_")
         if name[2:] in switches and words[i : i + 1] not in (["true"], ["false"]) and not equals:
             result.append(name + "=true")
             continue

@@ -14,7 +14,6 @@ things are not in our hands: another kind of processor, and on CPUs another numb
 round otherwise.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -78,45 +77,6 @@ class RowCounter:
         return forward
 
 
-def labels_of(
-    indices: Tensor,
-    num_classes: int,
-    rule: LabelRule = "balanced",
-    seed: int = 0,
-    classes: Sequence[int] | None = None,
-) -> Tensor:
-    """Class of each sample index (B,) int64; the null class 0 where there are no classes.
-
-    Args:
-        indices: (B,) int64 sample numbers.
-        num_classes: classes of the data.
-        rule: ``balanced`` gives class ``i mod C``; ``random`` a uniform class from (seed, i).
-        seed: of the ``random`` rule.
-        classes: draw from these classes only.
-
-    Raises:
-        ValueError: for a class outside the data's, or an unknown rule.
-    """
-    if num_classes == 0:
-        if classes:
-            raise ValueError("classes were given, but these data have none: leave them out.")
-        return torch.zeros_like(indices)
-    allowed = torch.arange(num_classes) if classes is None else torch.tensor(list(classes))
-    if allowed.numel() == 0:
-        raise ValueError("the list of classes is empty: give at least one, or leave it out.")
-    outside = [c for c in allowed.tolist() if not 0 <= c < num_classes]
-    if outside:
-        raise ValueError(f"class {outside[0]} is out of range: choose from 0 to {num_classes - 1}.")
-    if rule == "balanced":
-        pick = indices % len(allowed)
-    elif rule == "random":
-        number = RowRandom.for_rows(seed, -2, indices).uniform(1, dtype=torch.float64)[:, 0]
-        pick = (number * len(allowed)).long()
-    else:
-        raise ValueError(f"label rule {rule!r} is unknown: choose balanced or random.")
-    return allowed.to(torch.int64)[pick]
-
-
 @dataclass(frozen=True, eq=False)
 class SampleSet:
     """An endless, indexed set of samples.
@@ -147,9 +107,29 @@ class SampleSet:
         return replace(self, sampler=replace(self.sampler, steps=steps))
 
     def labels_at(self, indices: Tensor) -> Tensor:
-        """Classes (B,) int64 of the samples ``indices``."""
-        rule, seed, classes = self.settings.labels, self.settings.seed, self.settings.classes
-        return labels_of(indices, self.data.num_classes, rule, seed, classes)
+        """Classes (B,) int64 of the samples ``indices`` (B,); 0, the null class, without classes.
+
+        Raises:
+            ValueError: for a class outside the data's.
+        """
+        settings, num_classes = self.settings, self.data.num_classes
+        if num_classes == 0:
+            if settings.classes:
+                raise ValueError("classes were given, but these data have none: leave them out.")
+            return torch.zeros_like(indices)
+        allowed = range(num_classes) if settings.classes is None else settings.classes
+        if not allowed:
+            raise ValueError("the list of classes is empty: give at least one, or leave it out.")
+        outside = [c for c in allowed if not 0 <= c < num_classes]
+        if outside:
+            raise ValueError(
+                f"class {outside[0]} is out of range: choose from 0 to {num_classes - 1}."
+            )
+        pick = indices % len(allowed)
+        if settings.labels == "random":
+            numbers = RowRandom.for_rows(settings.seed, -2, indices).uniform(dtype=torch.float64)
+            pick = (numbers * len(allowed)).long()
+        return torch.tensor(allowed, dtype=torch.int64)[pick]
 
     def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space.

@@ -92,11 +92,7 @@ class NpzSink:
             for name in ("arr_0", "arr_1"):
                 arrays = [np.load(p, mmap_mode="r") for p in sorted(self.parts.glob(f"{name}_*"))]
                 shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(arrays[0].dtype),
-                    "fortran_order": False,
-                    "shape": shape,
-                }
+                header = np.lib.format.header_data_from_array_1_0(arrays[0]) | {"shape": shape}
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, header)
                     for array in arrays:

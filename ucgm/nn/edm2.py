@@ -73,21 +73,40 @@ class MPFourier(nn.Module):
         return math.sqrt(2) * angle.cos()
 
 
-class MPConv(nn.Module):
-    """Convolution (kernel 1 or 3) or, with kernel 0, matrix, with unit weights and no bias."""
+def scaled(weight: Tensor, gain: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """`weight` (out, ...) as the layers use it, of unit rows over sqrt(fan_in), times `gain`."""
+    rows = unit(weight, tuple(range(1, weight.ndim)))
+    return (rows * (gain / math.sqrt(weight[0].numel()))).to(dtype)
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 0) -> None:
-        super().__init__()
-        size = (kernel, kernel) if kernel else ()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *size))
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """Map `x` (B, in, H, W) or (B, in); `gain` scales the output."""
-        weight = unit(self.weight, tuple(range(1, self.weight.ndim)))
-        weight = (weight * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
-        if weight.ndim == 2:
-            return F.linear(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+class MPLinear(nn.Linear):
+    """Matrix with unit weights and no bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw standard normal weights."""
+        nn.init.normal_(self.weight)
+
+    def forward(self, input: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """Map `input` (B, in) to (B, out); `gain` scales the output."""
+        return F.linear(input, scaled(self.weight, gain, input.dtype))
+
+
+class MPConv(nn.Conv2d):
+    """Convolution (kernel 1 or 3) with unit weights and no bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw standard normal weights."""
+        nn.init.normal_(self.weight)
+
+    def forward(self, input: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """Map `input` (B, in, H, W) to (B, out, H, W); `gain` scales the output."""
+        return F.conv2d(input, scaled(self.weight, gain, input.dtype), padding=self.padding)
 
 
 class EDM2Block(nn.Module):
@@ -107,7 +126,7 @@ class EDM2Block(nn.Module):
         self.num_heads = channels // 64 if attention else 0
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(in_channels if decoder else channels, channels, 3)
-        self.emb_linear = MPConv(width, channels)
+        self.emb_linear = MPLinear(width, channels)
         self.conv_res1 = MPConv(channels, channels, 3)
         self.conv_skip = MPConv(in_channels, channels, 1) if in_channels != channels else None
         self.attn_qkv = MPConv(channels, 3 * channels, 1) if self.num_heads else None
@@ -149,6 +168,17 @@ class EDM2(Network):
 
     _no_split_modules = ["EDM2Block"]
     _repeated_blocks = ["EDM2Block"]
+    _skip_layerwise_casting_patterns = ("_conv$",)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, but for quantised weights: `ValueError`."""
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "EDM2 normalises its weights in every call, which quantised layers do not: use "
+                "enable_layerwise_casting after loading to store them in fewer bits"
+            )
+        return super().from_pretrained(*args, **kwargs)
 
     @register_to_config
     def __init__(
@@ -170,10 +200,10 @@ class EDM2(Network):
         self._setup()
         channels = [model_channels * m for m in channel_mult]
         noise, width = channels[0], max(channels)
-        self.emb_fourier, self.emb_noise = MPFourier(noise), MPConv(noise, width)
-        self.emb_label = MPConv(num_classes, width) if num_classes else None
+        self.emb_fourier, self.emb_noise = MPFourier(noise), MPLinear(noise, width)
+        self.emb_label = MPLinear(num_classes, width) if num_classes else None
         if second_time:
-            self.h_fourier, self.h_noise = MPFourier(noise), MPConv(noise, width)
+            self.h_fourier, self.h_noise = MPFourier(noise), MPLinear(noise, width)
             self.h_gain = nn.Parameter(torch.zeros([]))
         skips = self._encoder(channels, width)
         self._decoder(skips, channels, width)
@@ -219,7 +249,7 @@ class EDM2(Network):
     def normalize_weights(self) -> None:
         """Bring the stored weights back to unit magnitude, in place."""
         for module in self.modules():
-            if isinstance(module, MPConv):
+            if isinstance(module, MPConv | MPLinear):
                 # .data: a second forward pass before backward must not invalidate the first.
                 weight = module.weight.data
                 weight.copy_(unit(weight, tuple(range(1, weight.ndim))))

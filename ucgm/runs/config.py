@@ -151,18 +151,23 @@ def from_dict(expected: Any, value: Any, where: str = "") -> Any:
     return checked(expected, value, where, text=True)
 
 
+def class_and_settings(section: Any) -> tuple[Any, Any]:
+    """``class_path`` and ``init_args`` of a section, in full or in one of the short forms."""
+    if not isinstance(section, dict):
+        return section, {}
+    short = {k: v for k, v in section.items() if k not in ("class_path", "init_args")}
+    given = section.get("init_args") or {}
+    return section.get("class_path"), given | short if isinstance(given, dict) else given
+
+
 def _section(cls: type[Any], value: Any, where: str) -> Any:
     """A dataclass from its section; where the class is a choice the section names it."""
     chosen = issubclass(cls, POLYMORPHIC)
-    if chosen and isinstance(value, str):
-        value = {"class_path": str(value)}
+    if chosen and isinstance(value, str | dict):
+        path, value = class_and_settings(value)
+        cls, where = _choice(cls, path or "", where), f"{where}.init_args"
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'} must hold settings, got {value!r}")
-    if chosen:
-        cls = _choice(cls, value.get("class_path", ""), where)
-        where, value = f"{where}.init_args", value.get("init_args") or {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must hold settings, got {value!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     prefix = f"{where}." if where else ""

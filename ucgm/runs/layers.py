@@ -17,13 +17,12 @@ and keeps the settings of the layers below as long as the class stays the same. 
 """
 
 import dataclasses
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ucgm.objective import Objective, preset
-from ucgm.runs.config import POLYMORPHIC, Config, from_dict, read_config, to_dict
+from ucgm.runs.config import Config, class_and_settings, from_dict, read_config, to_dict
 from ucgm.runs.recipes import Layer, fitted_layer, preset_layer
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.processes import best_device
@@ -97,7 +96,9 @@ def layered(
         ValueError: see :func:`ucgm.runs.config.from_dict`.
     """
     layers = list(layers)
-    tree: Layer = {"objective": to_dict(Objective())} if base is None else to_dict(base)
+    tree: Layer = {"objective": to_dict(Objective()), "model": {}, "data": {}}
+    if base is not None:
+        tree = to_dict(base)
     if start is not None:
         tree |= {"model": to_dict(start.model), "data": to_dict(start.data)}
     named = [i for i, layer in enumerate(layers) if "preset" in _section(layer, "objective")]
@@ -106,13 +107,16 @@ def layered(
             chosen = preset(str(layer["objective"]["preset"]))
             tree["objective"] = to_dict(chosen)
             if i == named[-1]:
-                tree = _merged(Config, tree, preset_layer(chosen))
+                tree = _merged(tree, preset_layer(chosen))
         if fitted and i == (named[-1] if named else 0):
-            tree = _merged(Config, tree, fitted)
+            tree = _merged(tree, fitted)
         if "transport" in _section(layer, "sampler"):
             raise ValueError("sampler.transport is that of the objective: set objective.transport")
-        tree = _merged(Config, tree, layer)
-    config = from_dict(Config, _completed(tree))
+        tree = _merged(tree, layer)
+    for name, section in to_dict(Config()).items():  # settings of the class that is the default
+        if "class_path" in section and class_and_settings(tree[name])[0] is None:
+            tree[name] = _merged(section, tree[name])
+    config = from_dict(Config, tree)
     given = {key for layer in layers for key in _section(layer, "model")}
     return config if base is not None else _with_inputs(config, given)
 
@@ -160,17 +164,15 @@ def layers_of(words: Sequence[str]) -> list[Layer]:
         tree: Any = Word(value)
         for key in reversed(keys):
             tree = {key: tree}
-        flags = _merged(Config, flags, current_names(tree))
+        flags = _merged(flags, current_names(tree))
     return [*files, flags] if flags else files
 
 
 def _section(layer: Layer, name: str) -> Layer:
     """The settings of a section that a layer names; the class counts as ``class_path``."""
-    found = layer.get(name, {})
-    if not isinstance(found, dict):
-        return {"class_path": found}
-    inner = found.get("init_args")
-    return found | (inner if isinstance(inner, dict) else {})
+    path, settings = class_and_settings(layer.get(name, {}))
+    named = {} if path is None else {"class_path": path}
+    return named | (settings if isinstance(settings, dict) else {})
 
 
 def _start(layers: list[Layer]) -> Config | None:
@@ -189,66 +191,20 @@ def _of_run(fitted: Layer, run: Layer) -> Layer:
     }
 
 
-def _completed(tree: Layer) -> Layer:
-    """Sections that name no class are settings of the class that is the default there."""
-    defaults = to_dict(Config())
-    result = {"model": {}} | tree
-    for name, section in result.items():
-        default = defaults.get(name)
-        if isinstance(default, dict) and "class_path" in default and isinstance(section, dict):
-            if "class_path" not in section:
-                settings = default["init_args"] | section.get("init_args", {})
-                result[name] = {"class_path": default["class_path"], "init_args": settings}
-    return result
-
-
-def _merged(hint: Any, below: Any, above: Any) -> Any:
+def _merged(below: Any, above: Any) -> Any:
     """The value of a layer over that of the layers below."""
-    cls = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
-    cls = next((t for t in (hint, *typing.get_args(hint)) if t in POLYMORPHIC), cls)
-    if cls is None:
-        return above
-    if isinstance(above, Word):
+    if isinstance(above, Word) and isinstance(below, dict):
         above = above.read("")
-    if cls in POLYMORPHIC:
-        return _merged_choice(below, above)
-    if not isinstance(above, dict) or not isinstance(below, dict):
-        below = {}
-    if not isinstance(above, dict):
-        return above
-    hints = typing.get_type_hints(cls)
-    return below | {k: _merged(hints.get(k), below.get(k), v) for k, v in above.items()}
-
-
-def _merged_choice(below: Any, above: Any) -> Any:
-    """The same for a section whose class is a choice."""
-    if isinstance(above, Word):
-        above = above.read("")
-    if isinstance(above, str):
+    if isinstance(above, str) and isinstance(below, dict) and "class_path" in below:
         above = {"class_path": str(above)}
-    if not isinstance(above, dict):
+    if isinstance(below, str) and isinstance(above, dict):
+        below = {"class_path": below}
+    if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    below = {"class_path": below} if isinstance(below, str) else below
-    below = below if isinstance(below, dict) else {}
-    given = above.get("init_args")
-    if not (given is None or isinstance(given, dict)):
-        return above
-    short = {k: v for k, v in above.items() if k not in ("class_path", "init_args")}
-    settings = (given or {}) | short
-    path, before = above.get("class_path", below.get("class_path")), below.get("class_path")
-    if str(path).rpartition(".")[2] == str(before).rpartition(".")[2]:
-        inner = below.get("init_args")
-        settings = _deep(inner if isinstance(inner, dict) else {}, settings)
-    return ({} if path is None else {"class_path": path}) | {"init_args": settings}
-
-
-def _deep(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Settings of one class: inner sections are merged as well."""
-    result = dict(below)
-    for key, value in above.items():
-        inner = result.get(key)
-        if isinstance(inner, dict) and isinstance(value, dict):
-            choice = "class_path" in inner or "class_path" in value
-            value = _merged_choice(inner, value) if choice else _deep(inner, value)
-        result[key] = value
-    return result
+    if {"class_path", "init_args"}.isdisjoint(below.keys() | above.keys()):
+        return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+    (before, kept), (path, settings) = class_and_settings(below), class_and_settings(above)
+    path = before if path is None else path
+    if before is None or str(path).rpartition(".")[2] == str(before).rpartition(".")[2]:
+        settings = _merged(kept, settings)
+    return {"class_path": path, "init_args": settings}

@@ -101,8 +101,7 @@ class Rule:
         """Time variable at times."""
         if self.time_variable == "time":
             return t
-        lam = 0.5 * self.transport.log_snr(torch.from_numpy(t)).numpy()
-        return lam if self.time_variable == "log_snr" else np.exp(-lam)
+        return self._at_log_ratio(0.5 * self.transport.log_snr(torch.from_numpy(t)).numpy())
 
     def points(self, at: Knot, to: Knot) -> tuple[np.ndarray, np.ndarray]:
         """(time variable, mass) of the quadrature between two knots; total mass: the measure."""

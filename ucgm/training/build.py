@@ -56,11 +56,6 @@ class TrainState:
     seconds: float
     step: int = 0
 
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done."""
-        return self.step / self.config.train.steps
-
     @contextlib.contextmanager
     def exchanging(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""

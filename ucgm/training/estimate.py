@@ -15,9 +15,6 @@ from ucgm.runs.config import Config
 from ucgm.runtime.precision import autocast, precision
 from ucgm.training.throughput import Work
 
-# Floating-point operations that trying out may cost: a second or so.
-_TRIAL = {"cuda": 1e14}
-_TRIAL_ELSEWHERE = 5e10
 GIB = 2**30
 
 
@@ -105,7 +102,8 @@ def time_of_step(
     if any(isinstance(p, DTensor) for p in weights):
         return work.of_step(plan) / (0.4 * peak)
     device = weights[0].device
-    most = _TRIAL.get(device.type, _TRIAL_ELSEWHERE) / max(work.trained, 1.0)
+    # Operations that take a second or so.
+    most = (1e14 if device.type == "cuda" else 5e10) / max(work.trained, 1.0)
     rows = max(1, min(plan.micro_batch, int(most)))
     x, t = torch.zeros(rows, *shape, device=device), torch.full((rows,), 0.5, device=device)
     y = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -96,7 +96,7 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     target=(networks.target or networks.ema).network,
                     teacher=networks.teacher,
                     log_variance=state.wrapped_variance,
-                    progress=state.progress,
+                    progress=state.step / train.steps,
                 )
             (poison_gradients(terms.loss) / train.accumulation).backward()
         loss += terms.loss.detach() / train.accumulation

@@ -58,11 +58,10 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return False
     flat = (v for value in row.values() for v in (value if isinstance(value, list) else [value]))
-    return all(v is None or isinstance(v, float) or _whole(v) for v in flat)
-
-
-def _whole(v: Any) -> bool:
-    return isinstance(v, int) and abs(v) < 2**1000  # larger ones are no float
+    # Larger whole numbers are no float.
+    return all(
+        v is None or isinstance(v, float) or (isinstance(v, int) and abs(v) < 2**1000) for v in flat
+    )
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
