@@ -34,18 +34,8 @@ from ucgm.evaluation.metrics import (
 )
 from ucgm.runtime.processes import Progress
 
-METRICS = (
-    "fid",
-    "fid_heldout",
-    "sfid",
-    "kid",
-    "precision",
-    "recall",
-    "inception_score",
-    "accuracy",
-)
-
-
+METRICS = ("fid", "fid_heldout", "sfid", "kid", "precision", "recall", "inception_score",
+           "accuracy")  # fmt: skip
 # Images without which a metric has no value.
 LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
@@ -235,12 +225,11 @@ class Evaluators:
 
     def without(self, *metrics: str) -> "Evaluators":
         """The same evaluators without some metrics."""
-        return Evaluators(
-            tuple(
-                replace(part, metrics=tuple(m for m in part.metrics if m not in metrics))
-                for part in self.parts
-            )
-        )
+        parts = []
+        for part in self.parts:
+            kept = tuple(name for name in part.metrics if name not in metrics)
+            parts.append(replace(part, metrics=kept))
+        return Evaluators(tuple(parts))
 
     def enough(self, count: int, images: str, place: str) -> "Evaluators":
         """The evaluators without the metrics that ``count`` images cannot give, with a warning."""

@@ -8,13 +8,16 @@ accuracy.  Weights, accuracy and the data they were trained on are in
 ``assets/digits_classifier.safetensors``, made by ``scripts/train_digits_classifier.py``.
 """
 
+from pathlib import Path
+
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import asset_path, sha256
+from ucgm.runtime.reading import reading
 
 FEATURES = 32
 
@@ -53,14 +56,13 @@ class DigitsClassifier(nn.Module):
 
 def build_digits(weights: str | None = None) -> Extractor:
     """The digits classifier as an extractor; ``weights`` defaults to the shipped file."""
-    path = weights or str(asset_path("digits_classifier.safetensors"))
+    path = Path(weights or asset_path("digits_classifier.safetensors"))
     module = DigitsClassifier()
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        module.load_state_dict(state)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+            module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold the digits classifier ({type(error).__name__}): make it with "
             "`python scripts/train_digits_classifier.py`."

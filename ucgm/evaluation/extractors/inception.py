@@ -9,9 +9,9 @@ The images are resized to 299 with the bilinear filter of TensorFlow 1, which is
 definition.  Grey images are repeated over three channels.  One pass gives all three outputs.
 """
 
+import socket
 import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 PREFIX = "6726825d"
 SPATIAL_CHANNELS = 7
+SECONDS = 30.0
 
 
 class MissingWeights(ValueError):
@@ -92,15 +93,18 @@ def build_inception(weights: str | None = None) -> Extractor:
 def _cached_or_downloaded() -> str:
     """The published file in torch's cache, fetched into it when it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if not path.is_file():
-        try:
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(SECONDS)  # a network that swallows packets would be waited for
+        if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=PREFIX, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
-            raise MissingWeights(
-                f"{FILE} could not be downloaded ({error}). {_remedy()}"
-            ) from error
-    return str(path)
+        return str(path)
+    except (OSError, RuntimeError) as error:
+        reason = f"{FILE} could not be downloaded ({error})."
+        raise MissingWeights(f"{reason} {_remedy()}") from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _remedy() -> str:

@@ -24,7 +24,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ucgm.evaluation.metrics.moments import Gaussian
 from ucgm.runtime.files import sha256
+from ucgm.runtime.values import Range, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +145,10 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         )
     protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
     count = protocol.get("num_samples")
-    if count is not None and (type(count) is not int or count < 2):
-        raise ValueError(f"its num_samples is {count!r}, no number of images")
+    if count is not None:
+        count = checked(Annotated[int, Range(2)], count, "num_samples")
     for key in ("name", "extractor", "extractor_sha256", "extractor_spec"):
-        if not isinstance(protocol.get(key, ""), str):
-            raise ValueError(f"its {key} is {protocol[key]!r}, no text")
+        checked(str, protocol.get(key, ""), key)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
         spatial = _gaussian(arrays["mu_s"], arrays["sigma_s"], count)
