@@ -188,6 +188,10 @@ def open_images(where: str, size: int | None = None) -> ImageSet:
         ValueError: nothing there, or no images, with the remedy.
     """
     path = Path(where)
+    for folder in (path, path / "images"):
+        ours = folder.name == "images" and (folder.parent / "protocol.json").is_file()
+        if ours and folder.is_dir() and not (folder / "labels.csv").is_file():
+            raise ValueError(f"{folder} is not finished: run its `ucgm sample` again to go on.")
     if (path / "protocol.json").is_file() and (path / "samples.npz").is_file():
         path = path / "samples.npz"
     elif (path / "images" / "labels.csv").is_file():  # beside a contact sheet

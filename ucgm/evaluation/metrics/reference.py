@@ -176,18 +176,20 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None) -> Ga
     """Float64, and symmetrised within the tolerance Gaussian grants."""
     mu = torch.from_numpy(np.asarray(mean, dtype=np.float64))
     sigma = torch.from_numpy(np.asarray(covariance, dtype=np.float64))
-    checked = Gaussian(mu, sigma, count)
-    return Gaussian(mu, (checked.covariance + checked.covariance.T) / 2, count)
+    Gaussian(mu, sigma, count)  # refuses what is not symmetric
+    return Gaussian(mu, (sigma + sigma.T) / 2, count)
 
 
 # Codes of a pickle from protocol 2 on that arrays and dictionaries of them are written with.
-_CODES = b"\x80\x95.(}utu)\x85\x86\x87sqrhj\x94XVU\x8c\x8dCB\x8eTKMJ\x8aN\x88\x89c\x93Rb0"
+_CODES = b"\x80\x95.(}utu)\x85\x86\x87sqrhj\x94XVU\x8c\x8dCB\x8eTKMJ\x8aN\x88\x89c\x93Rb0\x96"
 _NAMES = {
     f"{module}.{name}": name
     for module, names in {
         "numpy": "ndarray dtype",
         "numpy.core.multiarray": "_reconstruct scalar",
         "numpy._core.multiarray": "_reconstruct scalar",
+        "numpy.core.numeric": "_frombuffer",
+        "numpy._core.numeric": "_frombuffer",
         "_codecs": "encode",
     }.items()
     for name in names.split()
@@ -235,9 +237,13 @@ class _Parts(pickle._Unpickler):
 
 def _array(part: Any) -> np.ndarray:
     """The array that a pickle describes, from its shape, the name of its dtype, and its bytes."""
-    if not isinstance(part, _Part) or part.name != "_reconstruct" or len(part.state) != 5:
+    if isinstance(part, _Part) and part.name == "_frombuffer":  # protocol 5
+        content, dtype, shape, fortran = part.arguments[:3] + (part.arguments[3:] == ("F",),)
+        content = bytes(content) if isinstance(content, bytearray) else content
+    elif isinstance(part, _Part) and part.name == "_reconstruct" and len(part.state) == 5:
+        _, shape, dtype, fortran, content = part.state
+    else:
         raise ValueError(f"mu and sigma must be arrays, found {type(part).__name__}")
-    _, shape, dtype, fortran, content = part.state
     known = isinstance(dtype, _Part) and dtype.name == "dtype" and len(dtype.state) > 1
     order = str(dtype.state[1]) if known else ""
     kind = dtype.arguments[0] if order in ("<", ">", "=", "|") else None
