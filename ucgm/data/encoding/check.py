@@ -53,7 +53,7 @@ def describe_data(
         folder.mkdir(exist_ok=True)
         text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"
         write_atomic(folder / "report.json", text)
-        if images and not (shards and problems):
+        if images and not problems:
             latents, pixels = Latents(path, None, vae_path), Images(path, size, flips=False)
             dataset = (latents if shards else pixels).open()
             # Evenly over the set, in its order: classes come one after another.

@@ -23,10 +23,9 @@ from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.reading import check_fields, read_json
-from ucgm.runtime.values import Range
+from ucgm.runtime.values import Range, Side
 
 CARD_FILE = "data.json"
-Width = Annotated[int, Range(1, 65_536)]
 _CARD = {"name": str, "shape": list, "num_classes": int, "class_names": list}
 
 
@@ -79,7 +78,7 @@ class DataSpecDataset(Dataset):
 class DataSpec(DataConfig):
     """Data that are not here; a training needs others in their place."""
 
-    shape: tuple[Width, Width, Width]
+    shape: tuple[Side, Side, Side]
     """(C, H, W) of what the network sees."""
     num_classes: Annotated[int, Range(0, MOST_CLASSES)] = 0
     """classes; 0: none."""

@@ -120,6 +120,13 @@ def default_of(run: Run, nfe: int) -> Candidate:
     return Candidate(sampler, run.config.guidance, None, "default")
 
 
+def _space(run: Run, nfe: int, guidance: bool) -> Space:
+    """What is searched: guidance where a run has classes, jumps where it takes two times."""
+    two_times, config = bool(getattr(run.network, "second_time", False)), run.config
+    guided = guidance and run.num_classes > 0
+    return Space(config.sampler, nfe, guided, two_times, config.guidance.channels)
+
+
 def _measured(
     run: Run, settings: SamplingConfig, metrics_config: MetricConfig, device: str
 ) -> tuple[SampleSet, Evaluator]:
@@ -189,13 +196,11 @@ def tune_sampler(
     protocol |= {"guidance": guidance, "default": described(default)}
     protocol["extractor"] = {"name": used.name, "sha256": used.digest}
     name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{settings.seed}"
-    two_times = bool(getattr(run.network, "second_time", False))
-    guided = guidance and run.num_classes > 0
     folder = Path(out_dir or run.run_dir / "tune" / name)
     with sole_writer(folder, "ucgm tune-sampler"):
         claim_folder(folder, protocol)
         scorer = CandidateScorer(base, evaluator, metric, batch_size)
-        space = Space(run.config.sampler, nfe, guided, two_times, run.config.guidance.channels)
+        space = _space(run, nfe, guidance)
         found, trials = search(space, default, scorer, budget, settings.seed, RungLog())
         unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
         held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
