@@ -106,6 +106,20 @@ class Dataset(torch.utils.data.Dataset, ABC):
         )
 
 
+def other_classes(theirs: Dataset, mine: Dataset) -> str:
+    """In which classes two data sets differ, in words; empty where they do not, as far as known."""
+    if theirs.num_classes != mine.num_classes:
+        there, here = (
+            f"{side.num_classes} classes"
+            + (f" ({', '.join(side.class_names[:4])}, ...)" if side.class_names else "")
+            for side in (theirs, mine)
+        )
+        return f"{there}, and {mine.name} has {here}"
+    pairs = enumerate(zip(theirs.class_names, mine.class_names, strict=False))
+    differ = [f"{k} is {a!r} there and {b!r} in {mine.name}" for k, (a, b) in pairs if a != b]
+    return f"class {', '.join(differ[:4])}" if differ else ""
+
+
 @dataclass(frozen=True)
 class DataConfig(ABC):
     """Names a data set; ``open()`` reads it."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.dataset import DataConfig, Dataset, flips_fit
+from ucgm.data.dataset import DataConfig, Dataset, flips_fit, other_classes
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.randomness import RowRandom
@@ -58,9 +58,11 @@ class ImageDataset(Dataset):
             try:
                 images[slot] = read_image(self.source.content_of(item), size, channels)
             except (UnreadableImage, OSError) as error:
+                # What the system does not let read may be whole.
+                remedy = "" if isinstance(error, OSError) else ": delete it, or save it anew"
                 raise ValueError(
-                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error}): "
-                    "delete it; `ucgm data` lists all such files."
+                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error})"
+                    f"{remedy}. `ucgm data` lists all such files."
                 ) from error
         stored, flipped = torch.from_numpy(images), torch.from_numpy(wanted >= len(self))
         stored[flipped] = stored[flipped].flip(-1)
@@ -107,7 +109,10 @@ class Images(DataConfig):
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""
-        return ImageDataset(self)
+        dataset, held_out = ImageDataset(self), self.held_out()
+        if held_out is not None and (other := other_classes(dataset, held_out.open())):
+            raise ValueError(f"data.held_out_path: {other}, which training does not know.")
+        return dataset
 
     def held_out(self) -> "Images | None":
         """The held-out images, in the same size."""
