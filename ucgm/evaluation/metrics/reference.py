@@ -122,7 +122,7 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
     try:
         return _reference(path, _read_edm2(path, features) if path.suffix == ".pkl" else _npz(path))
     except Exception as error:  # zip, zlib, pickle, json and numpy have their own
-        reason = str(error).rstrip(".") or type(error).__name__
+        reason = str(error).rstrip(".")[:300] or type(error).__name__
         raise ValueError(f"reference {path} cannot be read: {reason}.") from error
 
 
@@ -132,7 +132,11 @@ def _npz(path: Path) -> dict[str, Any]:
         raise ValueError("it is no npz")
     with np.load(path, allow_pickle=False) as file:
         images = {key for key in file.files if key in ("arr_0", "arr_1")}
-        return {key: None if key in images else file[key] for key in file.files}
+        arrays = {key: None if key in images else file[key] for key in file.files}
+    for key, value in arrays.items():
+        if isinstance(value, bytes):  # numpy hands out whatever else is in the zip
+            raise ValueError(f"its {key} is no array")
+    return arrays
 
 
 def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
