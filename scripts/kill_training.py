@@ -3,9 +3,7 @@
     python scripts/kill_training.py --kills 100 --out docs/results/kill_training.txt
 
 Each life of the training is a process of its own, ended by SIGKILL after a random time: while it
-starts, while it steps, while its checkpoint is written, renamed or removed.  It is forked from this
-process, which has imported everything and started no thread, so that a life costs a second and not
-ten.  After every kill
+starts, while it steps, while its checkpoint is written, renamed or removed.  After every kill
 
     every checkpoint under its final name, and the one that `latest` names, has the right digests
     no checkpoint is older than the newest before the kill
@@ -29,6 +27,7 @@ from pathlib import Path
 
 import accelerate  # noqa: F401  imported before the first fork
 import torch
+from killing import end, fork, refuse_threads
 
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
@@ -65,9 +64,7 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     data = SETTINGS.data.open()
     count_work(SETTINGS.model, data.shape, data.num_classes, SETTINGS.objective)
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
-        sys.exit(f"{threads} threads before the first fork: set OMP_NUM_THREADS=1")
+    refuse_threads()
 
 
 def straight_run(run_dir: Path) -> float:
@@ -88,34 +85,7 @@ def straight_run(run_dir: Path) -> float:
 
 def start(run_dir: Path) -> int:
     """The process of one life of the training."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        log = os.open(run_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        # torch replaces its pool of threads at the first use after a fork, and two threads that are
-        # the first at once would end the process.
-        torch.set_num_threads(1)
-        train(SETTINGS, run_dir)
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def end(child: int, delay: float | None) -> int:
-    """Exit code of ``child``, which is killed after ``delay`` seconds unless it ends before."""
-    deadline = None if delay is None else time.monotonic() + delay
-    while True:
-        done, status = os.waitpid(child, 0 if deadline is None else os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if deadline is not None and time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        time.sleep(0.001)
+    return fork(lambda: train(SETTINGS, run_dir), run_dir.with_suffix(".log"))
 
 
 def newest_step(run_dir: Path) -> int:

@@ -463,7 +463,7 @@ def test_read_only_folder(vae, tree, monkeypatch, tmp_path):
         process.join()
         for path in (Path(place), *Path(place).rglob("*")):
             path.chmod(0o755)
-        assert "out cannot be written" in message and "Choose another --out" in message
+        assert "out cannot be written" in message and "Choose another place" in message
         assert not list((copy / "out").iterdir())
 
 

@@ -2,14 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.data import toys
 from ucgm.data import DataSpec, Digits, Images, check_card, keep_card, open_for_sampling
-from ucgm.data.dataset import Dataset
-from ucgm.data.sets.declared import other_classes
+from ucgm.data.dataset import Dataset, other_classes
 
 
 @pytest.fixture
@@ -55,6 +55,15 @@ def test_other_classes_of_the_same_count_are_refused(config, run, tmp_path):
     assert other_classes(Digits().open(), DataSpec((1, 8, 8), 10).open()) == ""
     with pytest.raises(ValueError, match="2 class_names for 3 classes"):
         DataSpec((1, 8, 8), 3, class_names=("a", "b"))
+
+
+def test_held_out_images_of_other_classes_are_refused(config, tmp_path):
+    held = toys.image_tree(tmp_path / "held", 2, 1)
+    with_held = replace(config, held_out_path=str(held))
+    assert len(with_held.open()) == 4 and len(with_held.held_out().open()) == 2
+    (held / "n1").rename(held / "n2")
+    with pytest.raises(ValueError, match="held_out_path: class 1 is 'n1' there and 'n2' in held"):
+        with_held.open()
 
 
 def test_sampling_needs_no_images(config, run, tmp_path, recwarn):

@@ -122,6 +122,21 @@ def test_members_of_a_zip(tree, tmp_path):
         Images(str(path), 8).open().read([0])
 
 
+def test_what_may_not_be_read_is_not_to_be_deleted(tree, monkeypatch):
+    dataset = Images(str(tree), 8).open()
+    (tree / "n0" / "000.JPEG").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"n0/000.JPEG in .*delete it, or save it anew\."):
+        dataset.read([0])
+
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(ValueError, match="n0/001.JPEG in .*Permission denied") as caught:
+        dataset.read([1])
+    assert "delete" not in str(caught.value)
+
+
 def test_names_that_are_no_utf8(tmp_path):
     os.mkdir(os.fsencode(tmp_path) + b"/a")
     with open(os.fsencode(tmp_path) + b"/a/\xff\x1b.png", "wb") as file:

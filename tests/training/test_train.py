@@ -21,7 +21,7 @@ from ucgm.objective import preset
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
-from ucgm.runtime.files import lock_folder
+from ucgm.runtime.files import sole_writer
 from ucgm.runtime.sharding import Sharding
 from ucgm.sampler import Sampler
 from ucgm.training.ema import EMA
@@ -125,8 +125,8 @@ def test_a_folder_of_another_configuration_is_refused(six_steps, tmp_path):
 def test_two_trainings_in_one_folder_are_refused(six_steps, tmp_path):
     run = copy_of(six_steps, tmp_path)
     before = (run / "config.yaml").read_text()
-    with lock_folder(run, "training"):
-        mine = f"another training is running.*process {os.getpid()}"
+    with sole_writer(run, "ucgm sample"):
+        mine = f"ucgm sample .process {os.getpid()} on .*is writing {run}: wait"
         with pytest.raises(ValueError, match=mine):
             train(tiny(keep_checkpoints=1), run)
     assert (run / "config.yaml").read_text() == before
@@ -183,7 +183,7 @@ def _meet(world):
     layer.num_batches_tracked.fill_(world.rank)
     sharding.copy_first(layer)
     assert not layer.weight.any() and layer.num_batches_tracked == 0
-    world.leave()
+    world.wait()
 
 
 def test_all_processes_continue_from_what_the_first_one_found():

@@ -27,6 +27,11 @@ from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.values import check_values
 
 
+def flips_fit(class_names: Sequence[str]) -> bool:
+    """Whether a mirrored sample is of the same class: not so where these are letters or digits."""
+    return not class_names or any(len(name) > 1 for name in class_names)
+
+
 class Dataset(torch.utils.data.Dataset, ABC):
     """A labelled set of arrays of one shape.
 
@@ -95,7 +100,24 @@ class Dataset(torch.utils.data.Dataset, ABC):
     def describe(self) -> str:
         """One line for the log: name, size, shape, classes."""
         shape = "x".join(str(size) for size in self.shape)
-        return f"{self.name}: {len(self):,} samples of {shape}, {self.num_classes} classes"
+        mirrored = ", half of them shown mirrored (data.flips)" if self.mirrored else ""
+        return (
+            f"{self.name}: {len(self):,} samples of {shape}, {self.num_classes} classes{mirrored}"
+        )
+
+
+def other_classes(theirs: Dataset, mine: Dataset) -> str:
+    """In which classes two data sets differ, in words; empty where they do not, as far as known."""
+    if theirs.num_classes != mine.num_classes:
+        there, here = (
+            f"{side.num_classes} classes"
+            + (f" ({', '.join(side.class_names[:4])}, ...)" if side.class_names else "")
+            for side in (theirs, mine)
+        )
+        return f"{there}, and {mine.name} has {here}"
+    pairs = enumerate(zip(theirs.class_names, mine.class_names, strict=False))
+    differ = [f"{k} is {a!r} there and {b!r} in {mine.name}" for k, (a, b) in pairs if a != b]
+    return f"class {', '.join(differ[:4])}" if differ else ""
 
 
 @dataclass(frozen=True)

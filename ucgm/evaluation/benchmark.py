@@ -93,15 +93,15 @@ def benchmark(
     name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{fingerprint(protocol)[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
-    rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
     result: dict[str, Any] = {}
-    if world.first:
-        result = _described(run, protocol, evaluators, chosen)
-        result |= {"machine": machine(world, batch_size), "rows": rows}
-        write_report(folder, result, samples)
-    if not keep_features and world.first:
-        shutil.rmtree(folder / "chunks")
-    world.leave()
+    with world.writes(folder, "ucgm benchmark"):
+        rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
+        if world.first:
+            result = _described(run, protocol, evaluators, chosen)
+            result |= {"machine": machine(world, batch_size), "rows": rows}
+            write_report(folder, result, samples)
+            if not keep_features:
+                shutil.rmtree(folder / "chunks")
     return result | {"folder": str(folder)}
 
 

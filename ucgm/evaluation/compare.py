@@ -22,7 +22,7 @@ from ucgm.evaluation.report.figures import save_curves
 from ucgm.evaluation.report.page import page
 from ucgm.evaluation.report.saved import read_report
 from ucgm.evaluation.report.tables import aligned, headline, label, matrix
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import holds_files, sole_writer, write_atomic
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
@@ -47,8 +47,13 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         if metric not in result["metrics"]:
             raise ValueError(f"{folder} has no {metric}: choose from {result['metrics']}.")
     check_comparable(results, metric)
-    folder = Path(out_dir)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "comparison.json").is_file():
+    with sole_writer(Path(out_dir), "ucgm compare"):
+        return _write(results, Path(out_dir), metric)
+
+
+def _write(results: Sequence[tuple[dict[str, Any], Path]], folder: Path, metric: str) -> Path:
+    """The page, the picture and the record."""
+    if holds_files(folder) and not (folder / "comparison.json").is_file():
         raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
     folder.mkdir(parents=True, exist_ok=True)
     names = distinct([result["name"] for result, _ in results])

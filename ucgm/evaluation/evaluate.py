@@ -14,7 +14,7 @@ import torch
 
 from ucgm.evaluation.chunks import CHUNK
 from ucgm.evaluation.extractors import Extractors, open_extractor
-from ucgm.evaluation.image_sets import open_images
+from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
 from ucgm.evaluation.references import open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
@@ -60,21 +60,20 @@ def evaluate(
     sizes = {"num_samples": len(images), "chunk_size": CHUNK}
     protocol = {"samples": images.identity} | sizes | evaluators.identity()
     extraction = FeatureExtraction(evaluators.extractor, folder, CHUNK, world)
-    extraction.claim(protocol)
-    statistics, facts = extraction.measure("images", images, torch.arange(len(images)))
     result: dict[str, Any] = {"folder": str(folder)}
-    if world.first:
-        content = {
-            "protocol": protocol,
-            "references": evaluators.references(),
-            "images_hash": facts["images_hash"],
-            "scores": evaluators.score(statistics),
-        }
-        text = json.dumps(content, indent=2) + "\n"
-        write_atomic(folder / "evaluation.json", text)
-        _print(content["scores"], evaluators, len(images), folder)
-        result = content | result
-    world.leave()
+    with world.writes(folder, "ucgm evaluate"):
+        extraction.claim(protocol)
+        statistics, facts = extraction.measure("images", images, torch.arange(len(images)))
+        if world.first:
+            content = {
+                "protocol": protocol,
+                "references": evaluators.references(),
+                "images_hash": facts["images_hash"],
+                "scores": evaluators.score(statistics),
+            }
+            write_atomic(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+            _print(content["scores"], evaluators, len(images), folder)
+            result = content | result
     return result
 
 
@@ -118,47 +117,52 @@ def make_reference(
     Returns:
         the path of the file.
     """
-    path = _checked(out, num_rows)
-    refuse_inside(path, data, "out")
-    world = join_world(device)
-    chosen = extractor or ("digits" if data.startswith("digits") else "inception")
-    features = open_extractor(chosen, extractor_weights, world.device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = open_images(data, size)
-    count, num_rows = len(images), min(num_rows, len(images))
-    protocol = {"images": images.identity, "num_samples": count}
-    protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
-    protocol |= {"shard_size": shard_size}
-    folder = path.with_name(path.name + ".parts")
-    extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
-    extraction.claim(protocol)
-    kept = torch.arange(num_rows) * count // max(1, num_rows)
-    found = extraction.moments("reference", images, torch.arange(count), kept)
-    if found is not None:
-        moments, rows = found
-        reference = Reference(
-            name or path.stem,
-            moments["features"],
-            digest="",
-            spatial=moments.get("spatial"),
-            features=rows if len(rows) else None,
-            extractor=(features.name, features.digest),
-            protocol=protocol | {"made": datetime.now(UTC).isoformat(timespec="seconds")},
-        )
-        write_atomic(path, lambda temporary: save_reference(temporary, reference))
-        shutil.rmtree(folder)
-        print(f"reference: {path} ({count:,} images, extractor {features.name})")
-    world.leave()
-    return path
-
-
-def _checked(out: str | Path, num_rows: int) -> Path:
-    """The path of a reference that can be written."""
-    path = Path(out)
+    path, world = Path(out), join_world(device)
     if path.suffix != ".npz":
         raise ValueError(f"a reference is an .npz, got {out}.")
     if num_rows < 0:
         raise ValueError(f"num_rows is {num_rows}: it must be 0 (keep none) or more.")
-    if path.exists():
-        raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
+    refuse_inside(path, data, "out")
+    with world.writes(path, "ucgm reference"):
+        if path.exists():
+            raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
+        chosen = extractor or ("digits" if data.startswith("digits") else "inception")
+        features = open_extractor(chosen, extractor_weights, world.device)
+        images = open_images(data, size)
+        folder = path.with_name(path.name + ".parts")
+        extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
+        _write_reference(path, name or path.stem, images, extraction, num_rows)
     return path
+
+
+def _write_reference(
+    path: Path, name: str, images: ImageSet, extraction: FeatureExtraction, num_rows: int
+) -> None:
+    """Measure ``images`` in parts, of which none is left when the file is there."""
+    count, num_rows = len(images), min(num_rows, len(images))
+    features = extraction.extractor.parts[""]
+    protocol = {"images": images.identity, "num_samples": count}
+    protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
+    protocol |= {"shard_size": extraction.chunk_size}
+    extraction.claim(protocol)
+    kept = torch.arange(num_rows) * count // max(1, num_rows)
+    found = extraction.moments("reference", images, torch.arange(count), kept)
+    if found is None:
+        return
+    moments, rows = found
+    reference = Reference(
+        name,
+        moments["features"],
+        digest="",
+        spatial=moments.get("spatial"),
+        features=rows if len(rows) else None,
+        extractor=(features.name, features.digest),
+        protocol=protocol | {"made": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
+
+    def write(temporary: Path) -> None:
+        save_reference(temporary, reference)
+        shutil.rmtree(extraction.folder)
+
+    write_atomic(path, write)
+    print(f"reference: {path} ({count:,} images, extractor {features.name})")

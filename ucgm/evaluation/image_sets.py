@@ -196,6 +196,10 @@ def open_images(where: str, size: int | None = None) -> ImageSet:
         return _as_stored(NpzImages(path / "samples.npz"), size)
     if (path / "images" / "labels.csv").is_file():  # beside a contact sheet
         where = str(path / "images")
+    for folder in (path, path / "images"):
+        if folder.name == "images" and (folder.parent / "protocol.json").is_file():
+            if folder.is_dir() and not (folder / "labels.csv").is_file():
+                raise ValueError(f"{folder} is not finished: run its `ucgm sample` again to go on.")
     return FileImages(where, size)
 
 

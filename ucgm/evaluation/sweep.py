@@ -52,15 +52,11 @@ class FeatureExtraction:
     def claim(self, protocol: dict[str, Any]) -> None:
         """Make the folder that of ``protocol``; all processes call it first.
 
-        What killed processes left half written is removed.
-
         Raises:
             ValueError: the folder belongs to another protocol; nothing was written.
         """
         if self.world.first:
             claim_folder(self.folder, protocol)
-            for path in self.folder.glob("chunks/*/.chunk_*.tmp"):
-                path.unlink()
         self.world.wait()
 
     def measure(

@@ -20,7 +20,15 @@ from torch import Tensor
 from ucgm.data.pixels import UINT8_RULE, grid
 from ucgm.data.sets.declared import open_for_sampling
 from ucgm.generation.samples import TILE, RowCounter, SampleSet, SamplingConfig
-from ucgm.generation.writers import Format, NpzSink, PngSink, grid_indices, save_image, sink_of
+from ucgm.generation.writers import (
+    Format,
+    NpzSink,
+    PngSink,
+    forget_parts,
+    grid_indices,
+    save_image,
+    sink_of,
+)
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runs.config import differences
 from ucgm.runs.layers import config_of
@@ -185,19 +193,19 @@ def sample_run(
         name += "_" + _short_digest(protocol)
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
-    if world.first:
-        claim_folder(folder, protocol, overwrite)
-        sink_of(format, folder).clear()
-    world.wait()
-    sink = sink_of(format, folder)
-    sheet = _draw(samples, num_images, batch_size, sink, world, latent=format == "latents")
-    world.wait()
-    if world.first:
-        path = sink.close()
-        print(f"{'latents:' if sheet is None else 'images: '} {path}")
-        if sheet is not None:
-            print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
-    world.leave()
+    with world.writes(folder, "ucgm sample"):
+        if world.first:
+            claim_folder(folder, protocol, overwrite)
+            forget_parts(folder)
+        world.wait()
+        sink = sink_of(format, folder)
+        sheet = _draw(samples, num_images, batch_size, sink, world, latent=format == "latents")
+        world.wait()
+        if world.first:
+            path = sink.close()
+            print(f"{'latents:' if sheet is None else 'images: '} {path}")
+            if sheet is not None:
+                print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
     return folder
 
 

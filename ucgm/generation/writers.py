@@ -33,11 +33,6 @@ class PngSink:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def clear(self) -> None:
-        """Forget the parts of a stopped job, which may have been cut elsewhere."""
-        for part in self.folder.glob(".labels_*.csv"):
-            part.unlink()
-
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Save images (B, 1 or 3, H, W) uint8 under their ``indices`` (B,)."""
         for index, image in zip(indices.tolist(), images, strict=True):
@@ -68,11 +63,6 @@ class NpzSink:
         self.path, self.parts = folder / file, folder / ".parts"
         self.parts.mkdir(exist_ok=True)
 
-    def clear(self) -> None:
-        """Forget the parts of a stopped job, which may have been cut elsewhere."""
-        for part in self.parts.iterdir():
-            part.unlink()
-
     def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
         """Keep images (B, C, H, W) uint8, or latents of that shape in float32, which another
         program will decode, with consecutive ``indices`` (B,).
@@ -97,6 +87,13 @@ class NpzSink:
                     np.lib.format.write_array_header_1_0(member, header)
                     for array in arrays:
                         member.write(array.tobytes())
+
+
+def forget_parts(folder: Path) -> None:
+    """Remove the parts of a stopped job in any format, which may have been cut elsewhere."""
+    shutil.rmtree(folder / ".parts", ignore_errors=True)
+    for part in folder.glob("images/.labels_*.csv"):
+        part.unlink()
 
 
 def sink_of(format: Format, folder: Path) -> PngSink | NpzSink:

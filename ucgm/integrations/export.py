@@ -18,8 +18,6 @@ the bundle does, and diffusers asks before it reads that.
 import ast
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from typing import Any, Literal
 from ucgm.data import open_for_sampling
 from ucgm.integrations.pipeline import UCGMPipeline
 from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runtime.files import new_folder
 
 # What the parts of a pipeline are imported from.
 _ROOTS = ("ucgm", "ucgm.integrations", "ucgm.nn", "ucgm.objective")
@@ -92,19 +91,13 @@ def export_run(
     if diffusers is None:
         raise ValueError("--diffusers is missing: name the folder to make")
     out = Path(diffusers)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something, nothing was written: choose another folder")
-    run = load_run(run_dir, step=checkpoint, weights=weights)
-    pipeline = pipeline_of(run)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary)
-    if raw:
-        other: Any = load_run(run_dir, step=checkpoint, weights="network").network
-        other.save_pretrained(temporary / "model", variant="raw")
-    if bundle_code:
-        _bundle(temporary)
-    os.replace(temporary, out)
+    with new_folder(out, "ucgm export") as folder:
+        pipeline_of(load_run(run_dir, step=checkpoint, weights=weights)).save_pretrained(folder)
+        if raw:
+            other: Any = load_run(run_dir, step=checkpoint, weights="network").network
+            other.save_pretrained(folder / "model", variant="raw")
+        if bundle_code:
+            _bundle(folder)
     loader = 'DiffusionPipeline.from_pretrained("{}", trust_remote_code=True)'
     loader = loader if bundle_code else 'ucgm.UCGMPipeline.from_pretrained("{}")'
     print(f"pipeline: {out}\nload it:  {loader.format(out)}")

@@ -6,7 +6,7 @@ A size is "WIDTH/PATCH": T, S, B, L, XL, 1p0B, 1p6B (the last two of UCGM, arXiv
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -69,6 +69,7 @@ _NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
 class NetworkConfig(ABC):
     """Base of every network setting."""
 
+    _: KW_ONLY
     second_time: bool = False
     """Accept a second time s (flow maps); zero-initialised, so one-time weights stay valid."""
     gradient_checkpointing: bool = False

@@ -34,11 +34,7 @@ class DDTBlock(Block):
 
 
 class DDT(EmbeddedNetwork):
-    """Decoupled diffusion transformer, `network(x_t, t, y, s=None) -> F`.
-
-    Its arguments are the fields of `ucgm.nn.DDTConfig`, which documents them, and those that the
-    data decide, see `ucgm.nn.Network`.
-    """
+    """Decoupled transformer, `network(x_t, t, y, s=None) -> F`; for its arguments see `Network`."""
 
     _no_split_modules = ["DDTBlock"]
     _repeated_blocks = ["DDTBlock"]

@@ -42,11 +42,7 @@ class DiTBlock(Block):
 
 
 class DiT(EmbeddedNetwork):
-    """Diffusion transformer, `network(x_t, t, y, s=None) -> F`.
-
-    Its arguments are the fields of `ucgm.nn.DiTConfig`, which documents them, and those that the
-    data decide, see `ucgm.nn.Network`.
-    """
+    """Diffusion transformer, `network(x_t, t, y, s=None) -> F`; for its arguments see `Network`."""
 
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]

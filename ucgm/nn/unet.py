@@ -25,8 +25,7 @@ class NoTime(nn.Module):
 class UNet(EmbeddedNetwork):
     """U-Net of residual and attention blocks, `network(x_t, t, y, s=None) -> F`.
 
-    Its arguments are the fields of `ucgm.nn.UNetConfig`, which documents them, those that the data
-    decide, see `ucgm.nn.Network`, and `time_max_period` and `convention` as in `ucgm.nn.DiTConfig`.
+    For its arguments see `Network`; `time_max_period` and `convention` are as in `DiTConfig`.
     """
 
     _no_split_modules = ["ResnetBlock2D", "Attention"]

@@ -83,15 +83,9 @@ def finite_tangent(
     times: tuple[Tensor, Tensor, Tensor],
     field: Tensor,
 ) -> Tensor:
-    """T = (X - X^-) / (t - m) for an anchor m < t.
+    """T = (X - X^-) / (t - m) for an anchor m < t, of ``times`` (t, s, m), each (B,).
 
-    Args:
-        transport: path and prediction.
-        prediction: (B, ...) F at (x_t, t).
-        evaluate: ``evaluate(x, time)`` is F^- at the destination s.
-        x_t: (B, ...) state.
-        times: (t, s, m), each (B,).
-        field: (B, ...) F*.
+    x_t, F there (the ``prediction``), F* (B, ...); ``evaluate(x, time)`` is F^- for the jump to s.
     """
     t, s, m = times
     x_m = transport.jump(x_t, field, t, m)

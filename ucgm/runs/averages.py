@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ucgm.runs.config import read_config
 from ucgm.runs.settings import power_exponent, stem_of
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.reading import check_fields, listed, reading
 from ucgm.runtime.values import checked
 
@@ -178,15 +178,16 @@ def make_averages(run_dir: str, std: list[float] | None = None, step: int | None
     used = [s for s in there if s.step <= end]
     profiles = np.array([(power_exponent(s.std), s.updates) for s in used], dtype=np.float64)
     updates = max(s.updates for s in used)
-    for length, exponent in zip(lengths, exponents, strict=True):
-        shares, error = coefficients(profiles, (exponent, updates))
-        if error > LARGEST_ERROR:
-            raise ValueError(
-                f"{len(used)} snapshots up to step {end} do not make an average of length "
-                f"{length}: {error:.0%} of its profile is missing. Choose a length nearer to "
-                f"{sorted({s.std for s in used})}, or train with a shorter ema.snapshot_every"
-            )
-        name = stem_of(length) + ("" if step is None else f"_step_{end:07d}")
-        facts = {"std": length, "step": end, "updates": updates}
-        path = _write(folder, name, combine([s.path for s in used], shares), facts)
-        print(f"{path}: {len(used)} snapshots, profile error {error:.2%}  (--weights {name})")
+    with sole_writer(folder / EMA_FOLDER, "ucgm ema"):
+        for length, exponent in zip(lengths, exponents, strict=True):
+            shares, error = coefficients(profiles, (exponent, updates))
+            if error > LARGEST_ERROR:
+                raise ValueError(
+                    f"{len(used)} snapshots up to step {end} do not make an average of length "
+                    f"{length}: {error:.0%} of its profile is missing. Choose a length nearer to "
+                    f"{sorted({s.std for s in used})}, or train with a shorter ema.snapshot_every"
+                )
+            name = stem_of(length) + ("" if step is None else f"_step_{end:07d}")
+            facts = {"std": length, "step": end, "updates": updates}
+            path = _write(folder, name, combine([s.path for s in used], shares), facts)
+            print(f"{path}: {len(used)} snapshots, profile error {error:.2%}  (--weights {name})")

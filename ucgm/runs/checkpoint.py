@@ -32,9 +32,8 @@ from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of
 from ucgm.runtime.files import sha256
 from ucgm.runtime.reading import check_fields, listed, read_json, reading
 from ucgm.runtime.sharding import load_shard
-from ucgm.runtime.values import Range, checked
+from ucgm.runtime.values import Range, Side, checked
 
-Side = Annotated[int, Range(1, 65_536)]
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
 OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.")
 LABEL_TABLES = ("y_embedder.", "emb_label.")

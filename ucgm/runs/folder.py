@@ -1,8 +1,7 @@
 """A run folder at the start of a training: whose it is, its lock, and the weights it starts from.
 
 A run folder belongs to one configuration, whose free settings may change when it is continued, and
-to the weights it started from, which stay in it; and to one training at a time, whose first process
-holds a lock on ``RUN/.lock`` while it lives.
+to the weights it started from, which stay in it; and to one training at a time.
 """
 
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from ucgm.data import Dataset, DataSpec, open_for_sampling
-from ucgm.data.sets.declared import CARD_FILE, other_classes
+from ucgm.data.dataset import other_classes
+from ucgm.data.sets.declared import CARD_FILE
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import holds_files, remove, write_atomic
 
 # The weights a run started from; they are also its frozen teacher.
 START = "teacher.safetensors"
@@ -60,8 +60,7 @@ def refuse_another(config: Config, run_dir: Path) -> None:
                 f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
                 f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
             )
-    # A name with a dot is the lock, or what a crash left of the first moments of a run.
-    elif run_dir.exists() and any(not p.name.startswith(".") for p in run_dir.iterdir()):
+    elif holds_files(run_dir):
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
 
 
@@ -142,7 +141,8 @@ def _check_classes(config: Config, theirs: Dataset, mine: Dataset) -> None:
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
     for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("*/.step_*.tmp")):  # by a crash
-        left.unlink()
+        remove(left)
+    run_dir.mkdir(exist_ok=True)
     write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
     (run_dir / "samples").mkdir(exist_ok=True)
     kept = run_dir / START

@@ -11,8 +11,6 @@ latents with the data, guidance (its channels too) and sampler as published.  Th
 trained on are not here: the data are *declared* (:mod:`ucgm.data.sets.declared`).
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +26,7 @@ from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.runs.config import Config, write_config
 from ucgm.runs.saving import host_copies, save_checkpoint
-from ucgm.runtime.files import sha256
+from ucgm.runtime.files import new_folder, sha256
 from ucgm.runtime.reading import read_json
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.transport import Transport
@@ -78,23 +76,21 @@ def import_run(
             f"{'--out' if architecture else '--architecture'} is missing: ucgm import FILE "
             f"--architecture NAME --out RUN, with NAME one of {', '.join(ARCHITECTURES)}"
         )
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something, nothing was written: choose another --out")
-    pipeline = Path(checkpoint) / "transformer"
-    file = pipeline if pipeline.is_dir() else Path(checkpoint)
-    beside = file / "config.json"
-    found = read_json(beside) if beside.exists() else {}
-    given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
-    found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
-    weights = read_checkpoint(file, unsafe_pickle)
-    imported = _understood(file, architecture, weights, which, found)
-    config = config_of(architecture, imported, vae, stats, transport)
-    digest = sha256(file) if file.is_file() else None
-    facts = {"architecture": architecture, "file": str(file), "sha256": digest, "weights": which}
-    _write(folder, config, imported, facts)
-    _report(folder, config, imported)
-    return folder
+    with new_folder(Path(out), "ucgm import") as folder:
+        pipeline = Path(checkpoint) / "transformer"
+        file = pipeline if pipeline.is_dir() else Path(checkpoint)
+        beside = file / "config.json"
+        found = read_json(beside) if beside.exists() else {}
+        given = {"input_size": input_size, "num_heads": num_heads, "encoder_depth": encoder_depth}
+        found |= {k: v for k, v in given.items() if v is not None} | (settings or {})
+        weights = read_checkpoint(file, unsafe_pickle)
+        imported = _understood(file, architecture, weights, which, found)
+        config = config_of(architecture, imported, vae, stats, transport)
+        facts: dict[str, Any] = {"architecture": architecture, "file": str(file), "weights": which}
+        facts["sha256"] = sha256(file) if file.is_file() else None
+        _fill_run(folder, config, imported, facts)
+    _report(Path(out), config, imported)
+    return Path(out)
 
 
 def _understood(
@@ -215,11 +211,8 @@ def _side(autoencoder: Autoencoder, shape: tuple[int, int, int]) -> int:
     return autoencoder.decode(torch.zeros(1, *shape)).shape[-1]
 
 
-def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, Any]) -> None:
-    """The whole folder under a temporary name, then renamed."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "samples").mkdir(parents=True)
+def _fill_run(folder: Path, config: Config, imported: Imported, facts: dict[str, Any]) -> None:
+    (folder / "samples").mkdir()
     manifest = {
         "shape": list(imported.shape),
         "num_classes": imported.num_classes,
@@ -228,9 +221,8 @@ def _write(folder: Path, config: Config, imported: Imported, facts: dict[str, An
         "imported": {**facts, "dropped": list(imported.dropped)},
     }
     weights = host_copies(imported.network.state_dict())
-    save_checkpoint(temporary, 0, {"network": weights, "ema": weights}, manifest, keep=1)
-    write_config(config, temporary / "config.yaml")
-    os.replace(temporary, folder)
+    save_checkpoint(folder, 0, {"network": weights, "ema": weights}, manifest, keep=1)
+    write_config(config, folder / "config.yaml")
 
 
 def _report(folder: Path, config: Config, imported: Imported) -> None:

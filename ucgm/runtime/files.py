@@ -1,8 +1,8 @@
 """Files on the disk: atomic writes, digests, locks and protocols of folders, files of ucgm."""
 
 import contextlib
-import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.reading import read_json
@@ -33,12 +33,17 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
-    """Write a file all or nothing: under a hidden temporary name, synced, then renamed.
+    """Write a file all or nothing: in a hidden temporary folder, synced, then renamed.
 
     ``content`` is the text, or a function that writes to the path it is given.  The file may be
     read by whom the umask lets, whatever the function does (safetensors makes private files).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):  # by a kill
+        remove(left)
+    # In a folder, because safetensors makes temporary files of its own beside the one it writes.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / path.name
+    folder.mkdir()
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -48,49 +53,96 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
         sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, work: str = "command") -> Iterator[None]:
-    """Keep other processes from writing to ``folder``, which is made; ``FOLDER/.lock`` stays.
+def sole_writer(path: Path, work: str) -> Iterator[None]:
+    """Be the one process that writes the file or folder ``path`` until the block ends.
 
-    The system frees the lock of a process that ends in any way.  Some file systems of clusters have
-    no locks; there a second process is not noticed.
+    The lock is on a hidden file beside it, which goes at the end: ``.NAME.lock``, or ``.lock`` in a
+    folder that lies where nothing may be made.  The system frees the lock of a process that ends in
+    any way.  Some file systems of clusters have no locks; there a second process is not noticed.
 
     Args:
-        folder: is made.
-        work: what is running in it, for the error.
+        path: may be missing; the folder above it is made.
+        work: the command that writes, for the error of another.
 
     Raises:
-        ValueError: another process is writing to it.
+        ValueError: another process is writing it, named in the error; or nothing can be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with contextlib.ExitStack() as held:
-        while True:
-            file = held.enter_context(path.open("a+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    break
+    place = path.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = not place.is_dir() or os.access(place.parent, os.W_OK)
+        lock = place.with_name(f".{place.name}{LOCK}") if beside else place / LOCK
+        file = _locked(lock)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}. Choose another place.") from error
+    if isinstance(file, str):
+        raise ValueError(
+            f"{file or 'another process'} is writing {path}: wait for it, stop it, or choose "
+            "another place."
+        )
+    with file:
+        file.truncate(0)
+        file.write(f"{work} (process {os.getpid()} on {socket.gethostname()})\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> TextIO | str:
+    """The lock file, open and locked; what is written in it when another process has it."""
+    while True:
+        file = lock.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            with file:
                 file.seek(0)
-                raise ValueError(
-                    f"another {work} is running in {folder} ({file.read().strip()}): wait for it, "
-                    f"stop it, or name another folder; if there is none, delete {path}"
-                ) from None
-            # A folder that its last owner deleted between the two lines is locked by nobody.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-                break
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
+                return file.read().strip()
+        except OSError:
+            return file
+        # One that its last owner deleted between the two lines is locked by nobody.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, work: str) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` at the end of the block: whole or not at all.
+
+    Args:
+        folder: missing or empty.
+        work: the command that writes, for the error of another.
+
+    Raises:
+        ValueError: it holds something, or another process is writing it.
+    """
+    with sole_writer(folder, work):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} holds something, nothing was written: choose another.")
+        temporary = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain(value: Any) -> Any:
@@ -127,7 +179,7 @@ def claim_folder(
         if overwrite and there != protocol:
             for old in folder.iterdir():
                 if old.name != LOCK:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                    remove(old)
             there = protocol
         for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
@@ -135,15 +187,20 @@ def claim_folder(
                     f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
                     f"nothing was overwritten. Choose another {option}, or delete it."
                 )
-    elif folder.exists() and not all(
-        p.name == LOCK or p.name.startswith(f".{record}") for p in folder.iterdir()
-    ):
+    elif holds_files(folder):
         raise ValueError(
             f"{folder} holds other files, nothing was written: choose another {option}."
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(protocol, indent=2) + "\n")
+    for left in list(folder.rglob(".*.tmp")):  # by a kill; the caller holds the lock
+        remove(left)
     return folder
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is a folder with something in it, other than locks and what a kill left."""
+    return folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir())
 
 
 def refuse_inside(out: str | Path, source: str | Path, option: str) -> None:

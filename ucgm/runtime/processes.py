@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
-from ucgm.runtime.files import lock_folder
+from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import precision
 
 if TYPE_CHECKING:
@@ -52,21 +52,22 @@ class World:
         return items[self.rank :: self.size]
 
     @contextlib.contextmanager
-    def lock(self, folder: Path, work: str) -> Iterator[None]:
-        """Hold the lock of an output folder on the first process; see ``files.lock_folder``."""
-        with lock_folder(folder, work) if self.first else contextlib.nullcontext():
+    def writes(self, path: Path, work: str) -> Iterator[None]:
+        """Be the one job that writes ``path``, to its end: the first process holds the lock.
+
+        A group of processes ends with the block, when all have come there: it is the last thing a
+        command does.  See ``files.sole_writer``.
+        """
+        with sole_writer(path, work) if self.first else contextlib.nullcontext():
             yield
+            self.wait()
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.size > 1:
             torch.distributed.barrier()
-
-    def leave(self) -> None:
-        """End the group when all processes have come here; the last thing a command does."""
-        self.wait()
-        if self.size > 1:
-            torch.distributed.destroy_process_group()
 
 
 def requested_processes() -> int | None:

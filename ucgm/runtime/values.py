@@ -38,6 +38,7 @@ Share = Annotated[float, Range(0.0, 1.0)]
 NotNegative = Annotated[float, Range(0.0, LARGE)]
 Positive = Annotated[float, Range(0.0, LARGE, above=True)]
 Count = Annotated[int, Range(1, 10**9)]
+Side = Annotated[int, Range(1, 16_384)]  # of an image or latent; attention over more overflows
 RISING = "rising"  # a list that does not fall
 Interval = Annotated[tuple[Share, Share], RISING]
 

@@ -74,7 +74,10 @@ class Guidance:
 
 
 class IntervalGuidance:
-    """A network under guidance inside an interval of times; the base of the three kinds."""
+    """A network under guidance inside an interval of times; the base of the three kinds.
+
+    ``scale``, ``interval`` and ``channels`` are those of :class:`Guidance`.
+    """
 
     network: Network
     scale: float
@@ -128,13 +131,10 @@ class Guided(IntervalGuidance):
 
     network: Network
     scale: float
-    """weight of the conditional prediction; 1.0 is off."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """closed interval of t in which guidance is on."""
     null_label: int = 0
     """label of the unconditional pass."""
     channels: int | None = None
-    """guide the first channels alone; None: all."""
 
     @property
     def num_classes(self) -> int:
@@ -158,11 +158,8 @@ class Autoguided(IntervalGuidance):
     guide: Network
     """the weaker network, in the same convention."""
     scale: float
-    """weight of ``network``; 1.0 is off."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """closed interval of t in which guidance is on."""
     channels: int | None = None
-    """guide the first channels alone; None: all."""
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """F_guide + scale (F - F_guide)."""
@@ -173,14 +170,13 @@ class Autoguided(IntervalGuidance):
 class GuidanceInput(IntervalGuidance):
     """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
 
-    It takes the keyword ``guidance``, scales (B,) >= 1.
+    It takes the keyword ``guidance``, scales (B,) >= 1; outside the interval none is given, which
+    means 1.
     """
 
     network: Network
     scale: float
-    """guidance scale inside the interval."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """closed interval of t in which the scale is given; outside, none is, which means 1."""
 
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """The prediction at the scale."""

@@ -21,7 +21,7 @@ from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat
 from ucgm.runs.folder import create_run, refuse_another, start_from
 from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
-from ucgm.runtime.files import lock_folder
+from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import float32_products, precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.reading import check_fields
@@ -124,7 +124,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        held.enter_context(lock_folder(run_dir, "training"))
+        held.enter_context(sole_writer(run_dir, "ucgm train"))
         create_run(config, run_dir, network)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()

@@ -40,10 +40,7 @@ STOP_EVERY = 10
 def train(config: Config, run_dir: str | Path) -> Path:
     """Train, or continue the training in ``run_dir``; returns the run folder.
 
-    Raises:
-        ValueError: a run folder of another configuration, or settings that do not fit together.
-        RuntimeError: too many steps in a row without a finite loss and gradient, or a checkpoint
-            that could not be written.
+    Raises what :func:`ucgm.training.start.train` says.
     """
     with contextlib.ExitStack() as held:
         state = build_train_state(config, Path(run_dir), held)

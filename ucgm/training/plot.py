@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.reading import reading
 
 METRICS_FILE = "metrics.jsonl"
@@ -116,9 +116,9 @@ def plot_runs(runs: list[str], out: str = "curves.png", keys: list[str] | None =
     path = Path(out)
     if path.suffix != ".png":
         raise ValueError(f"the picture is a PNG: name it with .png, not {out}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = keys or [key for key in PANELS if key in known]
-    _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
+    with sole_writer(path, "ucgm plot"):
+        _draw(list(zip(names_of(folders), logs, strict=True)), chosen, path)
     for name, rows in zip(names_of(folders), logs, strict=True):
         shown = {k: rows[-1][k] for k in chosen if isinstance(rows[-1].get(k), int | float)}
         last = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())

@@ -21,7 +21,8 @@ def train(config: Config | Mapping[str, Any], run_dir: str | Path) -> Run:
 
     Raises:
         ValueError: a run folder of another configuration, or settings that do not fit together.
-        RuntimeError: a loss that stays not finite, or a checkpoint that could not be written.
+        RuntimeError: too many steps in a row without a finite loss and gradient, or a checkpoint
+            that could not be written.
     """
     if not isinstance(config, Config):
         config, _ = training_config([dict(config)], Path(run_dir))

@@ -23,7 +23,7 @@ from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.pixels import UnreadableImage, grid, read_image
 from ucgm.data.sets.image_folder import Images
 from ucgm.data.sets.latent_shards import MANIFEST_FILE, Latents, read_manifest
-from ucgm.runtime.files import refuse_inside, sha256, write_atomic
+from ucgm.runtime.files import refuse_inside, sha256, sole_writer, write_atomic
 
 _SLICE = 512  # rows in memory at a time
 
@@ -49,19 +49,17 @@ def describe_data(
     facts = _check_shards(place, problems) if shards else _check_images(path, size, problems)
     folder = Path(out or str(place.resolve()) + ".description")
     refuse_inside(folder, path, "--out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder, "ucgm data"):
+        folder.mkdir(exist_ok=True)
         text = json.dumps({**facts, "problems": problems}, indent=1) + "\n"
         write_atomic(folder / "report.json", text)
-        if images and not (shards and problems):
+        if images and not problems:
             latents, pixels = Latents(path, None, vae_path), Images(path, size, flips=False)
             dataset = (latents if shards else pixels).open()
             # Evenly over the set, in its order: classes come one after another.
             rows = torch.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().long()
             sheet = grid(dataset.decode(dataset.__getitems__(rows)[0]))
             write_atomic(folder / "grid.png", lambda p: sheet.save(p, format="PNG"))
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error}): choose another --out.") from error
     print("\n".join(_lines(facts)))
     print(f"report: {folder}")
     if problems:

@@ -6,7 +6,6 @@ size, there is no collective in the loop, and a finished shard is a file with a 
 after a kill.
 """
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ucgm.data.latents.autoencoder import Store
 from ucgm.data.latents.codec import CodecSettings
 from ucgm.data.loader import in_order
 from ucgm.data.sources.listing import open_source
-from ucgm.runtime.files import LOCK, refuse_inside
+from ucgm.runtime.files import refuse_inside
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.runtime.reading import read_yaml
 
@@ -111,16 +110,8 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
 
 def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
     """Make what is missing of ``job`` in ``folder``, on all processes."""
-    with contextlib.ExitStack() as held:
+    with world.writes(folder, "ucgm encode"):
         if world.first:
-            try:
-                held.enter_context(world.lock(folder, "`ucgm encode`"))
-            except OSError as error:
-                raise ValueError(
-                    f"{folder} cannot be written: {error}. Choose another --out."
-                ) from error
-            # What is left is a data set to keep and copy, with no trace of who made it.
-            held.callback(lambda: (folder / LOCK).unlink(missing_ok=True))
             open_folder(folder, job)
         world.wait()
         # Every process lists what is missing before any makes a new one: all share the same list.
@@ -130,7 +121,6 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
         world.wait()
         if world.first:
             finish(folder, job)
-    world.leave()
     return folder
 
 

@@ -128,8 +128,6 @@ def finish(folder: Path, job: Job) -> None:
     codec.save(folder)
     write_atomic(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))
     shutil.rmtree(folder / PROGRESS)
-    for left in folder.glob(".*.tmp"):
-        left.unlink()
     print(f"{manifest['rows']:,} rows in {len(records)} shards: {folder}\n{codec.describe()}")
     if skipped:
         print(f"{len(skipped)} items could not be read and are listed in {folder / MANIFEST_FILE}:")

@@ -14,7 +14,7 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,10 @@ class ShardSet:
         """Opened again by another process: files, contents and locks belong to one."""
         return ShardSet, ([shard.path for shard in self.shards], self.num_classes, self.digests)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for handle in self.__dict__.get("_handles", ()):
-            if handle >= 0:
-                os.close(handle)
+            if handle >= 0:  # at the end of the interpreter the module is gone before the set
+                close(handle)
 
     def gather(self, rows: np.ndarray, flipped: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows in the order asked for, read in the order of the disk.
@@ -123,7 +123,7 @@ class ShardSet:
             if self.kept:
                 out[slot] = self._contents[n][offset : offset + size]
             elif os.preadv(self._handles[n], (out[slot].data,), offset) != size:
-                raise ValueError(f"shard {self.shards[n].path} has become shorter.")
+                raise _shorter(self.shards[n].path)
         latents = torch.from_numpy(out).view(-1).view(self.dtype).view(-1, *self.row_shape)
         return latents, torch.from_numpy(self._labels[rows].astype(np.int64))
 
@@ -154,7 +154,7 @@ class ShardSet:
                     self._contents[number] = np.fromfile(file, np.uint8)
                 size = os.fstat(file.fileno()).st_size
                 if size < self.shards[number].bytes:
-                    raise ValueError(f"shard {path} has become shorter.")
+                    raise _shorter(path)
                 if self.digests is not None:
                     if self.kept:
                         found = hashlib.sha256(self._contents[number].data).hexdigest()
@@ -181,9 +181,16 @@ class ShardSet:
         else:
             content = np.frombuffer(os.pread(self._handles[number], size, offset), np.uint8)
         if len(content) != size:
-            raise ValueError(f"shard {path} has become shorter.")
+            raise _shorter(path)
         dtype = torch.int64 if name == "labels" else self.dtype
         return torch.from_numpy(content.copy()).view(dtype).view(rows, *array.shape[1:])
+
+
+def _shorter(path: Path) -> ValueError:
+    return ValueError(
+        f"shard {path} has become shorter: copy it again, or run its `ucgm encode` again, which "
+        "makes this shard anew."
+    )
 
 
 def _allow_open_files(count: int) -> None:

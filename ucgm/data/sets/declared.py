@@ -18,15 +18,14 @@ from typing import Annotated, Any, NoReturn
 
 from torch import Tensor
 
-from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset, other_classes
 from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.reading import check_fields, read_json
-from ucgm.runtime.values import Range
+from ucgm.runtime.values import Range, Side
 
 CARD_FILE = "data.json"
-Width = Annotated[int, Range(1, 65_536)]
 _CARD = {"name": str, "shape": list, "num_classes": int, "class_names": list}
 
 
@@ -79,7 +78,7 @@ class DataSpecDataset(Dataset):
 class DataSpec(DataConfig):
     """Data that are not here; a training needs others in their place."""
 
-    shape: tuple[Width, Width, Width]
+    shape: tuple[Side, Side, Side]
     """(C, H, W) of what the network sees."""
     num_classes: Annotated[int, Range(0, MOST_CLASSES)] = 0
     """classes; 0: none."""
@@ -166,20 +165,6 @@ def check_card(dataset: Dataset, run_dir: str | Path) -> str | None:
     if other := other_classes(there, dataset):
         raise ValueError(f"the run {run_dir} was trained on other classes: {other}.")
     return card.get("samples")
-
-
-def other_classes(theirs: Dataset, mine: Dataset) -> str:
-    """In which classes two data sets differ, in words; empty where they do not, as far as known."""
-    if theirs.num_classes != mine.num_classes:
-        there, here = (
-            f"{side.num_classes} classes"
-            + (f" ({', '.join(side.class_names[:4])}, ...)" if side.class_names else "")
-            for side in (theirs, mine)
-        )
-        return f"{there}, and {mine.name} has {here}"
-    pairs = enumerate(zip(theirs.class_names, mine.class_names, strict=False))
-    differ = [f"{k} is {a!r} there and {b!r} in {mine.name}" for k, (a, b) in pairs if a != b]
-    return f"class {', '.join(differ[:4])}" if differ else ""
 
 
 def open_for_sampling(config: DataConfig, run_dir: str | Path) -> Dataset:

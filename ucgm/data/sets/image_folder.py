@@ -5,20 +5,23 @@ a large set is faster as shards: ``ucgm encode SOURCE --vae identity --size 64 -
 pixels, with an autoencoder for latents.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset, flips_fit, other_classes
 from ucgm.data.pixels import UnreadableImage, from_uint8, read_image
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.randomness import RowRandom
-from ucgm.runtime.values import Range
+from ucgm.runtime.values import Side
+
+_LOOKED_AT = 16  # images of a set that are read before it begins
 
 
 class ImageDataset(Dataset):
@@ -32,11 +35,11 @@ class ImageDataset(Dataset):
             raise ValueError(
                 f"{source.where} holds {source.content}: make a data set with `ucgm encode`."
             )
-        self.mirrored = config.flips
         self.name = Path(source.where).name
         self.shape = (config.channels, config.size, config.size)
         self.class_names = source.classes
         self.num_classes = source.count_classes()
+        self.mirrored = flips_fit(source.classes) if config.flips is None else config.flips
 
     def __len__(self) -> int:
         """Number of files."""
@@ -55,9 +58,11 @@ class ImageDataset(Dataset):
             try:
                 images[slot] = read_image(self.source.content_of(item), size, channels)
             except (UnreadableImage, OSError) as error:
+                # What the system does not let read may be whole.
+                remedy = "" if isinstance(error, OSError) else ": delete it, or save it anew"
                 raise ValueError(
-                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error}): "
-                    "delete it; `ucgm data` lists all such files."
+                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error})"
+                    f"{remedy}. `ucgm data` lists all such files."
                 ) from error
         stored, flipped = torch.from_numpy(images), torch.from_numpy(wanted >= len(self))
         stored[flipped] = stored[flipped].flip(-1)
@@ -71,6 +76,20 @@ class ImageDataset(Dataset):
         """(B, C, H, W) uint8 to float32 in [-1, 1]."""
         return from_uint8(stored)
 
+    def describe(self) -> str:
+        """Lines for the log; what was left out, and whether the images are as grey as they look."""
+        lines = [super().describe(), *([self.source.note] if self.source.note else [])]
+        spread = []
+        for item in np.linspace(0, len(self) - 1, min(_LOOKED_AT, len(self))).astype(int):
+            with contextlib.suppress(UnreadableImage, OSError):
+                spread.append(np.ptp(read_image(self.source.content_of(item), 8), axis=0).max())
+        grey = sum(bool(width <= 2) for width in spread)  # JPEG rounds
+        if grey == len(spread) > 0 and self.shape[0] == 3:
+            lines.append(f"{grey} of {grey} images looked at are grey: data.channels 1 would do")
+        if grey < len(spread) and self.shape[0] == 1:
+            lines.append(f"{len(spread) - grey} of {len(spread)} images looked at have colours")
+        return "\n  ".join(lines)
+
 
 @dataclass(frozen=True)
 class Images(DataConfig):
@@ -78,18 +97,22 @@ class Images(DataConfig):
 
     path: str
     """class folders, a flat folder (no classes), or a zip."""
-    size: Annotated[int, Range(1, 65_536)] = 64
+    size: Side = 64
     """side of the square in pixels; the crop is that of ADM."""
     channels: Literal[1, 3] = 3
     """3 for RGB, 1 for grey."""
-    flips: bool = True
-    """show half of the samples mirrored."""
+    flips: bool | None = None
+    """show half of the samples mirrored; null: unless every class is named by one letter or digit,
+    which a flip would change."""
     held_out_path: str | None = None
     """real images of the same classes that training does not see."""
 
     def open(self) -> ImageDataset:
         """List the files; they are read when asked for."""
-        return ImageDataset(self)
+        dataset, held_out = ImageDataset(self), self.held_out()
+        if held_out is not None and (other := other_classes(dataset, held_out.open())):
+            raise ValueError(f"data.held_out_path: {other}, which training does not know.")
+        return dataset
 
     def held_out(self) -> "Images | None":
         """The held-out images, in the same size."""

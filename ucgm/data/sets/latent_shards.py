@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucgm.data.dataset import DataConfig, Dataset
+from ucgm.data.dataset import DataConfig, Dataset, flips_fit
 from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec, CodecSettings
 from ucgm.data.latents.shards import ShardSet
@@ -37,7 +37,7 @@ class LatentDataset(Dataset):
     Args:
         folder: made by ``ucgm encode``.
         place: where the autoencoder is, when not where the codec says.
-        mirrored: use flips, where the set can give them.
+        mirrored: use flips, where the set can give them; None: unless they change the class.
         checksums: compare those of the manifest when a shard is first read.
     """
 
@@ -47,7 +47,7 @@ class LatentDataset(Dataset):
         self,
         folder: Path,
         place: str | None = None,
-        mirrored: bool = True,
+        mirrored: bool | None = None,
         checksums: bool = True,
     ) -> None:
         manifest = read_manifest(folder)
@@ -71,7 +71,8 @@ class LatentDataset(Dataset):
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
                 f"{codec.describe()} stores {codec.stored_shape}: they do not belong together."
             )
-        self.mirrored = mirrored and (self.rows.flips or self.lossless)
+        wanted = flips_fit(self.class_names) if mirrored is None else mirrored
+        self.mirrored = wanted and (self.rows.flips or self.lossless)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -107,7 +108,7 @@ class LatentDataset(Dataset):
 
     def describe(self) -> str:
         """Two lines for the log."""
-        return f"{super().describe()}{', mirrored' * self.mirrored}\n  {self.codec.describe()}"
+        return f"{super().describe()}\n  {self.codec.describe()}"
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ class Latents(DataConfig):
     """which latents they must be, and those ``ucgm encode --config`` makes; null: any."""
     vae_path: str | None = None
     """where the autoencoder is on this machine, when not where the codec says."""
-    flips: bool = True
-    """show half of the samples mirrored, where flips are stored."""
+    flips: bool | None = None
+    """show half of the samples mirrored, where flips are stored; null: unless every class is named
+    by one letter or digit, which a flip would change."""
     checksums: bool = True
     """read each shard once in full when it is first used, and refuse one that has changed."""
 

@@ -68,7 +68,7 @@ class FolderFiles:
                 if not entry.is_file():
                     raise ValueError(
                         f"{name} in {self.root} is a pipe, a device, or a link that leads nowhere: "
-                        "delete it."
+                        "take it out, or bring back what it leads to."
                     )
                 if entry.is_symlink():
                     target = os.path.realpath(entry.path)

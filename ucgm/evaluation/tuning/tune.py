@@ -25,7 +25,7 @@ from ucgm.evaluation.tuning.search import Budget, Candidate, Space, fitted, sear
 from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
-from ucgm.runtime.files import claim_folder
+from ucgm.runtime.files import claim_folder, sole_writer
 from ucgm.runtime.processes import join_world
 from ucgm.sampler import Guidance
 
@@ -199,16 +199,18 @@ def tune_sampler(
     used = evaluator.extractor
     protocol["extractor"] = {"name": used.name, "sha256": used.digest}
     name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{settings.seed}"
-    folder = claim_folder(Path(out_dir or run.run_dir / "tune" / name), protocol)
-    scorer = CandidateScorer(base, evaluator, metric, batch_size)
-    space = space_of(run, nfe, guidance)
-    found, trials = search(space, default, scorer, budget, settings.seed, RungLog(default))
-    unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
-    held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
-    result = {"nfe": nfe, "metric": metric} | _compared(held_out, default, found, budget)
-    result["images"] = scorer.images + held_out.images
-    result["trials"] = [trial_row(trial) for trial in trials]
-    write_results(folder, result, found if result["kept"] == "tuned" else default)
+    folder = Path(out_dir or run.run_dir / "tune" / name)
+    with sole_writer(folder, "ucgm tune-sampler"):
+        claim_folder(folder, protocol)
+        scorer = CandidateScorer(base, evaluator, metric, batch_size)
+        space = space_of(run, nfe, guidance)
+        found, trials = search(space, default, scorer, budget, settings.seed, RungLog(default))
+        unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
+        held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
+        result = {"nfe": nfe, "metric": metric} | _compared(held_out, default, found, budget)
+        result["images"] = scorer.images + held_out.images
+        result["trials"] = [trial_row(trial) for trial in trials]
+        write_results(folder, result, found if result["kept"] == "tuned" else default)
     return result | {"folder": str(folder)}
 
 
