@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests import group
 from tests.data.toys import folder_bytes, image_tree
@@ -147,6 +149,24 @@ def test_two_samplings_at_once(place, fresh):
     assert folder_bytes(place) == expected
 
 
+def write_half(path):
+    def half(temporary):
+        save_file({"x": torch.ones(3)}, temporary)
+        (temporary.parent / ".tmpABC").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    write_atomic(path, half)
+
+
+def test_a_writer_leaves_its_own_temporary_files_in_the_folder_that_goes(tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert end(start(write_half, path)) == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert sorted(p.name for p in left.iterdir()) == [".tmpABC", "a.safetensors"]
+    write_atomic(path, lambda temporary: save_file({"x": torch.ones(3)}, temporary))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def hold(path):
     with sole_writer(path, "ucgm demo"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -257,6 +277,8 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
 def test_a_file_takes_away_what_a_kill_left_of_it_and_of_nothing_else(tmp_path):
     for name in (".a[1].77.tmp", ".a[1].b.77.tmp", ".a1.77.tmp", ".a[1].x.tmp"):
         (tmp_path / name).touch()
+    (tmp_path / ".a[1].78.tmp").mkdir()
+    (tmp_path / ".a[1].78.tmp" / ".tmpABC").touch()  # as safetensors calls its own
     write_atomic(tmp_path / "a[1]", "text")
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"a[1]", ".a[1].b.77.tmp", ".a1.77.tmp", ".a[1].x.tmp"}

@@ -14,7 +14,7 @@ from ucgm.data.sets.declared import CARD_FILE
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights
-from ucgm.runtime.files import holds_files, write_atomic
+from ucgm.runtime.files import holds_files, remove, write_atomic
 
 # The weights a run started from; they are also its frozen teacher.
 START = "teacher.safetensors"
@@ -141,7 +141,7 @@ def _check_classes(config: Config, theirs: Dataset, mine: Dataset) -> None:
 def create_run(config: Config, run_dir: Path, network: nn.Module) -> None:
     """Make ``run_dir`` this configuration's folder, with the weights it starts from."""
     for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("*/.step_*.tmp")):  # by a crash
-        left.unlink()
+        remove(left)
     run_dir.mkdir(exist_ok=True)
     write_atomic(run_dir / "config.yaml", lambda path: write_config(config, path))
     (run_dir / "samples").mkdir(exist_ok=True)

@@ -33,14 +33,17 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
-    """Write a file all or nothing: under a hidden temporary name, synced, then renamed.
+    """Write a file all or nothing: in a hidden temporary folder, synced, then renamed.
 
     ``content`` is the text, or a function that writes to the path it is given.  The file may be
     read by whom the umask lets, whatever the function does (safetensors makes private files).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     for left in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):  # by a kill
-        left.unlink(missing_ok=True)
+        remove(left)
+    # In a folder, because safetensors makes temporary files of its own beside the one it writes.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / path.name
+    folder.mkdir()
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -50,7 +53,12 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
         sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 LOCK = ".lock"
@@ -171,7 +179,7 @@ def claim_folder(
         if overwrite and there != protocol:
             for old in folder.iterdir():
                 if old.name != LOCK:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                    remove(old)
             there = protocol
         for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
@@ -185,8 +193,8 @@ def claim_folder(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(protocol, indent=2) + "\n")
-    for left in folder.rglob(".*.tmp"):  # by a kill; the caller holds the lock
-        left.unlink()
+    for left in list(folder.rglob(".*.tmp")):  # by a kill; the caller holds the lock
+        remove(left)
     return folder
 
 

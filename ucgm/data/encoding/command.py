@@ -133,7 +133,7 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
         there = records_of(folder, job)
         missing = [number for number in range(job.num_shards) if number not in there]
         world.wait()
-        _encode_shards(folder, job, world, world.share(missing), num_workers)
+        _encode_shards(folder, job, world, missing, num_workers)
         world.wait()
         if world.first:
             finish(folder, job)
@@ -141,16 +141,17 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
 
 
 def _encode_shards(
-    folder: Path, job: Job, world: World, numbers: Sequence[int], num_workers: int
+    folder: Path, job: Job, world: World, missing: Sequence[int], num_workers: int
 ) -> None:
-    """Make the shards ``numbers``: one stream of batches, one shard in memory at a time."""
-    plan = [(number, items) for number in numbers for items in job.batches(number)]
+    """Make the ``missing`` shards of this process: one stream of batches, one shard in memory."""
+    plan = [(number, items) for number in world.share(missing) for items in job.batches(number)]
     recipe, channels = job.recipe, 2 * job.shape[0]
 
     def read(place: tuple[int, range]) -> Batch:
         return read_batch(job.source, place[1], recipe.codec.size, channels, recipe.flips)
 
-    progress = Progress(sum(len(items) for _, items in plan), "encoding", not world.first)
+    mine, whole = sum(len(items) for _, items in plan), sum(len(job.items(n)) for n in missing)
+    progress = Progress(mine, "encoding", not world.first, whole)
     parts: list[dict[str, Tensor]] = []
     skipped: list[tuple[str, str]] = []
     read_ahead = in_order(read, iter(plan), num_workers)

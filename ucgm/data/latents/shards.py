@@ -14,7 +14,7 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,10 @@ class ShardSet:
         """Opened again by another process: files, contents and locks belong to one."""
         return ShardSet, ([shard.path for shard in self.shards], self.num_classes, self.digests)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for handle in self.__dict__.get("_handles", ()):
-            if handle >= 0:
-                os.close(handle)
+            if handle >= 0:  # at the end of the interpreter the module is gone before the set
+                close(handle)
 
     def gather(self, rows: np.ndarray, flipped: np.ndarray) -> tuple[Tensor, Tensor]:
         """Rows in the order asked for, read in the order of the disk.
