@@ -218,10 +218,10 @@ def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_pat
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(steps=(0, 1)), "steps is 0: it must be at least 1"),
+        (dict(steps=(0, 1)), r"steps\[0\] must be at least 1, got 0"),
         (dict(steps=()), "for example --steps"),
-        (dict(num_samples=3), "num_samples is 3"),
-        (dict(repeats=0), "repeats is 0"),
+        (dict(num_samples=3), "num_samples must be at least 10, got 3"),
+        (dict(repeats=0), "repeats must be at least 1, got 0"),
         (
             dict(metrics_config=MetricConfig(extractor="resnet")),
             "unknown extractor 'resnet': choose one of",

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK
-from ucgm.evaluation.extractors import Extractors, open_extractor
+from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
-from ucgm.evaluation.references import open_evaluators
+from ucgm.evaluation.references import chosen_extractor, open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
@@ -105,8 +105,8 @@ def make_reference(
     Args:
         data: folder, zip or npz of images, hub:OWNER/NAME, or digits, digits-test.
         out: the npz to write.
-        extractor: inception, dinov2, digits or a registered name; inception when left out, digits
-            for the digits.
+        extractor: inception, dinov2, random, digits, a registered name or module:function;
+            inception when left out (random where its weights cannot be had), digits for the digits.
         extractor_weights: path of its weights.
         size: scale and crop to this size, as the training data were.
         num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
@@ -126,8 +126,8 @@ def make_reference(
     with world.writes(path, "ucgm reference"):
         if path.exists():
             raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
-        chosen = extractor or ("digits" if data.startswith("digits") else "inception")
-        features = open_extractor(chosen, extractor_weights, world.device)
+        fitting = "digits" if data.startswith("digits") else "inception"
+        features = chosen_extractor(extractor, fitting, extractor_weights, world.device)
         images = open_images(data, size)
         folder = path.with_name(path.name + ".parts")
         extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
@@ -141,8 +141,8 @@ def _write_reference(
     """Measure ``images`` in parts, of which none is left when the file is there."""
     count, num_rows = len(images), min(num_rows, len(images))
     features = extraction.extractor.parts[""]
-    protocol = {"images": images.identity, "num_samples": count}
-    protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
+    protocol = {"images": images.identity, "num_samples": count, "num_rows": num_rows}
+    protocol |= {"extractor_spec": features.spec, "extractor_sha256": features.digest}
     protocol |= {"shard_size": extraction.chunk_size}
     extraction.claim(protocol)
     kept = torch.arange(num_rows) * count // max(1, num_rows)
