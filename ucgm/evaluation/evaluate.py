@@ -83,9 +83,10 @@ def _print(scores: dict[str, float], evaluators: Evaluators, count: int, folder:
     heads = {name: column(name, first) for name in evaluators.metrics}
     cells = [f"{scores[name]:.{digits}f}" for name, (_, digits) in heads.items()]
     print("", aligned([head for head, _ in heads.values()], [cells]), "", sep="\n")
-    for evaluator in evaluators.parts:
-        print(f"{count:,} images against {evaluator.reference.name}, extractor", end=" ")
-        print(f"{evaluator.extractor.name} ({evaluator.extractor.note})")
+    for part in evaluators.parts:
+        note = f" ({part.extractor.note})" * bool(part.extractor.note)
+        used = f"extractor {part.extractor.name}{note}"
+        print(f"{count:,} images against {part.reference.name}, {used}")
     print(f"report:  {folder}/evaluation.json")
 
 
