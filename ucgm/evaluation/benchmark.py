@@ -46,7 +46,7 @@ NFE_CONVENTION = (
 def benchmark(
     run: str | Run,
     steps: list[int] | None = None,
-    num_samples: int = 2000,
+    num_images: int = 2000,
     repeats: int = 1,
     settings: SamplingConfig | None = None,
     metrics_config: MetricConfig | None = None,
@@ -64,7 +64,7 @@ def benchmark(
     Args:
         run: folder of the run, or the run itself.
         steps: numbers of steps; 1 2 4 8 16 when left out.
-        num_samples: per number of steps; papers use 50000.
+        num_images: per number of steps; papers use 50000.
         repeats: disjoint sets of samples, for mean and spread.
         settings: how it is sampled.
         metrics_config: what it is measured with.
@@ -82,16 +82,16 @@ def benchmark(
     """
     world = join_world(device)
     run = open_run(run, checkpoint, weights, world.device, changes)
-    counts = check_sizes(steps, num_samples, repeats, batch_size)
+    counts = check_sizes(steps, num_images, repeats, batch_size)
     samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
     # An autoencoder that is missing fails before the work is done.
     samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
     chosen = metrics_config or MetricConfig()
     evaluators = open_evaluators(chosen, run.config.data, samples.data, world.device)
-    evaluators.warn_if_few(num_samples)
-    sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
+    evaluators.warn_if_few(num_images)
+    sizes = {"num_samples": num_images, "repeats": repeats, "chunk_size": chunk_size}
     protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
-    name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{fingerprint(protocol)[:8]}"
+    name = f"step_{run.step:07d}_{run.weights}_n{num_images}_{fingerprint(protocol)[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
     result: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def _rows(
 
 
 def check_sizes(
-    steps: Sequence[int] | None, num_samples: int, repeats: int, batch_size: int
+    steps: Sequence[int] | None, num_images: int, repeats: int, batch_size: int
 ) -> tuple[int, ...]:
     """The step counts, sorted and unique; 1 2 4 8 16 for None.
 
@@ -155,7 +155,7 @@ def check_sizes(
     steps = (1, 2, 4, 8, 16) if steps is None else steps
     if not steps:
         raise ValueError("no number of steps was given: for example --steps 1 2 4 8.")
-    checked(Annotated[int, Range(10)], num_samples, "num_samples")  # for a covariance
+    checked(Annotated[int, Range(10)], num_images, "num_images")  # for a covariance
     checked(Count, repeats, "repeats")
     checked(Count, batch_size, "batch_size")
     return tuple(sorted(set(checked(tuple[Count, ...], steps, "steps"))))

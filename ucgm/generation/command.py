@@ -195,7 +195,8 @@ def sample_run(
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
         if world.first:
-            claim_folder(folder, protocol, overwrite)
+            option = "--out-dir, or --overwrite this one"
+            claim_folder(folder, protocol, overwrite, option=option)
             forget_parts(folder)
         world.wait()
         sink = sink_of(format, folder)
