@@ -134,7 +134,7 @@ def main() -> None:
         if list(run_dir.glob("benchmark/*/benchmark.json")):
             continue
         train(config_of(name, arguments.out_dir, arguments.steps), run_dir)
-        benchmark(str(run_dir), STEPS, num_samples=2000)
+        benchmark(str(run_dir), STEPS, num_images=2000)
     table = write_table(arguments.out_dir, arguments.steps)
     print(table)
 

@@ -68,7 +68,7 @@ COMMANDS = {
     "ema": "ema RUN --std 0.05 0.06 0.07 0.08 0.09 0.1",
     "tune-sampler": "tune-sampler RUN --nfe 2 --out-dir OUT --candidates 4 "
     "--samples 30 --rungs 2 --final-samples 40 --repeats 1",
-    "benchmark": "benchmark RUN --steps 1 2 --num-samples 100 --chunk-size 16 --out-dir OUT",
+    "benchmark": "benchmark RUN --steps 1 2 --num-images 100 --chunk-size 16 --out-dir OUT",
     "reference": "reference digits OUT.npz --shard-size 150",
     "encode": "encode IMAGES --vae identity --size 16 --out OUT --shard-size 25 --num-workers 0",
     "export": "export RUN --diffusers OUT --raw --bundle-code",

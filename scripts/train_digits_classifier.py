@@ -48,7 +48,7 @@ def train(epochs, seed, batch_size=64):
             if torch.rand((), generator=generator) < 0.5:  # the other half sees the scans as are
                 inputs = shifted(inputs, generator)
             loss = F.cross_entropy(
-                network.classify(network.hidden(inputs)), y[rows], label_smoothing=0.05
+                network.head(network.body(inputs).relu()), y[rows], label_smoothing=0.05
             )
             optimizer.zero_grad()
             loss.backward()

@@ -81,7 +81,7 @@ def test_commands_parse(name, called):
     names = [entry[0] for entry in record]
     if name.startswith("sample"):
         assert names == ["import_run", "benchmark"]
-        assert record[1][2]["steps"] == [40] and record[1][2]["num_samples"] == 50_000
+        assert record[1][2]["steps"] == [40] and record[1][2]["num_images"] == 50_000
         assert record[1][2]["run"] == record[0][2]["out"]
         return
     assert names == (["import_run"] if "repae" in name else []) + ["train"]

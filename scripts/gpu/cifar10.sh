@@ -39,7 +39,7 @@ few=(--config configs/cifar10/few_step.yaml --train.init "$out/multi")
 step train_for "${MULTI:-300}" "${multi[@]}" --run-dir "$out/multi"
 step train_for "${FEW:-100}" "${multi[@]}" "${few[@]}" --run-dir "$out/few"
 measure=("${features[@]}" --reference "$out/reference_train.npz" --held-out "$out/reference_test.npz")
-measure+=(--num-samples "${SAMPLES:-10000}" --precision bf16 --tile 500 --batch-size 2000)
+measure+=(--num-images "${SAMPLES:-10000}" --precision bf16 --tile 500 --batch-size 2000)
 step ucgm benchmark "$out/multi" "${measure[@]}" --steps 2 4 8 16 --out-dir "$out/benchmark_multi"
 step ucgm benchmark "$out/few" "${measure[@]}" --steps 1 2 4 --out-dir "$out/benchmark_few"
 step ucgm plot "$out/multi" "$out/few" --out "$out/curves.png"

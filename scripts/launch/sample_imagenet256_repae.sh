@@ -17,4 +17,4 @@ if [ ! -f "$model/config.yaml" ]; then
     once import "$file" --architecture repae --out "$model"
   fi
 fi
-distributed benchmark "$model" --steps 40 --num-samples 50000 --reference "$reference" "$@"
+distributed benchmark "$model" --steps 40 --num-images 50000 --reference "$reference" "$@"

@@ -23,12 +23,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
 FAST = MetricConfig(metrics=("fid", "accuracy"))
 
 
-def run_benchmark(folder, network=None, steps=(2,), num_samples=103, metrics_config=FAST, **kwargs):
+def run_benchmark(folder, network=None, steps=(2,), num_images=103, metrics_config=FAST, **kwargs):
     run_options = {k: kwargs.pop(k) for k in ("digest", "guidance") if k in kwargs}
     run = make_run(folder, network, **run_options)
     kwargs.setdefault("out_dir", folder / "out")
     kwargs.setdefault("device", "cpu")
-    return benchmark(run, steps, num_samples, metrics_config=metrics_config, **kwargs)
+    return benchmark(run, steps, num_images, metrics_config=metrics_config, **kwargs)
 
 
 def statistics_of(result):
@@ -92,7 +92,7 @@ def test_commit_is_that_of_this_source(tmp_path, monkeypatch):
 
 
 def test_uneven_classes_are_mentioned(tmp_path):
-    run_benchmark(tmp_path, num_samples=103)
+    run_benchmark(tmp_path, num_images=103)
     text = (tmp_path / "out" / "benchmark.md").read_text()
     assert "no multiple of 10 classes: counts differ by one" in text
 
@@ -107,7 +107,7 @@ def test_guided_evaluations_count_two(tmp_path):
 
 
 def test_repeats_are_disjoint_and_summarised(tmp_path):
-    result = run_benchmark(tmp_path, steps=(1, 2), num_samples=50, repeats=3)
+    result = run_benchmark(tmp_path, steps=(1, 2), num_images=50, repeats=3)
     assert [row["first_index"] for row in result["rows"]] == [0, 50, 100] * 2
     assert len({row["images_hash"] for row in result["rows"]}) == 6
     values = torch.tensor([row["scores"]["fid"] for row in result["rows"][:3]], dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_repeats_are_disjoint_and_summarised(tmp_path):
 
 def test_restart_keeps_finished_chunks_and_remakes_damaged_ones(tmp_path):
     def run(network):
-        return run_benchmark(tmp_path, network, num_samples=103, chunk_size=25)
+        return run_benchmark(tmp_path, network, num_images=103, chunk_size=25)
 
     first = run(Affine())
     chunks = sorted((tmp_path / "out" / "chunks" / "steps_002_repeat_0").iterdir())
@@ -218,10 +218,10 @@ def test_samples_that_are_not_finite_stop_the_benchmark_and_lose_nothing(tmp_pat
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(steps=(0, 1)), "steps is 0: it must be at least 1"),
+        (dict(steps=(0, 1)), r"steps\[0\] must be at least 1, got 0"),
         (dict(steps=()), "for example --steps"),
-        (dict(num_samples=3), "num_samples is 3"),
-        (dict(repeats=0), "repeats is 0"),
+        (dict(num_images=3), "num_images must be at least 10, got 3"),
+        (dict(repeats=0), "repeats must be at least 1, got 0"),
         (
             dict(metrics_config=MetricConfig(extractor="resnet")),
             "unknown extractor 'resnet': choose one of",
@@ -385,14 +385,14 @@ def test_a_reference_from_many_images_says_that_it_could_be_a_file(monkeypatch):
 
 def test_too_few_samples_warn(tmp_path):
     with pytest.warns(UserWarning, match="20 samples for 32 features: the covariance is singular"):
-        run_benchmark(tmp_path, num_samples=20)
+        run_benchmark(tmp_path, num_images=20)
     with pytest.warns(UserWarning, match="Use at least 960"):
-        run_benchmark(tmp_path, num_samples=100, out_dir=tmp_path / "b")
+        run_benchmark(tmp_path, num_images=100, out_dir=tmp_path / "b")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_benchmark(tmp_path, num_samples=960, out_dir=tmp_path / "c")
+        run_benchmark(tmp_path, num_images=960, out_dir=tmp_path / "c")
         accuracy = MetricConfig(metrics=("accuracy",))  # a mean, without that bias
-        run_benchmark(tmp_path, num_samples=20, metrics_config=accuracy, out_dir=tmp_path / "d")
+        run_benchmark(tmp_path, num_images=20, metrics_config=accuracy, out_dir=tmp_path / "d")
 
 
 def test_chunks_that_do_not_fit_are_not_used(tmp_path):

@@ -53,7 +53,7 @@ def test_shards_and_kept_rows(tmp_path, monkeypatch):
         return make_reference("digits-test", out, "digits", num_rows=100, device="cpu", **kwargs)
 
     whole = make("a.npz")
-    made, real = [], FeatureExtractor.moments
+    made, real = [], FeatureExtractor._moments
 
     def count(*args):
         if len(made) == 3:
@@ -61,12 +61,12 @@ def test_shards_and_kept_rows(tmp_path, monkeypatch):
         made.append(args[1])
         return real(*args)
 
-    monkeypatch.setattr(FeatureExtractor, "moments", count)
+    monkeypatch.setattr(FeatureExtractor, "_moments", count)
     with pytest.raises(KeyboardInterrupt):
         make("b.npz", shard_size=70)
     assert not (tmp_path / "b.npz").exists()
     made.clear()
-    monkeypatch.setattr(FeatureExtractor, "moments", lambda *a: made.append(a[1]) or real(*a))
+    monkeypatch.setattr(FeatureExtractor, "_moments", lambda *a: made.append(a[1]) or real(*a))
     parts = make("b.npz", shard_size=70)
     assert len(made) == 7 - 3  # the finished ones are kept
     one, two = load_reference(whole), load_reference(parts)

@@ -1,17 +1,23 @@
 import hashlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from ucgm.data import Digits, asset_path
+from ucgm.data import Digits, Images, asset_path
+from ucgm.evaluation.evaluate import evaluate, make_reference
 from ucgm.evaluation.extractors import Extractor, open_extractor
 from ucgm.evaluation.extractors.dinov2 import DinoV2
 from ucgm.evaluation.extractors.inception import FILE, InceptionFeatures
-from ucgm.evaluation.metrics import conditional_accuracy, moments_of
+from ucgm.evaluation.metrics import conditional_accuracy, load_reference, moments_of
+from ucgm.evaluation.references import open_evaluators
+from ucgm.evaluation.scoring import MetricConfig
+from ucgm.runs.config import allow_module
 
 
 @pytest.fixture(scope="session")
@@ -230,3 +236,74 @@ def test_dinov2_block_by_hand():
     h = F.gelu(h @ block.mlp["fc1"].weight.T + block.mlp["fc1"].bias)
     y = y + block.ls2.gamma * (h @ block.mlp["fc2"].weight.T + block.mlp["fc2"].bias)
     assert torch.allclose(block(x), y, atol=1e-4)
+
+
+def offline(*args, **kwargs):
+    raise OSError("Name or service not known")
+
+
+def image_folder(folder, count=60):
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(count):
+        pixels = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i:02d}.png")
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples for 64 features")
+def test_without_weights_and_network_a_built_in_extractor_is_used_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    images = image_folder(tmp_path / "images")
+    with pytest.warns(UserWarning, match="extractor random is used: .* are no FID"):
+        made = make_reference(images, tmp_path / "r.npz", device="cpu")
+    assert load_reference(made).extractor[0] == "random"
+    found = evaluate(images, MetricConfig(reference=str(made)), device="cpu")
+    assert abs(found["scores"]["fid"]) < 1e-8
+    data = Images(images, 8)
+    with pytest.warns(UserWarning, match="extractor random is used"):
+        evaluators = open_evaluators(MetricConfig(), data, data.open())
+    assert [part.extractor.name for part in evaluators.parts] == ["random"]
+    with pytest.raises(ValueError, match="could not be downloaded"):  # asked for by name
+        open_evaluators(MetricConfig(extractor="inception"), data, data.open())
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ValueError, match="could not be downloaded"):  # a reference of Inception
+        open_evaluators(MetricConfig(reference=str(tmp_path / "adm.npz")), None, None)
+
+
+OWN = """
+import torch
+
+from ucgm.evaluation.extractors import Extractor
+
+
+class Means(torch.nn.Module):
+    def forward(self, images):
+        return {"features": images.float().mean(dim=(2, 3)) / 255.0}
+
+
+def build(weights):
+    return Extractor("means", "none", Means(), {"features": 3}, channels=3)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*samples for 3 features")
+def test_the_reference_remembers_an_extractor_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_means.py").write_text(OWN)
+    images = image_folder(tmp_path / "images")
+    made = str(make_reference(images, tmp_path / "r.npz", "own_means:build", device="cpu"))
+    assert load_reference(made).protocol["extractor_spec"] == "own_means:build"
+    # a file runs no code on its own; who calls says so, once per process or by --extractor
+    with pytest.raises(ValueError, match="is code: if it is yours, say --extractor own_means:buil"):
+        evaluate(images, MetricConfig(reference=made), device="cpu")
+    named = MetricConfig(reference=made, extractor="own_means:build")
+    assert abs(evaluate(images, named, device="cpu")["scores"]["fid"]) < 1e-8
+    allow_module("own_means")
+    found = evaluate(images, MetricConfig(reference=made), device="cpu")
+    assert found["protocol"]["extractor"]["name"] == "means"
+    for text, reason in (("1 / 0", "ZeroDivisionError"), ("import nowhere_at_all", "No module")):
+        (tmp_path / "own_broken.py").write_text(text)
+        with pytest.raises(ValueError, match=f"own_broken:build cannot be imported: .*{reason}"):
+            open_extractor("own_broken:build")

@@ -148,7 +148,7 @@ def test_a_pickled_reference_is_read(tmp_path):
     mu, sigma = np.random.default_rng(0).normal(size=(2, 8, 8))
     sigma = sigma @ sigma.T
     path = tmp_path / "reference.pkl"
-    for protocol in (2, 4):
+    for protocol in (2, 4, 5):
         path.write_bytes(pickle.dumps({"fid": {"mu": mu[0], "sigma": sigma}}, protocol))
         found = load_reference(path, "fid")
         assert np.array_equal(found.gaussian.mean, mu[0])

@@ -153,7 +153,7 @@ def test_bad_input(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(ValueError, match="nfe"):
         tune_sampler(run, 0)
-    with pytest.raises(ValueError, match="samples is 5: it must be at least 10"):
+    with pytest.raises(ValueError, match="budget.samples must be at least 10, got 5"):
         Budget(samples=5)
     with pytest.raises(ValueError, match="repeats"):
         Budget(repeats=0)

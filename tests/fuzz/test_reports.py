@@ -1,16 +1,19 @@
 """Reports of strangers under `ucgm compare`: a page that holds them as text, or one line."""
 
+import copy
 import json
 import math
 import shutil
 
+import matplotlib.backends.backend_agg  # noqa: F401  its import takes seconds, which count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.evaluation.test_report import data_of, report_of
 from tests.fuzz.rules import right_or_one_line, state_of
-from tests.fuzz.test_run_folders import BYTES, TEXTS
+from tests.fuzz.test_references import changes, damaged
+from tests.fuzz.test_run_folders import TEXTS
 from ucgm.evaluation.compare import compare_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,20 +51,20 @@ def places(value, path=()):
 
 def changed(draw, report):
     """A report with a few values replaced, dropped, added, or doubled."""
-    for _ in range(draw(st.integers(0, 3))):
+    for _ in range(changes(draw)):
         *path, last = draw(st.sampled_from(list(places(report))[1:]))
         place = report
         for key in path:
             place = place[key]
         change = draw(st.sampled_from(["value", "value", "drop", "add", "double"]))
         if change == "value":
-            place[last] = draw(VALUES)
+            place[last] = copy.deepcopy(draw(VALUES))
         elif change == "drop" and len(place) > 1:
             del place[last]
         elif isinstance(place, list):
-            place.append(draw(VALUES) if change == "add" else place[last])
+            place.append(copy.deepcopy(draw(VALUES)) if change == "add" else place[last])
         else:
-            place[draw(NAMES)] = draw(VALUES) if change == "add" else place[last]
+            place[draw(NAMES)] = copy.deepcopy(draw(VALUES)) if change == "add" else place[last]
     return report
 
 
@@ -72,22 +75,19 @@ def test_a_report_becomes_a_page_or_one_line(tmp_path_factory, data):
     source = folder / "source"
     for name in ("a", "b"):
         report = report_of({1: 3.0, 2: draw(st.floats(-1e3, 1e6)), 4: 0.5}, name, metrics)
-        report["references"] *= draw(st.integers(1, 2))
+        report["references"] *= 2
+        for extra in {m.rpartition(".")[0] for m in metrics} - {""}:
+            report["references"].append({**report["references"][0], "extractor": extra})
+            report["protocol"]["more_extractors"] = [{"name": extra, "sha256": "1"}]
         (source / name).mkdir(parents=True)
         text = json.dumps(changed(draw, report)).encode()
-        if draw(st.integers(0, 5)) == 0:
-            mutated = bytearray(text)
-            for where, bit in draw(BYTES):
-                mutated[int(where * len(mutated))] ^= bit
-            text = bytes(mutated[: draw(st.integers(0, len(mutated)))])
-        elif draw(st.integers(0, 15)) == 0:
-            text = draw(TEXTS)
+        text = damaged(draw, text)
         (source / name / "benchmark.json").write_bytes(text)
-        if draw(st.integers(0, 3)) == 0:
+        if draw(st.booleans()):
             (source / name / "strip.png").write_bytes(draw(TEXTS))
     before = state_of(source)
     with right_or_one_line():
-        metric = draw(st.sampled_from([*metrics, "x"]))
+        metric = draw(st.sampled_from([*metrics, *metrics, *metrics, "x"]))
         page = compare_run([str(source / "a"), str(source / "b")], str(folder / "out"), metric)
         text = page.read_text()
         assert text.count("</script>") == 2 and "<img src=x" not in text

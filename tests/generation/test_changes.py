@@ -31,7 +31,7 @@ def test_settings_of_the_sampler_are_flags_and_files(run, tmp_path):
 
 def test_a_benchmark_takes_them_too(run, tmp_path):
     out = str(tmp_path / "b")
-    words = ["benchmark", run, "--steps", "1", "--num-samples", "20", "--out-dir", out]
+    words = ["benchmark", run, "--steps", "1", "--num-images", "20", "--out-dir", out]
     cli.main([*words, "--sampler.order", "1", "--metrics", "fid"])
     assert protocol(tmp_path / "b")["sampler"]["order"] == 1
 

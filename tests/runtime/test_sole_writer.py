@@ -29,7 +29,7 @@ COMMANDS = {
     "sample": "sample RUN --num-images 40 --out-dir OUT",
     "ema": "ema RUN --std 0.05 0.1",
     "tune-sampler": "tune-sampler RUN --nfe 2 --out-dir OUT",
-    "benchmark": "benchmark RUN --steps 1 --num-samples 40 --out-dir OUT",
+    "benchmark": "benchmark RUN --steps 1 --num-images 40 --out-dir OUT",
     "reference": "reference IMAGES OUT.npz --extractor random --size 16 --shard-size 5",
     "encode": "encode IMAGES --vae identity --size 16 --out OUT --shard-size 5 --num-workers 0",
     "data": "data IMAGES --size 16 --out OUT",

@@ -1,6 +1,7 @@
 """Orders to the terminal in names from files: none is printed, by any way out."""
 
 import sys
+import warnings
 
 from tqdm import tqdm
 
@@ -28,3 +29,10 @@ def test_all_ways_out_are_covered(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err and out.count("run\\x1b[2J") >= 3
     assert err == "run\\x1b[2J\n" and "2/2" in out
+
+
+def test_a_warning_is_one_line():
+    before = warnings.formatwarning
+    with printable_output():
+        text = warnings.formatwarning("3 samples", UserWarning, "a.py", 5, "code")
+    assert text == "warning: 3 samples\n" and warnings.formatwarning is before

@@ -21,7 +21,7 @@ import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -35,6 +35,7 @@ from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
+from ucgm.runtime.values import Count, Range, checked
 
 NFE_CONVENTION = (
     "NFE = network rows evaluated per image, counted at the network: an evaluation under "
@@ -45,7 +46,7 @@ NFE_CONVENTION = (
 def benchmark(
     run: str | Run,
     steps: list[int] | None = None,
-    num_samples: int = 2000,
+    num_images: int = 2000,
     repeats: int = 1,
     settings: SamplingConfig | None = None,
     metrics_config: MetricConfig | None = None,
@@ -63,7 +64,7 @@ def benchmark(
     Args:
         run: folder of the run, or the run itself.
         steps: numbers of steps; 1 2 4 8 16 when left out.
-        num_samples: per number of steps; papers use 50000.
+        num_images: per number of steps; papers use 50000.
         repeats: disjoint sets of samples, for mean and spread.
         settings: how it is sampled.
         metrics_config: what it is measured with.
@@ -81,21 +82,21 @@ def benchmark(
     """
     world = join_world(device)
     run = open_run(run, checkpoint, weights, world.device, changes)
-    counts = check_sizes(steps, num_samples, repeats, batch_size)
+    counts = check_sizes(steps, num_images, repeats, batch_size)
     samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
     # An autoencoder that is missing fails before the work is done.
     samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
     chosen = metrics_config or MetricConfig()
     evaluators = open_evaluators(chosen, run.config.data, samples.data, world.device)
-    evaluators.warn_if_few(num_samples)
-    sizes = {"num_samples": num_samples, "repeats": repeats, "chunk_size": chunk_size}
+    evaluators.warn_if_few(num_images)
+    sizes = {"num_samples": num_images, "repeats": repeats, "chunk_size": chunk_size}
     protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
-    name = f"step_{run.step:07d}_{run.weights}_n{num_samples}_{fingerprint(protocol)[:8]}"
+    name = f"step_{run.step:07d}_{run.weights}_n{num_images}_{fingerprint(protocol)[:8]}"
     folder = Path(out_dir or run.run_dir / "benchmark" / name)
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
     result: dict[str, Any] = {}
     with world.writes(folder, "ucgm benchmark"):
-        rows = measure_all(extraction, evaluators, samples, protocol, counts, batch_size)
+        rows = _rows(extraction, evaluators, samples, protocol, counts, batch_size)
         if world.first:
             result = _described(run, protocol, evaluators, chosen)
             result |= {"machine": machine(world, batch_size), "rows": rows}
@@ -121,7 +122,7 @@ def _described(
     }
 
 
-def measure_all(
+def _rows(
     extraction: FeatureExtraction,
     evaluators: Evaluators,
     samples: SampleSet,
@@ -129,34 +130,22 @@ def measure_all(
     steps: Sequence[int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """A row of facts and scores per number of steps and repeat; empty but on the first process.
-
-    Args:
-        extraction: makes the chunks, in a folder that is that of the protocol from here on.
-        evaluators: score them.
-        samples: of any number of steps.
-        protocol: says how many.
-        steps: numbers of steps.
-        batch_size: images held at a time.
-    """
+    """A row of facts and scores per number of steps and repeat; empty but on the first process."""
     extraction.claim(protocol)
-    repeats, num_samples = protocol["repeats"], protocol["num_samples"]
-    rows = []
-    for count, repeat in itertools.product(steps, range(repeats)):
-        source = GeneratedImages(samples.with_steps(count), batch_size)
-        first = repeat * num_samples
-        indices = torch.arange(first, first + num_samples)
-        statistics, facts = extraction.measure(
-            f"steps_{count:03d}_repeat_{repeat}", source, indices
-        )
+    count, rows = protocol["num_samples"], []
+    for steps_now, repeat in itertools.product(steps, range(protocol["repeats"])):
+        source = GeneratedImages(samples.with_steps(steps_now), batch_size)
+        indices = torch.arange(repeat * count, (repeat + 1) * count)
+        name = f"steps_{steps_now:03d}_repeat_{repeat}"
+        statistics, facts = extraction.measure(name, source, indices)
         if extraction.world.first:
-            row = {"steps": count, "repeat": repeat, "first_index": first, **facts}
-            rows.append(row | {"scores": evaluators.score(statistics)})
+            row = {"steps": steps_now, "repeat": repeat, "first_index": repeat * count}
+            rows.append(row | facts | {"scores": evaluators.score(statistics)})
     return rows
 
 
 def check_sizes(
-    steps: Sequence[int] | None, num_samples: int, repeats: int, batch_size: int
+    steps: Sequence[int] | None, num_images: int, repeats: int, batch_size: int
 ) -> tuple[int, ...]:
     """The step counts, sorted and unique; 1 2 4 8 16 for None.
 
@@ -166,16 +155,10 @@ def check_sizes(
     steps = (1, 2, 4, 8, 16) if steps is None else steps
     if not steps:
         raise ValueError("no number of steps was given: for example --steps 1 2 4 8.")
-    for name, value in (
-        *(("steps", count) for count in steps),
-        ("repeats", repeats),
-        ("batch_size", batch_size),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1.")
-    if num_samples < 10:
-        raise ValueError(f"num_samples is {num_samples}: a covariance needs at least 10 samples.")
-    return tuple(sorted(set(steps)))
+    checked(Annotated[int, Range(10)], num_images, "num_images")  # for a covariance
+    checked(Count, repeats, "repeats")
+    checked(Count, batch_size, "batch_size")
+    return tuple(sorted(set(checked(tuple[Count, ...], steps, "steps"))))
 
 
 def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:

@@ -95,13 +95,10 @@ class ChunkFolder:
         with safe_open(self.path(number), framework="pt") as file:
             return json.loads(file.metadata()["facts"])
 
-    def all_rows(self, numbers: range, name: str) -> Tensor:
-        """The rows ``name`` of the chunks ``numbers``, joined in index order."""
-        parts = []
-        for number in numbers:
-            with safe_open(self.path(number), framework="pt") as file:
-                parts.append(file.get_tensor(name))
-        return torch.cat(parts)
+    def rows(self, number: int, name: str) -> Tensor:
+        """The rows ``name`` (n, ...) of a finished chunk."""
+        with safe_open(self.path(number), framework="pt") as file:
+            return file.get_tensor(name)
 
 
 def checksum(rows: dict[str, Tensor]) -> str:
@@ -233,8 +230,22 @@ class FeatureExtractor:
         self.held = whole_tiles(source.batch_size, math.lcm(source.tile, extractor.batch_size))
         self.watch = Stopwatch()
 
-    def chunk(self, indices: Tensor, report: Callable[[int], object] = int) -> Chunk:
-        """Outputs and labels of the samples ``indices`` (n,); ``report`` hears of each batch."""
+    def chunk(
+        self,
+        indices: Tensor,
+        report: Callable[[int], object] = int,
+        kept: Tensor | None = None,
+    ) -> Chunk:
+        """Outputs and labels of the samples ``indices`` (n,), and facts of their making.
+
+        Args:
+            indices: numbers of the images.
+            report: hears how many are done, batch by batch.
+            kept: (k,) numbers; given, the outputs are the state of their moments alone, and the
+                feature rows of those that are among the kept ones.
+        """
+        if kept is not None:
+            return self._moments(indices, report, kept), {}
         self.watch.clear()
         before = self.source.network_rows
         hashes: list[str] = []
@@ -254,20 +265,18 @@ class FeatureExtractor:
             "timed": self.watch.images,
         }
 
-    def moments(
-        self, indices: Tensor, kept: Tensor, report: Callable[[int], object] = int
-    ) -> Chunk:
-        """State of the moments of the samples ``indices`` (n,), and the feature rows of those that
-        are among ``kept`` (k,).
-        """
+    def _moments(
+        self, indices: Tensor, report: Callable[[int], object], kept: Tensor
+    ) -> dict[str, Tensor]:
         moments, rows = empty_moments(self.extractor), []
         for part in indices.split(CHUNK):
             outputs, _ = self.chunk(part, report)
             for name, running in moments.items():
                 running.update(outputs[name])
             rows.append(outputs["features"][torch.isin(part, kept)])
-        state = {name: running.state for name, running in moments.items()}
-        return {**state, "rows": torch.cat(rows)}, {}
+        return {name: running.state for name, running in moments.items()} | {
+            "rows": torch.cat(rows)
+        }
 
 
 def empty_moments(extractor: Extractor | Extractors) -> dict[str, RunningMoments]:

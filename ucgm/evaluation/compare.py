@@ -106,45 +106,38 @@ def check_comparable(results: Sequence[tuple[dict[str, Any], Path]], metric: str
     Raises:
         ValueError: naming the fact that differs and both values.
     """
-    (first, home), *others = results
-    for result, folder in others:
-        for key in MUST_AGREE:
-            one, two = first["protocol"].get(key), result["protocol"].get(key)
-            if one != two:
+    first, home = _facts(*results[0], metric), results[0][1]
+    for result, folder in results[1:]:
+        for key, (other, shown) in _facts(result, folder, metric).items():
+            if other != first[key][0]:
+                # Statistics that a machine makes for itself are rounded as its processor does.
+                remedy = "one --reference file" if key == "reference" else "equal settings"
                 raise ValueError(
-                    f"{key} differs: {one} in {home}, {two} in {folder}. Such numbers do not "
-                    "compare: benchmark both with equal settings."
+                    f"{key} differs: {first[key][1]} in {home}, {shown} in {folder}. Such numbers "
+                    f"do not compare: benchmark both with {remedy}."
                 )
-        (one, left), (two, right) = (basis(*r, metric) for r in ((first, home), (result, folder)))
-        if left != right:
-            raise ValueError(
-                f"the extractors differ: {left} in {home}, {right} in {folder}. Benchmark both "
-                "with one --extractor."
-            )
-        if one["sha256"] != two["sha256"]:
-            raise ValueError(
-                f"the references differ: {one['name']} in {home}, {two['name']} in {folder}. "
-                "Benchmark both with one --reference and one --held-out."
-            )
 
 
-def basis(
-    result: dict[str, Any], folder: Path, metric: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Identities of the reference and of the extractor of a metric.
+def _facts(result: dict[str, Any], folder: Path, metric: str) -> dict[str, tuple[Any, Any]]:
+    """What decides the values of a metric, to compare and to show.
 
     Raises:
-        ValueError: the report does not have them.
+        ValueError: the report does not say it.
     """
     protocol = result["protocol"]
     extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
     name = metric.rpartition(".")[0] or extractors[0]["name"]
-    found = [entry for entry in extractors if entry["name"] == name]
+    used = [entry for entry in extractors if entry["name"] == name]
     references = [entry for entry in result["references"] if entry["extractor"] == name]
     number = int(metric.endswith("fid_heldout"))  # the held-out reference follows the other
-    if not found or number >= len(references):
+    if not used or number >= len(references):
         raise ValueError(f"{folder} does not say what its {metric} was measured with.")
-    return references[number], found[0]
+    facts = {key: (protocol.get(key), protocol.get(key)) for key in MUST_AGREE}
+    facts["extractor"] = (used[0]["name"], used[0]["sha256"]), used[0]
+    reference = references[number]
+    digest = str(reference["sha256"])
+    facts["reference"] = digest, f"{reference['name']} ({digest[:12]})"
+    return facts
 
 
 def paired_differences(runs: dict[str, dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK
-from ucgm.evaluation.extractors import Extractors, open_extractor
+from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
-from ucgm.evaluation.references import open_evaluators
+from ucgm.evaluation.references import chosen_extractor, open_evaluators
 from ucgm.evaluation.report.tables import aligned, column
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
@@ -82,9 +82,10 @@ def _print(scores: dict[str, float], evaluators: Evaluators, count: int, folder:
     heads = {name: column(name, first) for name in evaluators.metrics}
     cells = [f"{scores[name]:.{digits}f}" for name, (_, digits) in heads.items()]
     print("", aligned([head for head, _ in heads.values()], [cells]), "", sep="\n")
-    for evaluator in evaluators.parts:
-        print(f"{count:,} images against {evaluator.reference.name}, extractor", end=" ")
-        print(f"{evaluator.extractor.name} ({evaluator.extractor.note})")
+    for part in evaluators.parts:
+        note = f" ({part.extractor.note})" * bool(part.extractor.note)
+        used = f"extractor {part.extractor.name}{note}"
+        print(f"{count:,} images against {part.reference.name}, {used}")
     print(f"report:  {folder}/evaluation.json")
 
 
@@ -104,8 +105,8 @@ def make_reference(
     Args:
         data: folder, zip or npz of images, hub:OWNER/NAME, or digits, digits-test.
         out: the npz to write.
-        extractor: inception, dinov2, digits or a registered name; inception when left out, digits
-            for the digits.
+        extractor: inception, dinov2, random, digits, a registered name or module:function;
+            inception when left out (random where its weights cannot be had), digits for the digits.
         extractor_weights: path of its weights.
         size: scale and crop to this size, as the training data were.
         num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
@@ -125,8 +126,8 @@ def make_reference(
     with world.writes(path, "ucgm reference"):
         if path.exists():
             raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
-        chosen = extractor or ("digits" if data.startswith("digits") else "inception")
-        features = open_extractor(chosen, extractor_weights, world.device)
+        fitting = "digits" if data.startswith("digits") else "inception"
+        features = chosen_extractor(extractor, fitting, extractor_weights, world.device)
         images = open_images(data, size)
         folder = path.with_name(path.name + ".parts")
         extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
@@ -140,8 +141,8 @@ def _write_reference(
     """Measure ``images`` in parts, of which none is left when the file is there."""
     count, num_rows = len(images), min(num_rows, len(images))
     features = extraction.extractor.parts[""]
-    protocol = {"images": images.identity, "num_samples": count}
-    protocol |= {"extractor_sha256": features.digest, "num_rows": num_rows}
+    protocol = {"images": images.identity, "num_samples": count, "num_rows": num_rows}
+    protocol |= {"extractor_spec": features.spec, "extractor_sha256": features.digest}
     protocol |= {"shard_size": extraction.chunk_size}
     extraction.claim(protocol)
     kept = torch.arange(num_rows) * count // max(1, num_rows)

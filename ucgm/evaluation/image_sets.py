@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ucgm.data.dataset import Dataset
 from ucgm.data.labels import check_labels
-from ucgm.data.pixels import UnreadableImage, decode_image, read_image
+from ucgm.data.pixels import center_crop, decode_image
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.data.sources.listing import open_source
 from ucgm.evaluation.chunks import ImageSource
@@ -83,9 +84,13 @@ class NpzImages(ImageSet):
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: check the path.")
         try:
-            self.pixels = _member(path, "arr_0.npy")
-            labels = _member(path, "arr_1.npy", default=None)
+            with zipfile.ZipFile(path) as archive:
+                self.pixels = _member(archive, "arr_0.npy")
+                labelled = "arr_1.npy" in archive.namelist()
+                labels = _member(archive, "arr_1.npy") if labelled else None
         except Exception as error:  # zip, zlib and numpy have their own
             reason = str(error) or type(error).__name__
             raise ValueError(f"{path} holds no images under arr_0 ({reason}).") from error
@@ -96,7 +101,6 @@ class NpzImages(ImageSet):
             nchw = self.pixels.shape[1] in (1, 3)
             remedy = "move the channels to the end" if nchw else "convert to grey or RGB"
             raise ValueError(f"{found}, need (N, H, W, C) with C of 1 or 3: {remedy}.")
-        self.labels = None
         if labels is not None:
             if labels.shape != (len(self.pixels),):
                 raise ValueError(
@@ -131,7 +135,6 @@ class FileImages(ImageSet):
         self.source = open_source(where)
         if self.source.content != "images":
             raise ValueError(f"{where} holds {self.source.content}: name a folder of images.")
-        self.labels = None
         if not self.source.unlabelled:
             self.labels = torch.from_numpy(np.asarray(self.source.labels))
         names = [self.source.entry(i).lower() for i in range(len(self.source))]
@@ -142,41 +145,40 @@ class FileImages(ImageSet):
             "size": size,
             "jpeg_files": sum(name.endswith((".jpg", ".jpeg")) for name in names),
         }
-        first = self._pixels(0)
-        self.shape = (size, size) if size else first.shape[:2]
-        self.channels = 1 if first.ndim == 2 else 3
+        first = self._file(0)
+        self.shape, self.mode = first.size, first.mode
 
     def __len__(self) -> int:
         """Number of files."""
         return len(self.source)
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decoded files, cropped when there is a size."""
-        return torch.from_numpy(np.stack([self._read(index) for index in indices.tolist()]))
+        """Decoded files (n, C, H, W), cropped when there is a size."""
+        return torch.from_numpy(np.stack([self._pixels(index) for index in indices.tolist()]))
 
-    def _pixels(self, index: int) -> np.ndarray:
-        """A file as it is: (H, W) uint8 where it is grey, else (H, W, 3)."""
+    def _file(self, index: int) -> Image.Image:
+        """A file, decoded and cropped, with its name in errors."""
         try:
-            return np.asarray(decode_image(self.source.content_of(index)))
-        except (UnreadableImage, OSError) as error:
+            image = decode_image(self.source.content_of(index))
+            return image if self.size is None else center_crop(image, self.size)
+        except (ValueError, OSError) as error:
             raise ValueError(f"{self._name(index)} cannot be read: {error}.") from error
 
     def _name(self, index: int) -> str:
         return f"{self.source.entry(index)} in {self.where}"
 
-    def _read(self, index: int) -> np.ndarray:
-        pixels = self._pixels(index)
-        if self.channels == 1 and pixels.ndim == 3:
+    def _pixels(self, index: int) -> np.ndarray:
+        """(C, H, W), of the channels and size of the first image."""
+        image = self._file(index)
+        if self.mode == "L" and image.mode != "L":
             raise ValueError(f"{self._name(index)} is in colour, the first image is grey.")
-        if self.size is not None:
-            return read_image(self.source.content_of(index), self.size, self.channels)
-        if pixels.shape[:2] != self.shape:
+        if image.size != self.shape:
             raise ValueError(
-                f"{self._name(index)} is {pixels.shape[1]}x{pixels.shape[0]}, the first image "
-                f"{self.shape[1]}x{self.shape[0]}: give --size to crop all to one."
+                f"{self._name(index)} is {image.width}x{image.height}, the first image "
+                f"{self.shape[0]}x{self.shape[1]}: give --size to crop all to one."
             )
-        pixels = np.broadcast_to(pixels.reshape(*self.shape, -1), (*self.shape, self.channels))
-        return pixels.transpose(2, 0, 1)
+        pixels = np.asarray(image.convert(self.mode))
+        return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 
 def open_images(where: str, size: int | None = None) -> ImageSet:
@@ -185,27 +187,22 @@ def open_images(where: str, size: int | None = None) -> ImageSet:
     Raises:
         ValueError: nothing there, or no images, with the remedy.
     """
-    if where == "digits" or where.startswith("digits-"):
-        return _as_stored(DatasetImages(DigitsDataset(where.partition("-")[2] or "train")), size)
     path = Path(where)
-    if path.suffix == ".npz":
-        if not path.is_file():
-            raise ValueError(f"{where} does not exist: check the path.")
-        return _as_stored(NpzImages(path), size)
-    if (path / "protocol.json").is_file() and (path / "samples.npz").is_file():
-        return _as_stored(NpzImages(path / "samples.npz"), size)
-    if (path / "images" / "labels.csv").is_file():  # beside a contact sheet
-        where = str(path / "images")
     for folder in (path, path / "images"):
-        if folder.name == "images" and (folder.parent / "protocol.json").is_file():
-            if folder.is_dir() and not (folder / "labels.csv").is_file():
-                raise ValueError(f"{folder} is not finished: run its `ucgm sample` again to go on.")
-    return FileImages(where, size)
-
-
-def _as_stored(images: ImageSet, size: int | None) -> ImageSet:
-    """``images``, which are arrays, and refused where they would have to be cropped."""
-    height, width = images.images(torch.zeros(1, dtype=torch.int64)).shape[2:] if size else (0, 0)
+        ours = folder.name == "images" and (folder.parent / "protocol.json").is_file()
+        if ours and folder.is_dir() and not (folder / "labels.csv").is_file():
+            raise ValueError(f"{folder} is not finished: run its `ucgm sample` again to go on.")
+    if (path / "protocol.json").is_file() and (path / "samples.npz").is_file():
+        path = path / "samples.npz"
+    elif (path / "images" / "labels.csv").is_file():  # beside a contact sheet
+        where = str(path / "images")
+    if where == "digits" or where.startswith("digits-"):
+        images = DatasetImages(DigitsDataset(where.partition("-")[2] or "train"))
+    elif path.suffix == ".npz":
+        images = NpzImages(path)
+    else:
+        return FileImages(where, size)
+    height, width = images.images(torch.zeros(1, dtype=torch.int64)).shape[2:]
     if size is not None and (height, width) != (size, size):
         raise ValueError(
             f"{images.identity['images']} holds arrays of {width}x{height} pixels, which are not "
@@ -214,25 +211,21 @@ def _as_stored(images: ImageSet, size: int | None) -> ImageSet:
     return images
 
 
-def _member(path: Path, name: str, **default: Any) -> Any:
-    """An array of an npz: mapped where it is stored as it is, else read; else the ``default``."""
-    with zipfile.ZipFile(path) as archive:
-        if default and name not in archive.namelist():
-            return default["default"]
-        info = archive.getinfo(name)
-        with archive.open(info) as file:
-            major, _ = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0
-            shape, fortran, dtype = (read if major == 1 else np.lib.format.read_array_header_2_0)(
-                file
-            )
-            header = file.tell()
+def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an npz: mapped where it is stored as it is, else read."""
+    info, path = archive.getinfo(name), str(archive.filename)
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version[0] > 1:
+            read = np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        header = file.tell()
     if info.compress_type != zipfile.ZIP_STORED or fortran or dtype.hasobject:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name.removesuffix(".npy")]
     with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)
-        start = info.header_offset + 30 + int.from_bytes(local[26:28], "little")
-        start += int.from_bytes(local[28:30], "little") + header
+        file.seek(info.header_offset + 26)  # lengths of the name and of what else stands before
+        start = info.header_offset + 30 + header
+        start += sum(int.from_bytes(file.read(2), "little") for _ in range(2))
     return np.memmap(path, dtype, "r", start, shape)

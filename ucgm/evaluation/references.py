@@ -8,6 +8,7 @@ import torch
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.evaluation.chunks import FeatureExtractor, empty_moments
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
+from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
@@ -18,8 +19,8 @@ from ucgm.evaluation.scoring import (
     ExtractorChoice,
     FeatureStatistics,
     MetricConfig,
-    choose_metrics,
 )
+from ucgm.runs.config import is_allowed
 
 # Images from which on a reference should be a file.
 MANY = 10_000
@@ -48,20 +49,21 @@ def open_evaluators(
     names = [evaluator.extractor.name for evaluator in found]
     if len(set(names)) < len(names):
         raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
-    reasons = []
-    for evaluator in found:
-        num_classes = evaluator.extractor.num_classes if data is None else data.num_classes
-        reasons.append(evaluator.unavailable(num_classes))
-    # a metric that is asked for must be possible with one of them
-    possible = {
-        name: "" if any(not why[name] for why in reasons) else reasons[0][name] for name in METRICS
-    }
-    wanted = choose_metrics(metrics_config.metrics, possible)
+    reasons = [
+        part.unavailable(part.extractor.num_classes if data is None else data.num_classes)
+        for part in found
+    ]
+    for name in metrics_config.metrics or ():
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}.")
+        if all(why[name] for why in reasons):  # one of the extractors must be able to
+            raise ValueError(f"{name} cannot be computed: {reasons[0][name]}.")
+    wanted = set(METRICS if metrics_config.metrics is None else metrics_config.metrics)
     parts = []
-    for evaluator, why in zip(found, reasons, strict=True):
-        metrics = tuple(name for name in wanted if not why[name])
-        prefix = f"{evaluator.extractor.name}." if parts else ""
-        parts.append(replace(evaluator, metrics=metrics, prefix=prefix))
+    for part, why in zip(found, reasons, strict=True):
+        metrics = tuple(name for name in METRICS if name in wanted and not why[name])
+        prefix = f"{part.extractor.name}." if parts else ""
+        parts.append(replace(part, metrics=metrics, prefix=prefix))
     return Evaluators(tuple(parts))
 
 
@@ -73,15 +75,13 @@ def _evaluator(
     entry = "fd_dinov2" if name == "dinov2" else "fid"
     reference = None if file is None else load_reference(file, entry)
     held_out = None if other is None else load_reference(other, entry)
-    if name is None and reference is not None and reference.extractor is not None:
-        name = reference.extractor[0]
-    default = data.extractor if data is not None else "inception"
-    extractor = open_extractor(name or default, weights, device)
+    if name is None and reference is not None:
+        name = _spec_of(reference)
+    if reference is None and (config is None or data is None):
+        raise ValueError("there is no reference: name one with --reference FILE.")
+    extractor = chosen_extractor(name, data.extractor if data else "inception", weights, device)
     if reference is None:
-        if config is None or data is None:
-            raise ValueError(
-                f"there is no reference for {extractor.name}: name one with --reference FILE."
-            )
+        assert config is not None and data is not None
         reference = reference_of(data, extractor)
         source = config.held_out()
         if held_out is None and source is not None:
@@ -90,6 +90,43 @@ def _evaluator(
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
     return Evaluator(extractor, (), reference, held_out)
+
+
+def _spec_of(reference: Reference) -> str:
+    """What opens the extractor of a reference.
+
+    Raises:
+        ValueError: it is code, which is not run because a file says so.
+    """
+    if reference.extractor is None:
+        return "inception"
+    spec = reference.protocol["extractor_spec"]
+    if ":" in spec and not is_allowed(spec.partition(":")[0]):
+        raise ValueError(
+            f"reference {reference.name} was made with the extractor {spec}, which is code: if it "
+            f"is yours, say --extractor {spec}"
+        )
+    return spec
+
+
+def chosen_extractor(
+    asked: str | None, fitting: str, weights: str | None = None, device: str = "cpu"
+) -> Extractor:
+    """The extractor that was asked for, or the fitting one; where that is Inception and its weights
+    are missing, one that needs none.
+    """
+    try:
+        return open_extractor(asked or fitting, weights, device)
+    except MissingWeights:
+        if asked is not None:
+            raise
+        warnings.warn(
+            "the weights of Inception are not here and cannot be fetched, so extractor random is "
+            "used: its distances order runs on these data and are no FID; --extractor inception "
+            "says how to get the weights.",
+            stacklevel=2,
+        )
+        return open_extractor("random", None, device)
 
 
 def statistics_of(images: ImageSet, extractor: Extractor | Extractors) -> FeatureStatistics:

@@ -12,9 +12,9 @@ Scores, and what each needs besides the generated images:
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -34,18 +34,8 @@ from ucgm.evaluation.metrics import (
 )
 from ucgm.runtime.processes import Progress
 
-METRICS = (
-    "fid",
-    "fid_heldout",
-    "sfid",
-    "kid",
-    "precision",
-    "recall",
-    "inception_score",
-    "accuracy",
-)
-
-
+METRICS = ("fid", "fid_heldout", "sfid", "kid", "precision", "recall", "inception_score",
+           "accuracy")  # fmt: skip
 # Images without which a metric has no value.
 LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
@@ -61,21 +51,6 @@ class FeatureStatistics:
 
     moments: dict[str, Gaussian]
     rows: Callable[[str], Tensor]
-
-
-def choose_metrics(asked: Sequence[str] | None, available: dict[str, str]) -> tuple[str, ...]:
-    """The metrics to compute, in table order: all that can be when none are named.
-
-    Raises:
-        ValueError: for an unknown name, or one that cannot be computed here.
-    """
-    for name in asked or ():
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}.")
-        if available[name]:
-            raise ValueError(f"{name} cannot be computed: {available[name]}.")
-    wanted = METRICS if asked is None else asked
-    return tuple(name for name in METRICS if name in wanted and not available[name])
 
 
 Names = tuple[str, ...] | str | None
@@ -102,7 +77,7 @@ class MetricConfig:
     """names from fid fid_heldout sfid kid precision recall inception_score accuracy; all that can
     be computed when left out."""
     extractor: Names = None
-    """digits, inception, dinov2, a registered name or module:function; several give further
+    """digits, inception, dinov2, random, a registered name or module:function; several give further
     columns. That of the reference, or of the data, when left out."""
     extractor_weights: Names = None
     """path of its weights."""
@@ -162,57 +137,56 @@ class Evaluator:
     def unavailable(self, num_classes: int) -> dict[str, str]:
         """For each metric the empty string, or why it cannot be, for data of ``num_classes``."""
         extractor, reference = self.extractor, self.reference
-        rows, held, spatial, logits, accuracy = "", "", "", "", ""
-        theirs = f"reference {reference.name}"
+        name, theirs = extractor.name, f"reference {reference.name}"
+        rows = held_out = spatial = logits = accuracy = ""
         if reference.features is None and reference.images is None:
             rows = f"{theirs} holds no feature rows: make it with `ucgm reference`"
         elif reference.features is not None and len(reference.features) < LEAST["recall"]:
             rows = f"{theirs} keeps {len(reference.features)} feature rows alone"
         if self.held_out is None:
-            held = "there is no held-out reference: give one"
+            held_out = "there is no held-out reference: give one"
         if "spatial" not in extractor.dimensions:
-            spatial = f"{extractor.name} has no spatial features: use the inception extractor"
+            spatial = f"{name} has no spatial features: use the inception extractor"
         elif reference.spatial is None:
             spatial = f"{theirs} has no mu_s and sigma_s"
-        name = extractor.name
         if "logits" not in extractor.dimensions:
             logits = f"{name} has no logits"
         if extractor.num_classes == 0 or extractor.num_classes != num_classes:
             accuracy = f"the logits of {name} are not the {num_classes} classes of the data"
-        reasons = ("", held, spatial, rows, rows, rows, logits, accuracy)
+        reasons = ("", held_out, spatial, rows, rows, rows, logits, accuracy)
         return dict(zip(METRICS, reasons, strict=True))
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
         """The metrics of a set of images; a spread comes as ``kid_std`` and the like."""
-        metrics, reference = self.metrics, self.reference
-        scores: dict[str, float] = {}
 
-        def moments(output: str) -> Gaussian:
-            return statistics.moments[self.prefix + output]
+        def distance(output: str, reference: Gaussian | None) -> float:
+            assert reference is not None
+            return frechet_distance(statistics.moments[self.prefix + output], reference)
 
         def rows(output: str) -> Tensor:
             return statistics.rows(self.prefix + output)
 
-        if "fid" in metrics:
-            scores["fid"] = frechet_distance(moments("features"), reference.gaussian)
-        if "fid_heldout" in metrics and self.held_out is not None:
-            scores["fid_heldout"] = frechet_distance(moments("features"), self.held_out.gaussian)
-        if "sfid" in metrics and reference.spatial is not None:
-            scores["sfid"] = frechet_distance(moments("spatial"), reference.spatial)
-        if "kid" in metrics:
-            scores["kid"], scores["kid_std"] = kernel_distance(
-                rows("features"), self.reference_rows
-            )
-        if {"precision", "recall"} & set(metrics):
-            both = precision_recall(rows("features"), self.reference_rows)
-            named = zip(("precision", "recall"), both, strict=True)
-            scores |= {name: value for name, value in named if name in metrics}
-        if "inception_score" in metrics:
-            mean, spread = inception_score(rows("logits"))
-            scores |= {"inception_score": mean, "inception_score_std": spread}
-        if "accuracy" in metrics:
-            scores["accuracy"] = conditional_accuracy(rows("logits"), statistics.rows("labels"))
-        return {self.prefix + name: value for name, value in scores.items()}
+        @cache
+        def both() -> tuple[float, float]:
+            return precision_recall(rows("features"), self.reference_rows)
+
+        makers: dict[str, Callable[[], float | tuple[float, float]]] = {
+            "fid": lambda: distance("features", self.reference.gaussian),
+            "fid_heldout": lambda: distance("features", self.held_out and self.held_out.gaussian),
+            "sfid": lambda: distance("spatial", self.reference.spatial),
+            "kid": lambda: kernel_distance(rows("features"), self.reference_rows),
+            "precision": lambda: both()[0],
+            "recall": lambda: both()[1],
+            "inception_score": lambda: inception_score(rows("logits")),
+            "accuracy": lambda: conditional_accuracy(rows("logits"), statistics.rows("labels")),
+        }
+        scores: dict[str, float] = {}
+        for name in self.metrics:
+            found = makers[name]()
+            mean, *spread = found if isinstance(found, tuple) else (found,)
+            scores[self.prefix + name] = mean
+            scores |= {f"{self.prefix}{name}_std": value for value in spread}
+        return scores
 
     def references(self) -> list[dict[str, Any]]:
         """Identities of the references, for the report."""
@@ -251,10 +225,11 @@ class Evaluators:
 
     def without(self, *metrics: str) -> "Evaluators":
         """The same evaluators without some metrics."""
-        kept = [tuple(m for m in part.metrics if m not in metrics) for part in self.parts]
-        return Evaluators(
-            tuple(replace(p, metrics=m) for p, m in zip(self.parts, kept, strict=True))
-        )
+        parts = []
+        for part in self.parts:
+            kept = tuple(name for name in part.metrics if name not in metrics)
+            parts.append(replace(part, metrics=kept))
+        return Evaluators(tuple(parts))
 
     def enough(self, count: int, images: str, place: str) -> "Evaluators":
         """The evaluators without the metrics that ``count`` images cannot give, with a warning."""
@@ -281,16 +256,11 @@ class Evaluators:
     def warn_if_few(self, count: int) -> None:
         """Warn where the bias of FID, about c / n, is not small."""
         for part in self.parts:
-            dimension = part.extractor.dimensions["features"]
-            if not {"fid", "fid_heldout", "sfid"} & set(part.metrics) or count >= 30 * dimension:
+            width = part.extractor.dimensions["features"]
+            if not {"fid", "fid_heldout", "sfid"} & set(part.metrics) or count >= 30 * width:
                 continue
-            text = (
-                "FID is biased upwards by several percent, or more. Use at least "
-                f"{30 * dimension}, and compare equal numbers only."
-            )
-            if count <= dimension:
-                text = (
-                    "the covariance is singular and FID is dominated by its bias. Use at least 30 "
-                    "samples per feature."
-                )
-            warnings.warn(f"{count} samples for {dimension} features: {text}", stacklevel=3)
+            text = "FID is biased upwards by several percent, or more"
+            if count <= width:
+                text = "the covariance is singular and FID is dominated by its bias"
+            remedy = f"Use at least {30 * width}, and compare equal numbers only."
+            warnings.warn(f"{count} samples for {width} features: {text}. {remedy}", stacklevel=3)

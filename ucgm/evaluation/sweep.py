@@ -84,7 +84,7 @@ class FeatureExtraction:
             assert running.count == len(indices), "a chunk was counted twice or not at all"
         statistics = FeatureStatistics(
             {output: running.gaussian() for output, running in moments.items()},
-            lambda output: folder.all_rows(range(len(parts)), output),
+            lambda output: torch.cat([folder.rows(n, output) for n in range(len(parts))]),
         )
         return statistics, facts_of(folder, parts) if self.world.first else {}
 
@@ -131,18 +131,14 @@ class FeatureExtraction:
         """The rows of the chunks of this process, made and saved where they are missing."""
         extractor = FeatureExtractor(source, self.extractor)
         mine = self.world.share(range(len(parts)))
-        total = sum(len(parts[number]) for number in mine)
-        progress = Progress(total, label, silent=not self.world.first)
+        total, whole = sum(len(parts[number]) for number in mine), sum(map(len, parts))
+        progress = Progress(total, label, not self.world.first, whole)
         for number in mine:
-            part = parts[number]
-            chunk = folder.read(number)
+            part, chunk = parts[number], folder.read(number)
             if chunk is not None:
                 progress.skip(len(part))
             else:
-                if kept is None:
-                    chunk = extractor.chunk(part, progress.add)
-                else:
-                    chunk = extractor.moments(part, kept, progress.add)
+                chunk = extractor.chunk(part, progress.add, kept)
                 folder.write(number, chunk)
             yield chunk[0]
 

@@ -195,7 +195,8 @@ def sample_run(
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
         if world.first:
-            claim_folder(folder, protocol, overwrite)
+            option = "--out-dir, or --overwrite this one"
+            claim_folder(folder, protocol, overwrite, option=option)
             forget_parts(folder)
         world.wait()
         sink = sink_of(format, folder)
@@ -231,7 +232,7 @@ def _draw(
         samples.data.decode(torch.zeros(1, *samples.data.shape))  # fails before the work is done
     share = world.share(torch.arange(count).split(whole_tiles(batch_size, samples.settings.tile)))
     label = f"{samples.sampler.steps} steps:"
-    progress = Progress(sum(map(len, share)), label, silent=not world.first)
+    progress = Progress(sum(map(len, share)), label, not world.first, count)
     indices = grid_indices(samples, count)
     shown = indices.flatten().tolist() if world.first and not latent else []
     kept: dict[int, Tensor] = {}

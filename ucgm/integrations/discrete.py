@@ -33,7 +33,7 @@ class DiscreteVP(Transport):
     """beta linear in k, its square root linear, or from a cosine abar (arXiv 2102.09672)."""
     beta: tuple[Beta, Beta] = (0.0001, 0.02)
     """first and last beta of the linear schedules."""
-    betas: tuple[Annotated[float, Range(0.0, 0.9999)], ...] | None = None
+    betas: tuple[Beta, ...] | None = None
     """all betas; replaces the schedule."""
     zero_terminal: bool = False
     """rescale to (nearly) no signal at the last level (arXiv 2305.08891, algorithm 1)."""
@@ -50,6 +50,8 @@ class DiscreteVP(Transport):
         super().__post_init__()
         if self.betas is not None and len(self.betas) != self.num_levels:
             raise ValueError(f"{len(self.betas)} betas are none of {self.num_levels} levels")
+        if self.zero_terminal and self.num_levels == 1:
+            raise ValueError("a path of one level cannot be rescaled to no signal at the last")
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """The path, and the prediction in terms of data and noise."""

@@ -121,16 +121,17 @@ def transport_of(config: Mapping[str, Any]) -> Transport:
         given = config["transport"]
         if isinstance(given, str):
             given = {"class_path": f"ucgm.transport.{given}"}
-        return from_dict(Transport, current_names(dict(given)), "scheduler.transport")
+        return from_dict(Transport, current_names(given), "scheduler.transport")
     kind = config["prediction_type"]
     if kind == "flow_prediction":
         return Linear()
-    if kind not in _PREDICTIONS:
+    if not isinstance(kind, str) or kind not in _PREDICTIONS:
         raise ValueError(
             f"prediction_type {kind!r} is not supported: use flow_prediction, "
             f"{', '.join(_PREDICTIONS)}, or name a transport"
         )
     betas = config["trained_betas"]
+    betas = betas.tolist() if hasattr(betas, "tolist") else betas
     zero = config["rescale_betas_zero_snr"]
     exact = zero and SCHEDULES.get(str(config["schedule"])) == "timesteps"
     return DiscreteVP(
@@ -138,7 +139,7 @@ def transport_of(config: Mapping[str, Any]) -> Transport:
         num_levels=config["num_train_timesteps"],
         schedule=config["beta_schedule"],
         beta=(config["beta_start"], config["beta_end"]),
-        betas=None if betas is None else tuple(betas),
+        betas=betas,
         zero_terminal=zero,
         terminal=1e-9 if exact else 2.0**-12,
     )

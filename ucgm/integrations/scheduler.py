@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from ucgm.integrations.foreign import OTHERS, Generators, own_config, random_of, transport_of
-from ucgm.integrations.times import GRID, SCHEDULES, grid_of, offset_of, place_of, times_of
+from ucgm.integrations.times import GRID, SCHEDULES, grid_of, offset_of, places_of, times_of
 from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.values import Count, checked
@@ -181,19 +181,19 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def index_for_timestep(
         self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
     ) -> int:
-        """Number of the evaluation at a timestep (); the second where a step has two.
+        """Number of the first evaluation at a timestep () that begins a step.
 
         Raises:
             ValueError: there is none.
         """
         known = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        found = place_of(timestep, known)
-        if found is None:
+        found = places_of(timestep, known, self.order)
+        if not found:
             raise ValueError(
                 f"timestep {float(timestep):g} is none of those of set_timesteps, which are "
                 f"{float(known[0]):g} to {float(known[-1]):g}: pass one of scheduler.timesteps"
             )
-        return found
+        return found[0]
 
     def set_timesteps(
         self,
@@ -265,8 +265,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         flat = timestep.reshape(-1)
         t = (flat.double().cpu() + offset_of(self.transport)) / len(self)
         for i, u in enumerate(flat if self._levels else ()):
-            found = place_of(u, self.timesteps)
-            t[i] = t[i] if found is None else self._levels[found]
+            found = places_of(u, self.timesteps, self.order)[:2]  # theirs take the second of many
+            t[i] = self._levels[found[-1]] if found else t[i]
         t = t.expand(len(sample))
         alpha, sigma = (expand(c, sample).to(sample) for c in self.transport.coefficients(t)[:2])
         return alpha * sample + sigma * noise

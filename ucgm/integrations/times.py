@@ -67,10 +67,10 @@ def grid_of(config: Mapping[str, Any], shift: float) -> Grid:
     return grid
 
 
-def place_of(timestep: float | Tensor, known: Tensor) -> int | None:
-    """Number of the timestep () in ``known`` (N,): the second where two are the same, or None."""
-    found = (known.cpu() == torch.as_tensor(timestep).cpu()).nonzero().flatten().tolist()
-    return found[:2][-1] if found else None
+def places_of(timestep: float | Tensor, known: Tensor, order: int) -> list[int]:
+    """Numbers of the timesteps ``known`` (N,) equal to one (); of two in a step, the later."""
+    same = (known.cpu() == torch.as_tensor(timestep).cpu()).nonzero().flatten().tolist()
+    return [i for i in same if i % order == 0]
 
 
 def offset_of(path: Transport) -> int:
@@ -146,7 +146,7 @@ def _theirs(
     sigma = theirs.sigmas[: len(theirs.timesteps)][at].double()
     if isinstance(path, Linear):
         return sigma, seen
-    t = path.time_at_log_snr(-2.0 * sigma.log())
+    t = path.time_at_log_snr(-2.0 * sigma.log()).nan_to_num(1.0)
     known = path.coefficients(t)
     if not torch.allclose(known.sigma / known.alpha, sigma, rtol=1e-3):
         raise ValueError(f"{name} has noise levels that are none of its betas")

@@ -70,8 +70,8 @@ def _write(run_dir: Path, name: str, state: dict[str, Tensor], facts: dict[str, 
     return path
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What the header of a file of RUN/ema says: step, updates and std.
+def read_snapshot(path: Path) -> Snapshot:
+    """What the header of a file of RUN/ema says.
 
     Raises:
         ValueError: not a whole file of this kind.
@@ -79,9 +79,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with reading(path), safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            checked(float, facts["std"], "std")
             check_fields(facts, {"step": int, "updates": int}, "its header")
-            return facts
+            std = checked(float, facts["std"], "std")
+            return Snapshot(path, std, facts["step"], facts["updates"])
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete it, and make an average again with `ucgm ema`"
@@ -94,11 +94,7 @@ def find_snapshots(run_dir: Path) -> list[Snapshot]:
     Raises:
         ValueError: a file that is no whole snapshot.
     """
-    found = []
-    for path in listed(run_dir / EMA_FOLDER, "step_*_std_*.safetensors"):
-        facts = read_facts(path)
-        found.append(Snapshot(path, facts["std"], facts["step"], facts["updates"]))
-    return found
+    return [read_snapshot(p) for p in listed(run_dir / EMA_FOLDER, "step_*_std_*.safetensors")]
 
 
 def inner_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:

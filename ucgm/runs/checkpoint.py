@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ucgm.data.labels import MOST_CLASSES
-from ucgm.runs.averages import EMA_FOLDER, read_facts
+from ucgm.runs.averages import EMA_FOLDER, read_snapshot
 from ucgm.runs.config import Config, read_config
 from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of
 from ucgm.runtime.files import sha256
@@ -166,7 +166,7 @@ def _find_weights(
             f"{run_dir} has no weights {weights!r}; there are {there}. `ucgm ema` makes averages "
             "of other lengths"
         )
-    return path, int(read_facts(path)["step"]), sha256(path)
+    return path, read_snapshot(path).step, sha256(path)
 
 
 def load_run(

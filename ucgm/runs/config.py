@@ -97,6 +97,11 @@ def allow_module(name: str) -> None:
     _ALLOWED.add(name)
 
 
+def is_allowed(name: str) -> bool:
+    """Whether ``--import`` named the module ``name``."""
+    return name in _ALLOWED
+
+
 def _choice(expected: type, path: Any, where: str) -> type[Any]:
     """The class named by ``class_path``: of a package of ours, or of a module that was allowed.
 

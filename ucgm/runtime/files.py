@@ -165,7 +165,7 @@ def claim_folder(
     protocol: dict[str, Any],
     overwrite: bool = False,
     record: str = "protocol.json",
-    option: str = "out_dir",
+    option: str = "--out-dir",
 ) -> Path:
     """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
 

@@ -175,15 +175,19 @@ class Progress:
     Where the output is no terminal, a new line every half minute.
 
     Args:
-        total: how many images there will be.
+        total: how many images this process counts.
         label: what is counted, at the start of the line.
         silent: print nothing (other processes than the first).
+        whole: how many images all processes make together, each in step with this one.
     """
 
-    def __init__(self, total: int, label: str = "", silent: bool = False) -> None:
+    def __init__(
+        self, total: int, label: str = "", silent: bool = False, whole: int | None = None
+    ) -> None:
+        self._left, self._factor = total, (whole or total) / max(1, total)
         terminal = sys.stdout.isatty()
         self._bar = (tqdm if terminal else _Lines)(
-            total=total,
+            total=whole or total,
             desc=label,
             disable=silent,
             file=sys.stdout,
@@ -199,10 +203,12 @@ class Progress:
 
     def skip(self, count: int) -> None:
         """``count`` images are there already and need no work."""
-        self._bar.total -= count
+        self._left -= count
+        self._bar.total = self._bar.n + round(self._left * self._factor)
 
     def add(self, count: int) -> None:
         """Count ``count`` more and show it when it is time to."""
-        self._bar.update(count)
-        if self._bar.n >= self._bar.total:
+        self._left -= count
+        self._bar.update(self._bar.total - round(self._left * self._factor) - self._bar.n)
+        if self._left <= 0:
             self._bar.close()

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -39,8 +40,15 @@ class _Printable:
 
 @contextlib.contextmanager
 def printable_output() -> Iterator[None]:
-    """Around a command: all that it prints, warns of and fails with passes :func:`printable`."""
+    """Around a command: all that it prints, warns of and fails with passes :func:`printable`;
+    a warning is one line, without the line of code that gave it.
+    """
     out: Any = _Printable(sys.stdout)
     err: Any = _Printable(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        warnings.formatwarning = before

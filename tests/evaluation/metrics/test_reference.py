@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -101,6 +102,10 @@ def test_errors_name_the_file_and_what_is_wrong(tmp_path, statistics):
         np.savez(tmp_path / f"{name}.npz", **(good | changes))
         with pytest.raises(ValueError, match=f"{name}.npz cannot be read: .*{reason}"):
             load_reference(tmp_path / f"{name}.npz")
+    with zipfile.ZipFile(tmp_path / "raw.npz", "w") as archive:
+        archive.writestr("mu.npy", b"a" * 9999)
+    with pytest.raises(ValueError, match="raw.npz cannot be read: its mu is no array"):
+        load_reference(tmp_path / "raw.npz")
     np.save(tmp_path / "rows.npy", good["mu"])
     with pytest.raises(ValueError, match="rows.npy cannot be read: it is no npz"):
         load_reference(tmp_path / "rows.npy")

@@ -1,28 +1,43 @@
 """Images to latents: ``ucgm encode SOURCE --vae NAME --size 256 --out DIR``.
 
+    DIR/encode.json                what is being made; another command is refused this folder
+    DIR/shard_00012.safetensors    the rows
+    DIR/.progress/00012.json       its record: rows, bytes, SHA-256, channel moments, skipped items
+    DIR/codec.json, manifest.json  at the end, from the records, in the order of the shards
+
 Items of the source are cut into shards of consecutive numbers; shard k belongs to process k mod
-size, there is no collective in the loop, and a finished shard is a file with a record (see
-:mod:`ucgm.data.encoding.workfolder`).  So the same command, on any number of processes, continues
-after a kill.
+size, there is no collective in the loop, and a record is there only when its shard is whole.  So
+the folder can be left and entered at any instant: the same command, on any number of processes,
+continues after a kill.  Nothing in the folder depends on time, on the number of processes, or on
+what was interrupted, so the finished folder is the same byte for byte.
 """
 
+import contextlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ucgm.data.encoding.encoder import Batch, encode_rows, read_batch
 from ucgm.data.encoding.job import Job, Recipe, make_job
-from ucgm.data.encoding.workfolder import finish, open_folder, read_record, write_rows
 from ucgm.data.latents.autoencoder import Store
 from ucgm.data.latents.codec import CodecSettings
+from ucgm.data.latents.shard_format import write_shard
+from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.loader import in_order
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD
 from ucgm.data.sources.listing import open_source
-from ucgm.runtime.files import refuse_inside
+from ucgm.runtime.files import claim_folder, refuse_inside, write_atomic
 from ucgm.runtime.processes import Progress, World, join_world
-from ucgm.runtime.reading import read_yaml
+from ucgm.runtime.reading import check_fields, read_json, read_yaml
+
+PROGRESS = ".progress"
+_RECORD = {**RECORD, "moments": list, "skipped": list}
 
 
 def encode_data(
@@ -115,9 +130,10 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
             open_folder(folder, job)
         world.wait()
         # Every process lists what is missing before any makes a new one: all share the same list.
-        missing = [n for n in range(job.num_shards) if read_record(folder, n) is None]
+        there = records_of(folder, job)
+        missing = [number for number in range(job.num_shards) if number not in there]
         world.wait()
-        _encode_shards(folder, job, world, world.share(missing), num_workers)
+        _encode_shards(folder, job, world, missing, num_workers)
         world.wait()
         if world.first:
             finish(folder, job)
@@ -125,16 +141,17 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
 
 
 def _encode_shards(
-    folder: Path, job: Job, world: World, numbers: Sequence[int], num_workers: int
+    folder: Path, job: Job, world: World, missing: Sequence[int], num_workers: int
 ) -> None:
-    """Make the shards ``numbers``: one stream of batches, one shard in memory at a time."""
-    plan = [(number, items) for number in numbers for items in job.batches(number)]
+    """Make the ``missing`` shards of this process: one stream of batches, one shard in memory."""
+    plan = [(number, items) for number in world.share(missing) for items in job.batches(number)]
     recipe, channels = job.recipe, 2 * job.shape[0]
 
     def read(place: tuple[int, range]) -> Batch:
         return read_batch(job.source, place[1], recipe.codec.size, channels, recipe.flips)
 
-    progress = Progress(sum(len(items) for _, items in plan), "encoding", not world.first)
+    mine, whole = sum(len(items) for _, items in plan), sum(len(job.items(n)) for n in missing)
+    progress = Progress(mine, "encoding", not world.first, whole)
     parts: list[dict[str, Tensor]] = []
     skipped: list[tuple[str, str]] = []
     read_ahead = in_order(read, iter(plan), num_workers)
@@ -146,3 +163,97 @@ def _encode_shards(
             write_rows(folder, job, number, parts, skipped)
             parts, skipped = [], []
         progress.add(len(items))
+
+
+def open_folder(folder: Path, job: Job) -> None:
+    """Make ``folder`` that of ``job``; take over the shards of a finished or interrupted one.
+
+    Raises:
+        ValueError: it belongs to something else, cannot be written, or the disk is too small.
+    """
+    try:
+        claim_folder(folder, job.protocol(), record="encode.json", option="--out")
+        (folder / PROGRESS).mkdir(exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}. Choose another --out.") from error
+    done = sum(p.stat().st_size for p in folder.glob("shard_*.safetensors"))
+    if job.num_bytes() - done > free:
+        raise ValueError(
+            f"{folder} needs {(job.num_bytes() - done) / 1e9:.1f} GB more and its disk has "
+            f"{free / 1e9:.1f} GB free: make room, leave flips out, or choose another --out."
+        )
+
+
+def records_of(folder: Path, job: Job) -> dict[int, dict[str, Any]]:
+    """Records of the shards that are there in full, by number; the others have to be made.
+
+    Those of a finished set are in its manifest, so that a lost shard alone is made again.
+    """
+    known: dict[int, Any] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        known = dict(enumerate(read_json(folder / MANIFEST_FILE)["shards"]))
+    found = {}
+    for number in range(job.num_shards):
+        name = f"shard_{number:05d}.safetensors"
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            known[number] = read_json(folder / PROGRESS / f"{number:05d}.json")
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            record = known[number]
+            check_fields(dict(record), _RECORD, name)
+            if (record["file"], record["bytes"]) == (name, (folder / name).stat().st_size):
+                found[number] = record
+    return found
+
+
+def write_rows(
+    folder: Path, job: Job, number: int, parts: list[dict[str, Tensor]], skipped: list[Any]
+) -> None:
+    """Write shard ``number`` from the rows (n, ...) of its batches, then its record.
+
+    Raises:
+        ValueError: no item of the shard could be read, or the disk refuses.
+    """
+    if not parts:
+        raise ValueError(
+            f"none of the {len(skipped)} items from {skipped[0][0]} on can be read "
+            f"({skipped[0][1]}): is {job.source.where} what you think it is?"
+        )
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    record = write_shard(folder / f"shard_{number:05d}.safetensors", rows)
+    latents = [] if job.pixels else [rows[n] for n in ("latents", "latents_flip") if n in rows]
+    moments = [channel_moments(part, job.store) for part in latents]
+    record["moments"] = [[n, mean.tolist(), squares.tolist()] for n, mean, squares in moments]
+    record["skipped"] = skipped
+    write_atomic(folder / PROGRESS / f"{number:05d}.json", json.dumps(record) + "\n")
+
+
+def finish(folder: Path, job: Job) -> None:
+    """Write codec and manifest from the records; call when every shard has one."""
+    found = records_of(folder, job)
+    if lost := job.num_shards - len(found):
+        raise ValueError(f"{lost} shards have gone from {folder}: run the command again.")
+    records = [found[number] for number in range(job.num_shards)]
+    f64 = torch.float64
+    moments = [
+        (count, torch.tensor(mean, dtype=f64), torch.tensor(squares, dtype=f64))
+        for record in records
+        for count, mean, squares in record["moments"]
+    ]
+    codec = job.codec(merge_moments(moments) if moments else None)
+    skipped = [pair for record in records for pair in record["skipped"]]
+    manifest = {
+        "format": 1,
+        "num_classes": job.recipe.num_classes,
+        "classes": list(job.source.classes),
+        "rows": sum(record["rows"] for record in records),
+        "shards": records,
+        "skipped": skipped,
+    }
+    codec.save(folder)
+    write_atomic(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))
+    shutil.rmtree(folder / PROGRESS)
+    print(f"{manifest['rows']:,} rows in {len(records)} shards: {folder}\n{codec.describe()}")
+    if skipped:
+        print(f"{len(skipped)} items could not be read and are listed in {folder / MANIFEST_FILE}:")
+        print("\n".join(f"  {name}: {reason}" for name, reason in skipped[:10]))

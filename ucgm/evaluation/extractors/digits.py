@@ -8,13 +8,16 @@ accuracy.  Weights, accuracy and the data they were trained on are in
 ``assets/digits_classifier.safetensors``, made by ``scripts/train_digits_classifier.py``.
 """
 
+from pathlib import Path
+
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import asset_path, sha256
+from ucgm.runtime.reading import reading
 
 FEATURES = 32
 
@@ -40,14 +43,6 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(FEATURES, 10)
         self.register_buffer("scale", torch.ones(()))
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """(B, 1, 8, 8) in [-1, 1] to the (B, 32) units before the last layer."""
-        return self.body(x)
-
-    def classify(self, hidden: Tensor) -> Tensor:
-        """(B, 32) to (B, 10) logits."""
-        return self.head(hidden.relu())
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 1, 8, 8) uint8 to features (B, 32) and logits (B, 10)."""
         if images.shape[2:] != (8, 8):
@@ -55,20 +50,19 @@ class DigitsClassifier(nn.Module):
                 f"extractor digits takes images of 8x8 pixels, got {images.shape[3]}x"
                 f"{images.shape[2]}: choose another extractor."
             )
-        hidden = self.hidden(from_uint8(images))
-        return {"features": self.scale * hidden, "logits": self.classify(hidden)}
+        hidden = self.body(from_uint8(images))
+        return {"features": self.scale * hidden, "logits": self.head(hidden.relu())}
 
 
 def build_digits(weights: str | None = None) -> Extractor:
     """The digits classifier as an extractor; ``weights`` defaults to the shipped file."""
-    path = weights or str(asset_path("digits_classifier.safetensors"))
+    path = Path(weights or asset_path("digits_classifier.safetensors"))
     module = DigitsClassifier()
     try:
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        module.load_state_dict(state)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+            module.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold the digits classifier ({type(error).__name__}): make it with "
             "`python scripts/train_digits_classifier.py`."

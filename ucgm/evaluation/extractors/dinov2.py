@@ -8,7 +8,6 @@ torch-fidelity resizes without antialiasing, and its number is another one.
 """
 
 import math
-import pickle
 import re
 from pathlib import Path
 
@@ -17,61 +16,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
+from ucgm.nn.layers import Attention
 from ucgm.runtime.files import sha256
+from ucgm.runtime.reading import read_tensors
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD_WIDTH = 64
 
 
-class Scale(nn.Module):
-    """LayerScale: one factor per channel."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) times (D,)."""
-        return x * self.gamma
-
-
-class Attention(nn.Module):
-    """Self-attention with heads of 64 channels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, width // HEAD_WIDTH, HEAD_WIDTH)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
-
-
 class Block(nn.Module):
-    """Pre-norm transformer block; parameters are named as in the published file."""
+    """Pre-norm transformer block with one factor per channel (LayerScale) on either branch;
+    parameters are named as in the published file.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width)
-        self.ls1 = Scale(width)
+        self.attn = Attention(width, width // HEAD_WIDTH)
+        self.ls1 = nn.ParameterDict({"gamma": torch.ones(width)})
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.ModuleDict(
             {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
         )
-        self.ls2 = Scale(width)
+        self.ls2 = nn.ParameterDict({"gamma": torch.ones(width)})
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        x = x + self.ls1["gamma"] * self.attn(self.norm1(x))
         hidden = F.gelu(self.mlp["fc1"](self.norm2(x)))
-        return x + self.ls2(self.mlp["fc2"](hidden))
+        return x + self.ls2["gamma"] * self.mlp["fc2"](hidden)
 
 
 class DinoV2(nn.Module):
@@ -131,13 +105,13 @@ def build_dinov2(weights: str | None = None) -> Extractor:
     if weights is None or not Path(weights).is_file():
         raise ValueError(f"the weights of DINOv2 are missing ({weights or 'no path'}). {remedy}")
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = read_tensors(Path(weights))
         state.pop("mask_token", None)
         width, _, patch, _ = state["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d", name))
         module = DinoV2(width, depth, patch, math.isqrt(state["pos_embed"].shape[1] - 1))
         module.load_state_dict(state)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{weights} does not hold DINOv2 ({reason}). {remedy}") from error
     return Extractor(

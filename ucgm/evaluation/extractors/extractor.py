@@ -15,7 +15,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Extractor:
         note: one line for the report, for example the accuracy of a classifier.
         batch_size: images per call of the module, always as many, see
             :mod:`ucgm.runtime.fixed_batches`.
+        spec: what :func:`open_extractor` opens it by, which it sets.
     """
 
     name: str
@@ -50,7 +51,8 @@ class Extractor:
     channels: int
     num_classes: int = 0
     note: str = ""
-    batch_size: int = field(default=64, compare=False)
+    batch_size: int = 64
+    spec: str = ""
 
     def identity(self) -> dict[str, str]:
         """Name, weights hash and note, for the report."""
@@ -157,10 +159,8 @@ def open_extractor(
 ) -> Extractor:
     """The extractor registered as ``name``, on ``device``.
 
-    Your own is ``module:function``: the module is imported, from the current folder too, and
-    ``function(weights)`` is called with the path after ``--extractor-weights``, or None.  It
-    returns an :class:`Extractor`, whose module is given (B, channels, H, W) uint8 on ``device`` and
-    returns a dict of float tensors: ``features`` (B, d), and if it likes ``logits`` (B, K).
+    Your own is ``module:function``, imported from the current folder too; ``function(weights)``
+    returns an :class:`Extractor` (docs/benchmark.md has an example).
 
     Args:
         name: ``digits``, ``random``, ``inception``, ``dinov2``, a name given to
@@ -196,7 +196,7 @@ def open_extractor(
         kind = type(extractor).__name__
         raise ValueError(f"{name} must return a ucgm.evaluation.extractors.Extractor, not {kind}.")
     extractor.module.to(device).eval().requires_grad_(False)
-    return extractor
+    return replace(extractor, spec=name)
 
 
 def reason_of(error: Exception) -> str:

@@ -9,21 +9,26 @@ The images are resized to 299 with the bilinear filter of TensorFlow 1, which is
 definition.  Grey images are repeated over three channels.  One pass gives all three outputs.
 """
 
-import pickle
+import socket
 import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import sha256
+from ucgm.runtime.reading import read_tensors
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 PREFIX = "6726825d"
 SPATIAL_CHANNELS = 7
+SECONDS = 30.0
+
+
+class MissingWeights(ValueError):
+    """The published weights are not on this machine, and cannot be fetched."""
 
 
 class InceptionFeatures(nn.Module):
@@ -64,9 +69,9 @@ def build_inception(weights: str | None = None) -> Extractor:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist. {_remedy()}")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)  # tensors alone, no code
+        read_tensors(Path(path))  # tensors alone, no code
         module = InceptionFeatures(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not the Inception of FID ({reason}). {_remedy()}") from error
     digest = sha256(path)
@@ -85,21 +90,21 @@ def build_inception(weights: str | None = None) -> Extractor:
     )
 
 
-def cached() -> Path:
-    """Where torch's cache has the published file, or would have it."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / FILE
-
-
 def _cached_or_downloaded() -> str:
     """The published file in torch's cache, fetched into it when it is not there."""
-    path = cached()
-    if not path.is_file():
-        try:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(SECONDS)  # a network that swallows packets would be waited for
+        if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL, str(path), hash_prefix=PREFIX, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"{FILE} could not be downloaded ({error}). {_remedy()}") from error
-    return str(path)
+        return str(path)
+    except (OSError, RuntimeError) as error:
+        reason = f"{FILE} could not be downloaded ({error})."
+        raise MissingWeights(f"{reason} {_remedy()}") from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _remedy() -> str:

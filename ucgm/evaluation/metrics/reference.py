@@ -24,7 +24,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ucgm.evaluation.metrics.moments import Gaussian
 from ucgm.runtime.files import sha256
+from ucgm.runtime.values import Range, checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
     try:
         return _reference(path, _read_edm2(path, features) if path.suffix == ".pkl" else _npz(path))
     except Exception as error:  # zip, zlib, pickle, json and numpy have their own
-        reason = str(error).rstrip(".") or type(error).__name__
+        reason = str(error).rstrip(".")[:300] or type(error).__name__
         raise ValueError(f"reference {path} cannot be read: {reason}.") from error
 
 
@@ -131,7 +132,11 @@ def _npz(path: Path) -> dict[str, Any]:
         raise ValueError("it is no npz")
     with np.load(path, allow_pickle=False) as file:
         images = {key for key in file.files if key in ("arr_0", "arr_1")}
-        return {key: None if key in images else file[key] for key in file.files}
+        arrays = {key: None if key in images else file[key] for key in file.files}
+    for key, value in arrays.items():
+        if isinstance(value, bytes):  # numpy hands out whatever else is in the zip
+            raise ValueError(f"its {key} is no array")
+    return arrays
 
 
 def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
@@ -144,11 +149,10 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         )
     protocol = json.loads(str(arrays["protocol"])) if "protocol" in arrays else {}
     count = protocol.get("num_samples")
-    if count is not None and (type(count) is not int or count < 2):
-        raise ValueError(f"its num_samples is {count!r}, no number of images")
+    if count is not None:
+        count = checked(Annotated[int, Range(2)], count, "num_samples")
     for key in ("name", "extractor", "extractor_sha256", "extractor_spec"):
-        if not isinstance(protocol.get(key, ""), str):
-            raise ValueError(f"its {key} is {protocol[key]!r}, no text")
+        checked(str, protocol.get(key, ""), key)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
         spatial = _gaussian(arrays["mu_s"], arrays["sigma_s"], count)
@@ -159,6 +163,7 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         rows.shape[1:] != (gaussian.dimension,) or not np.isfinite(rows).all()
     ):
         raise ValueError(f"its features {rows.shape} are no finite rows of {gaussian.dimension}")
+    foreign = {"file": path.name, "format": "foreign: mean and covariance as given"}
     return Reference(
         name=protocol.get("name", path.stem),
         gaussian=gaussian,
@@ -166,7 +171,7 @@ def _reference(path: Path, arrays: dict[str, Any]) -> Reference:
         spatial=spatial,
         features=None if rows is None else torch.from_numpy(rows.astype(np.float32)),
         extractor=(extractor, protocol["extractor_sha256"]) if extractor else None,
-        protocol=protocol or {"file": path.name, "format": "foreign: mean and covariance as given"},
+        protocol={"extractor_spec": extractor, **protocol} if protocol else foreign,
         images=path if "arr_0" in arrays else None,
     )
 
@@ -175,18 +180,20 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, count: int | None) -> Ga
     """Float64, and symmetrised within the tolerance Gaussian grants."""
     mu = torch.from_numpy(np.asarray(mean, dtype=np.float64))
     sigma = torch.from_numpy(np.asarray(covariance, dtype=np.float64))
-    checked = Gaussian(mu, sigma, count)
-    return Gaussian(mu, (checked.covariance + checked.covariance.T) / 2, count)
+    Gaussian(mu, sigma, count)  # refuses what is not symmetric
+    return Gaussian(mu, (sigma + sigma.T) / 2, count)
 
 
 # Codes of a pickle from protocol 2 on that arrays and dictionaries of them are written with.
-_CODES = b"\x80\x95.(}utu)\x85\x86\x87sqrhj\x94XVU\x8c\x8dCB\x8eTKMJ\x8aN\x88\x89c\x93Rb0"
+_CODES = b"\x80\x95.(}utu)\x85\x86\x87sqrhj\x94XVU\x8c\x8dCB\x8eTKMJ\x8aN\x88\x89c\x93Rb0\x96"
 _NAMES = {
     f"{module}.{name}": name
     for module, names in {
         "numpy": "ndarray dtype",
         "numpy.core.multiarray": "_reconstruct scalar",
         "numpy._core.multiarray": "_reconstruct scalar",
+        "numpy.core.numeric": "_frombuffer",
+        "numpy._core.numeric": "_frombuffer",
         "_codecs": "encode",
     }.items()
     for name in names.split()
@@ -234,9 +241,13 @@ class _Parts(pickle._Unpickler):
 
 def _array(part: Any) -> np.ndarray:
     """The array that a pickle describes, from its shape, the name of its dtype, and its bytes."""
-    if not isinstance(part, _Part) or part.name != "_reconstruct" or len(part.state) != 5:
+    if isinstance(part, _Part) and part.name == "_frombuffer":  # protocol 5
+        content, dtype, shape, fortran = part.arguments[:3] + (part.arguments[3:] == ("F",),)
+        content = bytes(content) if isinstance(content, bytearray) else content
+    elif isinstance(part, _Part) and part.name == "_reconstruct" and len(part.state) == 5:
+        _, shape, dtype, fortran, content = part.state
+    else:
         raise ValueError(f"mu and sigma must be arrays, found {type(part).__name__}")
-    _, shape, dtype, fortran, content = part.state
     known = isinstance(dtype, _Part) and dtype.name == "dtype" and len(dtype.state) > 1
     order = str(dtype.state[1]) if known else ""
     kind = dtype.arguments[0] if order in ("<", ">", "=", "|") else None

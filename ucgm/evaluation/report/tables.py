@@ -19,11 +19,11 @@ COLUMNS = {
 HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "accuracy")
 
 
-def column(metric: str, extractor: str) -> tuple[str, int]:
+def column(metric: str, extractor: str = "") -> tuple[str, int]:
     """Head and number of digits of a column.
 
-    The Frechet distance is called FID except in DINOv2's features; columns of further extractors
-    (``flat.recall``) name them.
+    The Frechet distance is called FID except in features of DINOv2 or a random network; columns of
+    further extractors (``flat.recall``) name them.
 
     Args:
         metric: as in the scores.
@@ -31,19 +31,15 @@ def column(metric: str, extractor: str) -> tuple[str, int]:
     """
     other, _, plain = metric.rpartition(".")
     name, digits = COLUMNS[plain]
-    if (other or extractor) == "dinov2" and "FID" in name:
-        return name.replace("FID", "FD-DINOv2"), digits
+    distance = {"dinov2": "FD-DINOv2", "random": "FD-random"}.get(other or extractor)
+    if distance and "FID" in name:
+        return name.replace("FID", distance), digits
     return f"{name} ({other})" if other else name, digits
 
 
 def label(metric: str, result: dict[str, Any]) -> str:
     """Head of a column of a report."""
     return column(metric, result["protocol"]["extractor"]["name"])[0]
-
-
-def digits_of(metric: str) -> int:
-    """Digits after the point of a column."""
-    return column(metric, "")[1]
 
 
 def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,21 +50,12 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
         scores = {}
         for name in result["metrics"]:
             values = [row["scores"][name] for row in rows]
-            scores[name] = {
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "min": min(values),
-            }
+            std = statistics.stdev(values) if len(values) > 1 else None
+            scores[name] = {"mean": statistics.fmean(values), "std": std, "min": min(values)}
         rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
-        summary.append(
-            {
-                "steps": steps,
-                "nfe": statistics.fmean(row["nfe"] for row in rows),
-                "repeats": len(rows),
-                "images_per_second": statistics.fmean(rates) if rates else None,
-                "scores": scores,
-            }
-        )
+        entry = {"steps": steps, "nfe": statistics.fmean(row["nfe"] for row in rows)}
+        entry |= {"repeats": len(rows), "scores": scores}
+        summary.append(entry | {"images_per_second": statistics.fmean(rates) if rates else None})
     return summary
 
 
@@ -99,7 +86,7 @@ def table(
             lines.append(line)
         if result["real"]:
             scores = {m: v for m, v in result["real"]["scores"].items() if m in labels}
-            real = {labels[m]: f"{value:.{digits_of(m)}f}" for m, value in scores.items()}
+            real = {labels[m]: f"{value:.{column(m)[1]}f}" for m, value in scores.items()}
             lines.append({"run": name, "steps": "real"} | real)
     order = [*heads, "images/s"]
     bold = {(row, order.index(head)) for head, (_, row) in best.items()}
@@ -115,11 +102,9 @@ def headline(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[str, int]
     """The sentence that says the result, and the number of steps it was found at."""
     found = [(name, entry) for name, result in runs.items() for entry in summarise(result)]
     name, entry = min(found, key=lambda pair: rank(pair[1]["scores"][metric]["mean"], metric))
-    steps = entry["steps"]
-    value = cell(entry["scores"][metric], metric)
-    plural = "" if steps == 1 else "s"
-    head = label(metric, runs[name])
-    return f"The best {head} is {value}, at {steps} step{plural} of {name}.", steps
+    value, steps = cell(entry["scores"][metric], metric), entry["steps"]
+    where = f"{steps} step{'s' * (steps > 1)} of {name}"
+    return f"The best {label(metric, runs[name])} is {value}, at {where}.", steps
 
 
 def matrix(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -135,7 +120,7 @@ def matrix(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[list[str], 
 
 def cell(value: dict[str, Any], metric: str) -> str:
     """Mean, deviation and minimum of a score over repeats."""
-    digits = digits_of(metric)
+    digits = column(metric)[1]
     text = f"{value['mean']:.{digits}f}"
     if value["std"] is not None:
         text += f" ± {value['std']:.{digits}f} (min {value['min']:.{digits}f})"
@@ -218,14 +203,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 def csv_text(result: dict[str, Any]) -> str:
     """One line per number of steps and repeat, full precision."""
-    extra = [f"{n}_std" for n in result["metrics"] if n.endswith(("kid", "inception_score"))]
-    names = [*result["metrics"], *extra]
-    head = ["steps", "repeat", "first_index", "num_samples", "nfe", *names]
+    names = list(result["rows"][0]["scores"])
+    head = ["steps", "repeat", "first_index", "num_samples", "nfe"]
+    tail = ["images_per_second", "images_hash"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*head, "images_per_second", "images_hash"])
+    writer.writerow([*head, *names, *tail])
     for row in result["rows"]:
-        plain = [row[key] for key in ("steps", "repeat", "first_index", "num_samples", "nfe")]
         scores = [repr(row["scores"][name]) for name in names]
-        writer.writerow([*plain, *scores, row["images_per_second"], row["images_hash"]])
+        writer.writerow([*(row[k] for k in head), *scores, *(row[k] for k in tail)])
     return file.getvalue()

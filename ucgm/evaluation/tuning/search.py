@@ -15,11 +15,12 @@ halving).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
+from ucgm.runtime.values import Count, Range, check_values
 from ucgm.sampler.grid import Grid
 from ucgm.sampler.guidance import Guidance
 from ucgm.sampler.named import NAMED
@@ -40,27 +41,26 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, float] | None]] = {
 _DIMENSION = 10
 
 
+Few = Annotated[int, Range(10, 10**9)]
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much is measured."""
 
-    candidates: int = 48
+    candidates: Count = 48
     """settings of the first round; half as many follow around the best."""
-    samples: int = 500
+    samples: Few = 500
     """images of each in the first rung, three times as many in the next, and so on."""
-    rungs: int = 3
+    rungs: Count = 3
     """rungs of a round."""
-    final_samples: int = 5000
+    final_samples: Few = 5000
     """images of a set on the held-out seed."""
-    repeats: int = 3
+    repeats: Count = 3
     """such sets."""
 
     def __post_init__(self) -> None:
-        """Refuse counts that measure nothing."""
-        for name, value in asdict(self).items():
-            least = 10 if name.endswith("samples") else 1
-            if value < least:
-                raise ValueError(f"{name} is {value}: it must be at least {least}.")
+        check_values(self, "budget")
 
 
 class Candidate(NamedTuple):
@@ -157,15 +157,13 @@ class Space:
         """Candidates near the ``best``, mostly with the same solver."""
         generator = torch.Generator().manual_seed(seed)
         parents = [c.point for c in best if c.point is not None]
-        found: list[Candidate] = []
+        found: list[Candidate | None] = []
         for i in range(count if parents else 0):
-            center = torch.tensor(parents[i % len(parents)])
             step = 0.12 * torch.randn(_DIMENSION, generator=generator)
             step[0] = 0.0 if torch.rand((), generator=generator) < 0.8 else step[0] * 4
-            near = self.candidate((center + step).tolist())
-            if near is not None:
-                found.append(near)
-        return found
+            center = torch.tensor(parents[i % len(parents)])
+            found.append(self.candidate((center + step).tolist()))
+        return [candidate for candidate in found if candidate is not None]
 
 
 def _between(low: float, high: float, u: float) -> float:
@@ -200,10 +198,9 @@ def search(
             count = budget.samples * 3**rung
             scored = []
             for candidate in [default, *pool]:
-                trial = Trial(turn, rung + 1, count, score(candidate, count), candidate)
-                trials.append(trial)
-                report(trial)
-                scored.append(trial)
+                scored.append(Trial(turn, rung + 1, count, score(candidate, count), candidate))
+                report(scored[-1])
+            trials += scored
             scored.sort(key=lambda trial: trial.score)
             left = max(4 if rung < budget.rungs - 1 else 1, math.ceil(len(pool) / 3))
             pool = [t.candidate for t in scored if t.candidate is not default][:left]

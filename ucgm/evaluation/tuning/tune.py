@@ -27,6 +27,7 @@ from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.files import claim_folder, sole_writer
 from ucgm.runtime.processes import join_world
+from ucgm.runtime.values import Count
 from ucgm.sampler import Guidance
 
 Metric = Literal["fid", "kid"]
@@ -77,17 +78,15 @@ class CandidateScorer:
     def __call__(self, candidate: Candidate, count: int) -> float:
         """Score on the first ``count`` samples; infinite when the sampler diverges."""
         key = (candidate.sampler, candidate.guidance)
-        rows = self.kept.get(key)
-        have = 0 if rows is None else len(rows)
         try:
-            if have < count:
+            rows = self.kept.get(key)
+            have = 0 if rows is None else len(rows)
+            if rows is None or have < count:
                 more = self.features(candidate, torch.arange(have, count))
-                rows = more if rows is None else torch.cat((rows, more))
-                self.kept[key] = rows
+                rows = self.kept[key] = more if rows is None else torch.cat((rows, more))
+            return self.distance(rows[:count])
         except Diverged:
             return float("inf")
-        assert rows is not None
-        return self.distance(rows[:count])
 
     def repeated(self, candidate: Candidate, count: int, repeats: int) -> dict[str, list[float]]:
         """Scores on disjoint sets of samples; with FID also against data training never saw."""
@@ -121,15 +120,11 @@ def default_of(run: Run, nfe: int) -> Candidate:
     return Candidate(sampler, run.config.guidance, None, "default")
 
 
-def space_of(run: Run, nfe: int, guidance: bool) -> Space:
+def _space(run: Run, nfe: int, guidance: bool) -> Space:
     """What is searched: guidance where a run has classes, jumps where it takes two times."""
-    return Space(
-        run.config.sampler,
-        nfe,
-        guidance and run.num_classes > 0,
-        bool(getattr(run.network, "second_time", False)),
-        run.config.guidance.channels,
-    )
+    two_times, config = bool(getattr(run.network, "second_time", False)), run.config
+    guided = guidance and run.num_classes > 0
+    return Space(config.sampler, nfe, guided, two_times, config.guidance.channels)
 
 
 def _measured(
@@ -155,14 +150,14 @@ def _measured(
 
 def tune_sampler(
     run: str | Run,
-    nfe: int = 8,
+    nfe: Count = 8,
     budget: Budget | None = None,
     settings: SamplingConfig | None = None,
     metrics_config: MetricConfig | None = None,
     metric: Metric | None = None,
     guidance: bool = True,
     out_dir: str | Path | None = None,
-    batch_size: int = 250,
+    batch_size: Count = 250,
     weights: str = "ema",
     checkpoint: int | None = None,
     device: str | None = None,
@@ -186,25 +181,27 @@ def tune_sampler(
     Returns:
         the content of ``trace.json`` and the folder.
     """
-    device = _one_process(device, nfe, batch_size)
+    world = join_world(device)
+    if world.size > 1:
+        raise ValueError("tune-sampler runs in one process: start it without a launcher.")
+    device = world.device
     run = open_run(run, checkpoint, weights, device)
     budget, settings = budget or Budget(), settings or SamplingConfig()
     default = default_of(run, nfe)
     base, evaluator = _measured(run, settings, metrics_config or MetricConfig(), device)
+    used = evaluator.extractor
     if metric is None:
-        dimension = evaluator.extractor.dimensions["features"]
-        metric = "fid" if budget.samples >= 5 * dimension else "kid"
+        metric = "fid" if budget.samples >= 5 * used.dimensions["features"] else "kid"
     protocol = protocol_of(run, base) | {"nfe": nfe, "metric": metric, "budget": asdict(budget)}
     protocol |= {"guidance": guidance, "default": described(default)}
-    used = evaluator.extractor
     protocol["extractor"] = {"name": used.name, "sha256": used.digest}
     name = f"step_{run.step:07d}_{run.weights}_nfe_{nfe:02d}_seed_{settings.seed}"
     folder = Path(out_dir or run.run_dir / "tune" / name)
     with sole_writer(folder, "ucgm tune-sampler"):
         claim_folder(folder, protocol)
         scorer = CandidateScorer(base, evaluator, metric, batch_size)
-        space = space_of(run, nfe, guidance)
-        found, trials = search(space, default, scorer, budget, settings.seed, RungLog(default))
+        space = _space(run, nfe, guidance)
+        found, trials = search(space, default, scorer, budget, settings.seed, RungLog())
         unseen = replace(base, settings=replace(settings, seed=settings.seed + 1))
         held_out = CandidateScorer(unseen, evaluator, metric, batch_size)
         result = {"nfe": nfe, "metric": metric} | _compared(held_out, default, found, budget)
@@ -212,16 +209,6 @@ def tune_sampler(
         result["trials"] = [trial_row(trial) for trial in trials]
         write_results(folder, result, found if result["kept"] == "tuned" else default)
     return result | {"folder": str(folder)}
-
-
-def _one_process(device: str | None, nfe: int, batch_size: int) -> str:
-    """The device of the only process."""
-    world = join_world(device)
-    if world.size > 1:
-        raise ValueError("tune-sampler runs in one process: start it without a launcher.")
-    if nfe < 1 or batch_size < 1:
-        raise ValueError("nfe and batch_size must be at least 1.")
-    return world.device
 
 
 def _compared(
