@@ -129,6 +129,7 @@ def test_unknown_keys_name_the_nearest(capsys, tmp_path):
     )
     assert "did you mean hidden_size?" in fails(capsys, "train", "--config", path, "--run-dir", "x")
     assert "did you mean train?" in fails(capsys, "trian")
+    assert "out is given by its place" in fails(capsys, "reference", "x", "--out", "y.npz")
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,13 @@ def _explain(message: str, parser: Any) -> str:
     found = re.search(r"unrecognized arguments: --([\w.]+)", message)
     if not found:
         return message
+    placed = [action.dest for action in parser._actions if not action.option_strings]
+    if found[1] in placed:
+        return f"{found[1]} is given by its place, without --{found[1]}: see --help"
     known = {
         name.lstrip("-")
         for action in parser._actions
-        for name in (*action.option_strings, action.dest)
+        for name in action.option_strings
         if not name.endswith(("help", "print_config"))
     }
     near = difflib.get_close_matches(found[1], known, 1, 0.5)
