@@ -67,11 +67,13 @@ def test_other_settings_have_another_folder_and_overwrite_replaces(run, tmp_path
     cli.main([*words, *out])
     with pytest.raises(SystemExit):
         cli.main([*words, *out, "--seed", "1"])
-    assert "was made with seed 0, this is 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was made with seed 0, this is 1" in said and "--overwrite it" in said
     cli.main([*words, *out, "--seed", "1", "--overwrite"])
     assert protocol(tmp_path / "o")["seed"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").write_bytes(b"mine")
     with pytest.raises(SystemExit):
         cli.main([*words, "--out-dir", str(tmp_path / "mine"), "--overwrite"])
+    assert "--overwrite" not in capsys.readouterr().err  # it would not help
     assert (tmp_path / "mine" / "photo.png").read_bytes() == b"mine"

@@ -195,8 +195,7 @@ def sample_run(
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
         if world.first:
-            option = "--out-dir, or --overwrite this one"
-            claim_folder(folder, protocol, overwrite, option=option)
+            claim_folder(folder, protocol, overwrite)
             forget_parts(folder)
         world.wait()
         sink = sink_of(format, folder)

@@ -163,7 +163,7 @@ def plain(value: Any) -> Any:
 def claim_folder(
     folder: Path,
     protocol: dict[str, Any],
-    overwrite: bool = False,
+    overwrite: bool | None = None,
     record: str = "protocol.json",
     option: str = "--out-dir",
 ) -> Path:
@@ -172,7 +172,7 @@ def claim_folder(
     Args:
         folder: is made.
         protocol: JSON values that decide what will be in the folder.
-        overwrite: empty a folder of another protocol.
+        overwrite: empty a folder of another protocol; None: the command has no such option.
         record: file of the folder that keeps the protocol.
         option: what the user gave the folder with, for errors.
 
@@ -189,9 +189,10 @@ def claim_folder(
             there = protocol
         for key in {**protocol, **there}:
             if there.get(key) != protocol.get(key):
+                instead = "" if overwrite is None else "--overwrite it, "
                 raise ValueError(
                     f"{folder} was made with {key} {there.get(key)}, this is {protocol.get(key)}: "
-                    f"nothing was overwritten. Choose another {option}, or delete it."
+                    f"nothing was overwritten. Choose another {option}, {instead}or delete it."
                 )
     elif holds_files(folder):
         raise ValueError(
