@@ -3,7 +3,7 @@
 Ours: `network(x_t, t, y, s=None) -> F`, t = 0 data, t = 1 noise. A class defines `native`, the
 forward pass of the public architecture in its own time and sign; `forward` is
 
-    F(x_t, t, y, s) = field(native(x_t, time(t), y, h)),    h = t - s,
+    F(x_t, t, y, s) = field(native(x_t, time(t), y, h), x_t, t),    h = t - s,
 
 with (time, field) chosen by the setting `convention`:
 
@@ -13,10 +13,12 @@ with (time, field) chosen by the setting `convention`:
 | reversed   | 1 - t (0 is noise)     | -F (data - noise)       | Linear               |
 | ddpm       | step k(t) of 0..999    | F = eps, maybe variance | VP(prediction="eps") |
 | edm        | ln(sigma)/4 = 2.68 t - 1.59 | F of EDM           | EDM                  |
+| jit        | 1 - t (0 is noise)     | x; F = (x_t - x)/max(t, 0.05) | Linear        |
 
 ddpm: DiT was trained on 1000 steps with beta_k = 1e-4 + k (0.02 - 1e-4)/999. k(t) is the real
 index whose signal-to-noise ratio is that of the continuous VP path of our transport
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
+jit: the network says the data (JiT, arXiv:2511.13720) and is trained as any other, from scratch.
 """
 
 from collections import OrderedDict
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from ucgm.nn.embeddings import FixedTable, ScalarEmbedder
 
-CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm")
+CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm", "jit")
 
 
 class DiscreteSteps(FixedTable):
@@ -114,6 +116,12 @@ class Network(ModelMixin, ConfigMixin):
             raise ValueError("this network has one time: build it with second_time=True to pass s")
         h = None if s is None else t - s
         raw = self.native(x_t, self.native_time(t), y, h, guidance)[:, : x_t.shape[1]]
+        return self.field(raw, x_t, t)
+
+    def field(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """F of the native output, both like `x_t` (B, C, H, W), at `t` (B,)."""
+        if self.convention == "jit":  # TwinFlow tells its own samples by the sign of t
+            return (x_t - raw) / t.abs().clamp(min=0.05).to(x_t.dtype).view(-1, 1, 1, 1)
         return -raw if self.convention == "reversed" else raw
 
     def native_time(self, t: Tensor) -> Tensor:
@@ -122,7 +130,7 @@ class Network(ModelMixin, ConfigMixin):
             return self.steps(t)
         if self.convention == "edm":
             return 2.68 * t - 1.59
-        return 1 - t if self.convention == "reversed" else t
+        return 1 - t if self.convention in ("reversed", "jit") else t
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y` (B,), or raise for a class-conditional network without labels."""
