@@ -200,7 +200,7 @@ def records_of(folder: Path, job: Job) -> dict[int, dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError, ValueError):
             known[number] = read_json(folder / PROGRESS / f"{number:05d}.json")
         with contextlib.suppress(FileNotFoundError, ValueError):
-            record = known.get(number)
+            record = known.get(number, {})
             check_fields(record, _RECORD)
             if (record["file"], record["bytes"]) == (name, (folder / name).stat().st_size):
                 found[number] = record
