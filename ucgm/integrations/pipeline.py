@@ -201,17 +201,12 @@ class UCGMPipeline(DiffusionPipeline):
         shape, noise = (len(y), *self.model.shape), latents
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
-        low, high = guidance_interval or self.config["guidance_interval"]
-        channels = (
-            self.config["guidance_channels"] if guidance_channels is None else guidance_channels
-        )
-        guidance = Guidance(
-            scale if class_labels is not None else 1.0,
-            (low, high),
-            channels,
-            "input" if self.config["guidance_input"] else "classifier_free",
-        )
+        own = self.config
+        scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
+        low, high = guidance_interval or own["guidance_interval"]
+        channels = own["guidance_channels"] if guidance_channels is None else guidance_channels
+        kind = "input" if own["guidance_input"] else "classifier_free"
+        guidance = Guidance(scale if class_labels is not None else 1.0, (low, high), channels, kind)
         sampler = self.scheduler.sampler(num_inference_steps)
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         if set(inputs) - set(self._callback_tensor_inputs):
