@@ -64,6 +64,6 @@ def test_write_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
         p.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="report.json could not be written: .* No space left"):
         write_atomic(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
