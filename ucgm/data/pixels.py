@@ -45,16 +45,11 @@ def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
         channels: 3 for RGB, 1 for grey.
 
     Raises:
-        UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason.
+        UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason, or one so
+            narrow that it cannot be scaled.
     """
-    try:
-        image = decode_image(content).convert("RGB" if channels == 3 else "L")
-        cropped = center_crop(image, size)
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-    return np.asarray(cropped).reshape(size, size, channels).transpose(2, 0, 1)
+    image = decode_image(content).convert("RGB" if channels == 3 else "L")
+    return np.asarray(center_crop(image, size)).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def decode_image(content: bytes) -> Image.Image:
@@ -85,7 +80,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centred square of ``size`` pixels, scaled so that the shorter side fits.
 
     Raises:
-        ValueError: an image so narrow that it cannot be scaled.
+        UnreadableImage: so narrow that it cannot be scaled.
     """
     while min(image.size) >= 2 * size:
         width, height = image.size
@@ -93,7 +88,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > _MOST_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are too narrow for a square")
+        raise UnreadableImage(f"{image.width}x{image.height} pixels are too narrow for a square")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

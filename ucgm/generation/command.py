@@ -190,7 +190,8 @@ def sample_run(
     protocol = protocol_of(run, samples) | {"steps": steps, "num_images": num_images}
     name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{settings.seed}"
     if changes or settings != SamplingConfig(seed=settings.seed):
-        name += "_" + _short_digest(protocol)
+        made = {key: value for key, value in protocol.items() if key != "num_images"}
+        name += "_" + fingerprint(made)[:8]
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
@@ -209,10 +210,9 @@ def sample_run(
     return folder
 
 
-def _short_digest(protocol: dict[str, Any]) -> str:
-    """Eight digits that tell settings apart, whatever the number of images."""
-    made = {key: value for key, value in protocol.items() if key != "num_images"}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+def fingerprint(protocol: dict[str, Any]) -> str:
+    """sha256 of a protocol."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def _draw(
