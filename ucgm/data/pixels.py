@@ -36,6 +36,10 @@ class UnreadableImage(ValueError):
     """The bytes are there, and they are no complete image."""
 
 
+class NotFinite(ValueError):
+    """Pixels hold NaN or infinity, which no rule can turn into a colour."""
+
+
 def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
     """Decode and crop: the bytes of an image file to (channels, size, size) uint8.
 
@@ -98,11 +102,11 @@ def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1], any shape and float dtype, to uint8; values outside are clamped.
 
     Raises:
-        ValueError: if x holds NaN or infinity, which no rule can turn into a colour.
+        NotFinite: x holds NaN or infinity.
     """
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(
+        raise NotFinite(
             f"{bad} of {x.numel()} pixel values are not finite: the network or the sampler "
             "diverged. Look at the training log, or sample in float32."
         )
