@@ -81,17 +81,17 @@ def export_run(
         the folder.
 
     Raises:
-        ValueError: the run has guidance by a second network or by an input, which a pipeline
-            would draw differently, or latents that cannot be decoded.
+        ValueError: the run has guidance by a second network, which a pipeline would draw
+            differently, or latents that cannot be decoded.
     """
     if diffusers is None:
         raise ValueError("--diffusers is missing: name the folder to make")
     out, run = Path(diffusers), load_run(run_dir, step=checkpoint, weights=weights)
     guidance = run.config.guidance
-    if guidance.scale != 1.0 and guidance.kind != "classifier_free":
+    if guidance.scale != 1.0 and guidance.kind == "auto":
         raise ValueError(
-            f"guidance.kind {guidance.kind} is not part of a diffusers pipeline: set "
-            f"guidance.scale to 1 or guidance.kind to classifier_free in {run_dir}/config.yaml"
+            "guidance.kind auto is not part of a diffusers pipeline: set guidance.scale to 1 or "
+            f"another guidance.kind in {run_dir}/config.yaml"
         )
     if not open_for_sampling(run.config.data, run_dir).decodes:
         raise ValueError(

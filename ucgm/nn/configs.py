@@ -166,6 +166,8 @@ class DiTConfig(TransformerConfig):
     """Add fixed sin-cos positions to the tokens."""
     shift: bool = True
     """Modulate with a shift beside the scale."""
+    guidance_interval: bool = False
+    """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
     learn_sigma: bool = False
     """The head has a second half that is not part of F (weights of DiT and SiT)."""
     convention: Literal[Convention, "ddpm"] = "ucgm"

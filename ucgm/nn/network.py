@@ -55,8 +55,8 @@ class DiscreteSteps(FixedTable):
         return (below + (t - low) / (high - low)).clamp(0, 999)
 
 
-_SECOND = ("h_embedder.mlp.2.", "g_embedder.mlp.2.")
-_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.", *_SECOND)
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.",
+         *(f"{name}_embedder.mlp.2." for name in ("h", "g", "low", "high")))  # fmt: skip
 """Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
 
 
@@ -88,6 +88,7 @@ class Network(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.shape = (config.in_channels, config.input_size, config.input_size)
         self.num_classes, self.second_time = config.num_classes, config.second_time
+        self.guidance_interval: bool = config.get("guidance_interval", False)
         self.convention = config.convention
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
@@ -105,7 +106,8 @@ class Network(ModelMixin, ConfigMixin):
         - `t`: times (B,) in [0, 1]; 0 is data, 1 is noise.
         - `y`: labels (B,) int64, num_classes = no label; ignored by an unconditional network.
         - `s`: destination times (B,) of a two-time network; None means s = t.
-        - `guidance`: guidance scales (B,) >= 1; None means 1.
+        - `guidance`: guidance scales (B,) >= 1, or (B, 3): scale, low and high of the interval of
+          t in which it holds, (0, 1) where it is not said; None means scale 1.
         """
         if x_t.shape[1:] != self.shape:
             raise ValueError(
@@ -157,7 +159,10 @@ class EmbeddedNetwork(Network):
     """
 
     def _embed(self, width: int, patch_size: int = 1) -> None:
-        """Create the embedders; those of h and of the guidance start at zero output."""
+        """Create the embedders; those of h and of the guidance start at zero output.
+
+        Those of the guidance are of 1 - 1/scale and of the ends of its interval (arXiv 2512.02012).
+        """
         self._setup()
         config: Any = self.config
         self.patch_size, self.grid = patch_size, config.input_size // patch_size
@@ -172,7 +177,13 @@ class EmbeddedNetwork(Network):
             table = nn.Embedding(self.num_classes + 1, width)
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
         self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
-        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if config.guidance_input else None
+        interval = self.guidance_interval
+        if interval and not config.guidance_input:
+            raise ValueError("guidance_interval needs guidance_input=True")
+        self.g_embedder, self.low_embedder, self.high_embedder = (
+            ScalarEmbedder(width, 1.0, 10000.0) if wanted else None
+            for wanted in (config.guidance_input, interval, interval)
+        )
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -211,15 +222,28 @@ class EmbeddedNetwork(Network):
         raise NotImplementedError(f"{type(self).__name__} must define backbone")
 
     def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
+        """Sum of the embeddings of native time, h = t - s and the guidance: (B, width)."""
         c = self.t_embedder(t)
         if self.h_embedder is not None:
             c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
-        if self.g_embedder is not None:
-            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
-        elif guidance is not None:
+        if self.g_embedder is None and guidance is not None:
             raise ValueError("build the network with guidance_input=True to pass guidance")
-        return c
+        if self.g_embedder is None:
+            return c
+        scale, low, high = torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t)
+        if guidance is not None and guidance.ndim == 1:
+            scale = guidance
+        elif guidance is not None:
+            if self.low_embedder is None or guidance.shape[1:] != (3,):
+                raise ValueError(
+                    "guidance must be scales (B,), or (B, 3) = scale, low, high of a network built "
+                    f"with guidance_interval=True, got {tuple(guidance.shape)}"
+                )
+            scale, low, high = guidance.unbind(1)
+        c = c + self.g_embedder(1 - 1 / scale)
+        if self.low_embedder is None or self.high_embedder is None:
+            return c
+        return c + self.low_embedder(low) + self.high_embedder(high)
 
 
 def require_levels(input_size: int, widths: tuple[int, ...], setting: str) -> None:
