@@ -107,7 +107,17 @@ def benchmark(
 def _described(
     run: Run, protocol: dict[str, Any], evaluators: Evaluators, metrics_config: MetricConfig
 ) -> dict[str, Any]:
-    """What a report says of the run and of the measure, without rows."""
+    """What a report says of the run and of the measure, without rows.
+
+    Scores of held-out real images, where there are any, are the noise floor of the curve.
+    """
+    real, source = None, None if metrics_config.reference else run.config.data.held_out()
+    if source is not None:
+        data = source.open()
+        possible = evaluators.without("fid_heldout")
+        possible = possible.enough(len(data), "held-out images", "the row real")
+        scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
+        real = {"name": data.name, "num_samples": len(data), "scores": scores}
     return {
         "schema": 1,
         "name": run.run_dir.name,
@@ -116,7 +126,7 @@ def _described(
         "nfe_convention": NFE_CONVENTION,
         "references": evaluators.references(),
         "metrics": evaluators.metrics,
-        "real": None if metrics_config.reference else real_scores(run, evaluators),
+        "real": real,
     }
 
 
@@ -157,19 +167,6 @@ def check_sizes(
     checked(Count, repeats, "repeats")
     checked(Count, batch_size, "batch_size")
     return tuple(sorted(set(checked(tuple[Count, ...], steps, "steps"))))
-
-
-def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
-    """Scores of held-out real images: the noise floor of the curve. None without such images."""
-    source = run.config.data.held_out()
-    if source is None:
-        return None
-    data = source.open()
-    possible = evaluators.without("fid_heldout").enough(
-        len(data), "held-out images", "the row real"
-    )
-    scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
-    return {"name": data.name, "num_samples": len(data), "scores": scores}
 
 
 def versions() -> dict[str, str]:
