@@ -3,8 +3,7 @@
     for every number of steps, for every repeat r:
         samples r n .. (r + 1) n - 1, the same indices for every number of steps
         -> chunks of features (:mod:`ucgm.evaluation.chunks`), shared by all processes
-        -> one float64 reduction of (count, sum, outer product)
-        -> scores
+        -> their float64 sums (count, sum, outer product) -> scores
 
 Equal indices make the curve a paired comparison: at n = 1,000 the spread of a difference between
 two step counts is a fifth of that of independent samples.  Repeats are disjoint index ranges; their
@@ -145,8 +144,9 @@ def _rows(
         source = GeneratedImages(samples.with_steps(steps_now), batch_size)
         indices = torch.arange(repeat * count, (repeat + 1) * count)
         name = f"steps_{steps_now:03d}_repeat_{repeat}"
-        statistics, facts = extraction.measure(name, source, indices)
-        if extraction.world.first:
+        found = extraction.measure(name, source, indices)
+        if found is not None:
+            statistics, facts = found
             row = {"steps": steps_now, "repeat": repeat, "first_index": repeat * count}
             rows.append(row | facts | {"scores": evaluators.score(statistics)})
     return rows
