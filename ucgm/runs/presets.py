@@ -85,9 +85,10 @@ def _recipe_lines(name: str, objective: Objective) -> Iterator[str]:
 
 
 def _row(key: str, value: Any, source: str) -> list[str]:
-    """A setting; a long value or source goes on in its column."""
+    """A setting; a long source goes on in its column."""
     shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     shown = shown.lower() if value is None or isinstance(value, bool) else shown
     start = f"  {key:<22}{shown:<16}"
-    indent = " " * (40 if source else 24)
-    return textwrap.wrap(start + source, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    if not source:
+        return textwrap.wrap(start.rstrip(), _WIDTH, subsequent_indent=" " * 24)
+    return textwrap.wrap(start + source, _WIDTH, subsequent_indent=" " * 40, break_on_hyphens=False)
