@@ -61,7 +61,9 @@ def batch(n=12, dtype=torch.float32):
 
 
 def heads(objective):
-    return {"log_variance": LogVariance() if objective.log_variance else None}
+    return {
+        "log_variance": LogVariance(two_time=objective.two_time) if objective.log_variance else None
+    }
 
 
 @every_preset

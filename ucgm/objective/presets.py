@@ -91,11 +91,12 @@ def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
 
     rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
-    def network(*inputs: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def network(*inputs: Tensor, guidance: Tensor | None = None, heads: str = "map") -> Any:
         for kind in kinds_of_pass(*inputs):
             rows_of[kind] += len(inputs[0])
-        return torch.zeros_like(inputs[0])
+        f = torch.zeros_like(inputs[0])
+        return (f, f) if heads == "both" else f
 
-    variance = LogVariance() if objective.log_variance else None
+    variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
     objective.terms(network, draw, target=network, teacher=network, log_variance=variance)
     return {kind: count / rows for kind, count in rows_of.items()}

@@ -9,13 +9,14 @@ flow map X = A x + B F of the network is asked to agree with itself along the fi
     m < t     consistency models, Shortcut, UCGM at 0 < lambda < 1 (arXiv 2505.07447, section 3.1)
     m -> t    G = T / b(t),  T = dX/dt along the field: continuous-time consistency, MeanFlow
 
-The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Two methods
-move it with the progress p of the run, from 0 to 1:
+The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Some
+methods move it with the progress p of the run, from 0 to 1:
 
     ect     the noise level nu = sigma / alpha of m is nu_t (1 - q^-(k+1) (1 + 8 sigmoid(-nu_t))),
             with q = 2 and k = floor(8 p) doublings (arXiv 2406.14548, section 4)
-    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p (arXiv 2510.20771): a = 1 is
-            flow matching, a = 0 MeanFlow
+    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p between the two shares of
+            ``anchor_window`` (arXiv 2510.20771): a = 1 is flow matching, a = 0 MeanFlow
+    soflow  lambda = 1 - r,  r = 0.1 (0.002 / 0.1)^p, and m <= t - 1e-4 (arXiv 2512.15657)
 
 The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
 
@@ -26,8 +27,9 @@ The regression target is F_tgt = F - c phi(k G), without gradient, by one of the
     relaxed   k = 1      c = 1 - sqrt(1 - t)                      (FACM, arXiv 2507.03738)
 
 with b = B(t, m) / (t - m) where m < t, and phi an elementwise clamp, a division by the sample's
-root mean square plus a constant, or the identity.  Sums are in full precision; so are the passes
-under finite differences, while those under a forward derivative keep the autocast of the step.
+root mean square plus a constant, or the identity; ``target_clamp`` then clamps F_tgt itself.  Sums
+are in full precision; so are the passes under finite differences, while those under a forward
+derivative keep the autocast of the step.
 """
 
 import contextlib
@@ -37,6 +39,7 @@ import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw
+from ucgm.objective.fields import guided_jump
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
 from ucgm.transport import HALF_PI, Transport, expand
@@ -44,9 +47,13 @@ from ucgm.transport import HALF_PI, Transport, expand
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 
-def alpha_of_progress(progress: float) -> float:
-    """AlphaFlow's a: a sigmoid of steepness 25 over the run, set to 1 and 0 within 0.005."""
-    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (progress - 0.5)))))
+def alpha_of_progress(progress: float, window: tuple[float, float] = (0.0, 1.0)) -> float:
+    """AlphaFlow's a: a sigmoid of steepness 25 over the window, set to 1 and 0 within 0.005."""
+    start, end = window
+    if not start <= progress <= end:
+        return 1.0 if progress < start else 0.0
+    share = (progress - start) / max(end - start, 1e-9)
+    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (share - 0.5)))))
     return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
 
 
@@ -65,9 +72,15 @@ def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) 
         earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
         m = torch.where(shrink > 0, torch.maximum(earlier, s), s)
     else:
-        if schedule == "alpha":
-            ratio = 1.0 - alpha_of_progress(progress)
+        if schedule == "soflow":
+            ratio = 1.0 - 0.1 * 0.02**progress
+        elif schedule == "alpha":
+            ratio = 1.0 - alpha_of_progress(progress, objective.anchor_window)
         m = t if ratio == 1.0 else s + ratio * (t - s)
+        if schedule == "soflow":
+            m = torch.maximum(torch.minimum(m, t - 1e-4), s)
+        if objective.destination is not None and objective.destination.smallest:
+            m = torch.where(t - s <= 1.001 * objective.destination.smallest, s, m)
     if schedule == "ect" or ratio < 1.0:  # a gap below the last digit of t is none
         m = torch.where(m == t, s, m)
     if objective.tangent == "forward":
@@ -113,6 +126,28 @@ def difference_tangent(
         x = transport.jump(x_t, field, t, time)
         ends.append(transport.jump(x, evaluate(x, time), time, s))
     return (ends[0] - ends[1]) / expand(late - early, x_t)
+
+
+def prediction_tangent(
+    transport: Transport,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    prediction: Tensor,
+    t: Tensor,
+    s: Tensor,
+    field: Tensor,
+    step: float,
+) -> Tensor:
+    """T = A' x_t + B' F + A v* + B dF/dt, with dF/dt alone by central differences (TiM).
+
+    x_t, F, F* (B, ...), t, s (B,).  The points t + step and t - step may leave [s, 1] (TiM, arXiv
+    2509.04394, published code).
+    """
+    ends = [evaluate(transport.jump(x_t, field, t, time), time) for time in (t + step, t - step)]
+    rates = torch.func.jvp(lambda t: transport.map(t, s), (t,), (torch.ones_like(t),))[1]
+    b = expand(transport.map(t, s)[1], x_t)
+    first = first_part(transport, x_t, prediction, t, s, field) * expand(transport.rate(t), x_t)
+    return first + expand(rates[0], x_t) * x_t + b * (ends[0] - ends[1]) / (2.0 * step)
 
 
 def jvp_tangent(
@@ -166,6 +201,28 @@ def step_factors(
     return one, one
 
 
+def change_of(
+    objective: ObjectiveSettings, residual: Tensor, t: Tensor, s: Tensor, m: Tensor
+) -> Tensor:
+    """c phi(k G) (B, ...) of a residual G (B, ...) at t, s, m (B,)."""
+    k, c = step_factors(objective.transport, objective.step_rule, t, s, m)
+    change = phi(expand(k, residual) * residual, objective.clamp, objective.normalize)
+    return expand(c, residual) * change
+
+
+def first_part(
+    transport: Transport, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, field: Tensor
+) -> Tensor:
+    """(B' F + A v*) / b (B, ...), the part of G that compares F with F*, B' = dB(t, s)/dt.
+
+    The rest, (A' x_t + B dF/dt) / b, is what a tangent warm-up ramps up (sCM, arXiv 2410.11081,
+    section 4.1).  x_t, F, F* (B, ...), t, s (B,); on the linear path it is F - F*.
+    """
+    rate = torch.func.jvp(lambda t: transport.map(t, s)[1], (t,), (torch.ones_like(t),))[1]
+    moved = expand(transport.map(t, s)[0], x_t) * transport.velocity(x_t, field, t)
+    return (expand(rate, x_t) * prediction + moved) / expand(transport.rate(t), x_t)
+
+
 def composed(
     transport: Transport,
     step: Callable[[Tensor, Tensor, Tensor], Tensor],
@@ -201,7 +258,7 @@ def consistency_target(
     direction: Tensor,
     progress: float,
 ) -> Tensor:
-    """F_tgt = F - c phi(k G) (B, ...) on the rows with m > s, the field itself where m = s.
+    """F_tgt = F - c phi(k G) (B, ...); the field itself where m = s and phi is the identity.
 
     Args:
         objective: the settings; X^- is of their ``residual_network``.
@@ -215,9 +272,17 @@ def consistency_target(
     """
     host, transport = draw.host, objective.transport
     assert host is not None and draw.s is not None and draw.m is not None
-    rows = host.m > host.s
+    smallest = 0.0 if objective.destination is None else objective.destination.smallest
+    rows, jumping = host.m > host.s, expand(draw.t - draw.s > 1.001 * smallest, x_t)
+    limit = objective.target_clamp or torch.inf
+    simple = field
+    if objective.clamp is not None or objective.normalize is not None:
+        # Rows without room for an anchor, G = F - F*: phi is about them as well.
+        stepped = change_of(objective, prediction - field, draw.t, draw.s, draw.s)
+        simple = torch.where(jumping, prediction - stepped, field)
+    simple = torch.where(jumping, simple.clamp(-limit, limit), simple)
     if not passes.anywhere(rows):
-        return field
+        return simple
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
     index = passes.index(stand_in(rows))
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
@@ -225,6 +290,12 @@ def consistency_target(
     selected_field = take(field, index)
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
+        if objective.state_clamp is not None:
+            state = state.clamp(-objective.state_clamp, objective.state_clamp)
+        if objective.field == "jump":
+            everywhere = place(x_t, stand_in(rows), index, state)
+            jump = guided_jump(objective, passes, draw, everywhere, draw.m, draw.s)
+            return take(jump, index)
         return passes.call(objective.residual_network, state, now, y, later, index)
 
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
@@ -238,6 +309,9 @@ def consistency_target(
     with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
         if derived:
             tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
+        elif continuous and objective.tangent == "central_prediction":
+            width = objective.tangent_step
+            tangent = prediction_tangent(transport, evaluate, x, prediction, t, s, direction, width)
         elif continuous:
             width = objective.tangent_step
             tangent = difference_tangent(transport, evaluate, x, t, s, direction, width)
@@ -246,9 +320,8 @@ def consistency_target(
             tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
         residual = tangent / expand(speed(transport, t, m), x) + (direction - selected_field)
         if progress < objective.tangent_warmup:
-            plain = prediction - selected_field
+            plain = first_part(transport, x, prediction, t, s, selected_field)
             residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
-        k, c = step_factors(transport, objective.step_rule, t, s, m)
-        change = phi(expand(k, x) * residual, objective.clamp, objective.normalize)
-        target = prediction - expand(c, x) * change
-    return place(field, rows, index, target)
+        target = prediction - change_of(objective, residual, t, s, m)
+        target = torch.where(expand(m < t, x), target.clamp(-limit, limit), target)
+    return place(simple, rows, index, target)
