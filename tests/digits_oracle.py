@@ -52,10 +52,10 @@ class Affine(nn.Module):
         return (x_t - 0.5 * self.means.to(x_t.dtype)[y]) * (1 + t[:, None, None, None])
 
 
-def perturbed_dit(size="N/2", scale=0.05):
+def perturbed_dit(size="N/2", scale=0.05, **inputs):
     """A small DiT away from its start, where the output is zero."""
     torch.manual_seed(0)
-    network = DiTConfig(size=size).build((1, 8, 8), 10)
+    network = DiTConfig(size=size, **inputs).build((1, 8, 8), 10)
     generator = torch.Generator().manual_seed(0)
     for value in network.parameters():
         value.data += scale * torch.randn(value.shape, generator=generator)

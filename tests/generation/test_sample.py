@@ -18,7 +18,7 @@ from ucgm.runs.checkpoint import load_run
 from ucgm.runs.config import write_config
 from ucgm.runs.saving import save_checkpoint
 from ucgm.runtime.processes import World
-from ucgm.sampler import Autoguided, Guidance, Sampler
+from ucgm.sampler import Autoguided, Guidance, GuidanceInput, Sampler
 
 
 def labels_of(indices, num_classes, rule="balanced", **settings):
@@ -148,6 +148,19 @@ def test_guidance_reaches_the_network_and_counts_double(tmp_path):
     assert plain.counter.rows == 40
     inside = sum(step.t <= 0.6 for step in run.config.sampler.plan())
     assert 0 < inside < 4 and guided.counter.rows == 10 * (4 + inside)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_guidance_as_an_input_reaches_the_network_and_counts_once(tmp_path, told):
+    network = perturbed_dit(scale=0.1, guidance_input=True, guidance_interval=told)
+    run = make_run(tmp_path, network, steps=4, guidance=Guidance(3.0, (0.0, 0.6), kind="input"))
+    samples, indices = samples_of_run(run, SamplingConfig()), torch.arange(10)
+    by_hand = replace(samples, network=GuidanceInput(network, 3.0, (0.0, 0.6)))
+    x = samples.latents(indices)
+    assert torch.equal(x, by_hand.latents(indices)) and samples.counter.rows == 40
+    plain = samples_of_run(run, SamplingConfig(guidance_scale=1.0)).latents(indices)
+    whole = replace(samples, network=GuidanceInput(network, 3.0)).latents(indices)
+    assert min((x - plain).abs().max(), (x - whole).abs().max()) > 1e-3
 
 
 def test_autoguidance_loads_counts_and_records_its_guide(run_dir, tmp_path):

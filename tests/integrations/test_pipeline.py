@@ -13,6 +13,7 @@ from tests.integrations.tiny import dit_pipeline, fill, tiny_vae
 from ucgm import DiffusersNetwork, DiT, Guided, Linear, Sampler, UCGMPipeline, UCGMScheduler
 from ucgm.nn import DiTConfig
 from ucgm.runtime.randomness import RowRandom
+from ucgm.sampler import GuidanceInput
 
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"}
 
@@ -53,6 +54,26 @@ def test_samples_are_those_of_the_native_sampler():
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
     whole = pipe([1, 0, 2], 5, 2.0, latents=z, output_type="latent").images
     assert (whole - out).abs().max() > 1e-4
+
+
+def test_guidance_as_an_input(tmp_path):
+    """The scale and its interval reach the network, from disk too; no label: scale 1."""
+    config = DiTConfig(size="T/2", guidance_input=True, guidance_interval=True)
+    model = fill(config.build((4, 8, 8), 3), 0.1)
+    kind = dict(guidance_scale=2.0, guidance_interval=(0.4, 0.6), guidance_input=True)
+    pipeline(model, **kind).save_pretrained(tmp_path)
+    pipe = UCGMPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    z, y = torch.randn(2, 4, 8, 8), torch.tensor([0, 2])
+    sampler = Sampler(Linear(), 3, extrapolation=0.3)
+    for labels, guided in (
+        ([0, 2], GuidanceInput(model, 2.0, (0.4, 0.6))),
+        (None, model),
+    ):
+        rows = y if labels else torch.full_like(y, 3)
+        out = pipe(labels, 3, num_images=2, latents=z, output_type="latent").images
+        torch.testing.assert_close(out, sampler(guided, z, rows), rtol=0, atol=1e-5)
+    assert (sampler(model, z, y) - sampler(GuidanceInput(model, 2.0), z, y)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("stochasticity", [0.0, 0.6])

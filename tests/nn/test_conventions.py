@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from ucgm.nn import DDT, EDM2, DiT
+from ucgm.nn import DDT, EDM2, DDTConfig, DiT, DiTConfig, UNetConfig
 
 B, SHAPE = 5, (4, 8, 8)
 TINY = dict(input_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)
@@ -22,6 +22,7 @@ def networks():
     yield "ucgm", DiT(**TINY)
     yield "ddpm", DiT(**TINY, convention="ddpm", learn_sigma=True)
     yield "edm", EDM2(8, 4, 64, (1, 2), 1, (4,), 3)
+    yield "jit", DiT(**TINY, convention="jit")
 
 
 def alpha_bar():
@@ -52,7 +53,11 @@ def oracle(convention, x):
         r = (sigma**2 + 0.25).sqrt()
         return (x - 0.25 / r**2 * (x_in * r)) / (sigma * 0.5 / r)
 
-    return {"reversed": flow, "ucgm": ucgm, "ddpm": steps, "edm": edm}[convention]
+    def jit(x_t, t, *_):
+        """The data themselves (arXiv:2511.13720)."""
+        return x
+
+    return {"reversed": flow, "ucgm": ucgm, "ddpm": steps, "edm": edm, "jit": jit}[convention]
 
 
 def path(convention, t):
@@ -120,6 +125,46 @@ def test_second_time_of_a_reversed_network_warm_starts(randomize):
     two.load_state_dict(one.state_dict(), strict=False)
     x, t, y = torch.randn(B, *SHAPE), torch.rand(B), torch.zeros(B, dtype=torch.int64)
     assert torch.equal(two(x, t, y, t / 2), one(x, t, y))
+
+
+UNET = dict(channels=(16, 32), layers_per_block=1, attention=(), head_size=8, norm_groups=8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiTConfig(size="N/2", convention="jit", learn_sigma=True, second_time=True),
+        DDTConfig(size="N/2", convention="jit", encoder_depth=1),
+        UNetConfig(**UNET, convention="jit"),
+    ],
+)
+def test_jit_networks_say_the_data(config, randomize):
+    """F = (x_t - x) / max(t, 0.05), x at native time 1 - t; x = 0 at the start."""
+    net = config.build(SHAPE, 3)
+    x, y = torch.randn(B, *SHAPE), torch.randint(0, 4, (B,))
+    t = torch.tensor([0.0, 0.02, 0.05, 0.5, 1.0])
+    over = torch.tensor([0.05, 0.05, 0.05, 0.5, 1.0]).view(-1, 1, 1, 1)
+    assert torch.equal(net(x, t, y), x / over)
+    data = randomize(net).native(x, 1 - t, y)
+    assert data.std() > 1e-3 and torch.equal(net(x, t, y), (x - data) / over)
+
+
+def test_jit_in_forward_mode_and_in_bfloat16(randomize):
+    """dF/dt at x_t = (1 - t) x + t z along the path, against differences, above the floor."""
+    net = randomize(DiT(**TINY, convention="jit", second_time=True)).double()
+    x, v = torch.randn(2, B, *SHAPE, dtype=torch.float64)
+    t, y = torch.linspace(0.1, 0.9, B, dtype=torch.float64), torch.zeros(B, dtype=torch.int64)
+
+    def along(d):
+        return net(x + d * v, t + d, y, t / 2 - 0.3 * d)
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
+        zero, one = torch.tensor(0.0).double(), torch.tensor(1.0).double()
+        rate = torch.func.jvp(along, (zero,), (one,))[1]
+        numeric = (8 * (along(1e-4) - along(-1e-4)) - (along(2e-4) - along(-2e-4))) / 12e-4
+    torch.testing.assert_close(rate, numeric, rtol=1e-7, atol=1e-8)
+    low = net.bfloat16()(x.bfloat16(), t.float(), y)
+    assert low.dtype == torch.bfloat16 and torch.isfinite(low).all()
 
 
 def test_unknown_convention():

@@ -13,7 +13,7 @@ SWITCHES = [
     dict(family="lightningdit"),
     dict(family="lightningdit", qk_norm=True, shift=False),
     dict(family="dit", qk_norm=True, norm_affine=True),
-    dict(sincos=False, second_time=True, guidance_input=True),
+    dict(sincos=False, second_time=True, guidance_input=True, guidance_interval=True),
 ]
 
 
@@ -82,6 +82,45 @@ def test_second_time_warm_start_is_bit_equal(randomize):
     for s in (None, torch.zeros_like(t), t / 2):
         assert torch.equal(two(x, t, y, s), expected)
     assert torch.equal(two(x, t, y, t / 2, guidance=torch.full_like(t, 3.0)), expected)
+
+
+INTERVAL = dict(guidance_input=True, guidance_interval=True)
+
+
+def test_guidance_interval_warm_start_is_bit_equal(randomize):
+    one = randomize(DiTConfig(**TINY, guidance_input=True).build(SHAPE, CLASSES))
+    net = DiTConfig(**TINY, **INTERVAL).build(SHAPE, CLASSES)
+    missing, unexpected = net.load_state_dict(one.state_dict(), strict=False)
+    prefixes = {name.partition(".")[0] for name in missing}
+    assert prefixes == {"low_embedder", "high_embedder"} and not unexpected
+    x, t, y = batch()
+    told = torch.tensor([[2.0, 0.1, 0.9]] * 4)
+    assert torch.equal(net(x, t, y, guidance=told), one(x, t, y, guidance=told[:, 0]))
+    assert torch.equal(net(x, t, y), one(x, t, y))
+
+
+def test_guidance_and_its_interval_are_embedded_and_have_gradients(randomize):
+    net = randomize(DiTConfig(**TINY, **INTERVAL).build(SHAPE, CLASSES)).double()
+    x, t, y = batch(dtype=torch.float64)
+    scale, low = torch.tensor([1.0, 2, 4, 8]).double(), torch.tensor([0.0, 0.1, 0.2, 0.3]).double()
+    high = 1 - low
+    told = torch.stack([scale, low, high], 1)
+    by_hand = net.t_embedder(t) + net.g_embedder(1 - 1 / scale)
+    by_hand = by_hand + net.low_embedder(low) + net.high_embedder(high)
+    torch.testing.assert_close(net.embed_scalars(t, None, told), by_hand, rtol=0, atol=0)
+    whole = torch.stack([scale, 0 * low, 0 * low + 1], 1)
+    assert torch.equal(net(x, t, y, guidance=scale), net(x, t, y, guidance=whole))
+    ones = torch.ones_like(t)
+    assert torch.equal(net(x, t, y), net(x, t, y, guidance=ones))
+    for column in range(3):
+        other = whole.index_add(1, torch.tensor([column]), torch.full_like(whole[:, :1], 0.2))
+        change = (net(x, t, y, guidance=other) - net(x, t, y, guidance=whole)).abs()
+        assert change.amax((1, 2, 3)).min() > 1e-5
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradcheck(
+            lambda g: net(x[1:], t[1:], y[1:], guidance=g).mean((1, 2, 3)),
+            told[1:].requires_grad_(),
+        )
 
 
 def test_second_time_matters_after_training(randomize):
@@ -162,11 +201,13 @@ def test_gradient_checkpointing_is_exact(randomize):
 
 
 def test_save_and_load(tmp_path, randomize):
-    net = randomize(DiTConfig(**TINY, second_time=True).build(SHAPE, CLASSES))
+    net = randomize(DiTConfig(**TINY, second_time=True, **INTERVAL).build(SHAPE, CLASSES))
     net.save_pretrained(tmp_path)
     again = DiT.from_pretrained(tmp_path)
     x, t, y = batch()
-    assert again.config.second_time and torch.equal(again(x, t, y, t / 2), net(x, t, y, t / 2))
+    told = torch.tensor([[2.0, 0.1, 0.9]] * 4)
+    assert again.config.second_time and again.guidance_interval
+    assert torch.equal(again(x, t, y, t / 2, told), net(x, t, y, t / 2, told))
     assert torch.equal(copy.deepcopy(net)(x, t, y), net(x, t, y))
 
 
@@ -180,6 +221,9 @@ def test_save_and_load(tmp_path, randomize):
         (dict(depth=None), {}, "give size, or also depth"),
         ({}, dict(s=torch.zeros(4)), "second_time=True"),
         ({}, dict(guidance=torch.ones(4)), "guidance_input=True"),
+        (dict(guidance_input=True), dict(guidance=torch.ones(4, 3)), "guidance_interval=True"),
+        (INTERVAL, dict(guidance=torch.ones(4, 2)), r"got \(4, 2\)"),
+        (dict(guidance_interval=True), {}, "needs guidance_input"),
         ({}, dict(y=None), "null class"),
         ({}, dict(x_t=torch.zeros(4, 3, 16, 16)), "input_size"),
     ],

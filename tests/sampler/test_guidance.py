@@ -103,6 +103,39 @@ def test_guidance_as_an_input():
     assert network.rows == 4 * 5
 
 
+def test_the_interval_is_an_input_of_a_network_that_has_it():
+    """At every time, with no cut; (1 - 1/scale, low, high) is the network's business."""
+    seen = []
+
+    class Told(Counted):
+        guidance_interval = True
+
+        def __call__(self, x, t, y, s=None, guidance=None):
+            seen.append((t[0].item(), guidance))
+            return super().__call__(x, t, y, s, None if guidance is None else guidance.sum(1))
+
+    guided = Guidance(2.0, (0.25, 0.75), kind="input").apply(Told(), None)
+    t = torch.tensor([0.1, 0.3, 0.5, 0.9])
+    torch.testing.assert_close(guided(X, t, Y), Counted()(X, t, Y) + 3.0 * X)
+    Sampler(Linear(), 6)(guided, X, Y)
+    assert len({time for time, _ in seen}) == 7 and seen[1][0] > 0.9 and seen[-1][0] < 0.2
+    assert all(torch.equal(g, torch.tensor([[2.0, 0.25, 0.75]] * 4)) for _, g in seen)
+
+
+def test_a_network_with_guidance_input_without_it_has_scale_one():
+    """Plain and under classifier-free guidance: both of its passes are those of scale 1."""
+
+    class Default(Counted):
+        def __call__(self, x, t, y, s=None, guidance=None):
+            assert guidance is None
+            return super().__call__(x, t, y, s, torch.ones(len(x)))
+
+    t = torch.full((4,), 0.5)
+    good, bad = Default()(X, t, Y), Default()(X, t, torch.full_like(Y, 9))
+    torch.testing.assert_close(Guidance(1.0, kind="input").apply(Default(), 9)(X, t, Y), good)
+    torch.testing.assert_close(Guidance(3.0).apply(Default(), 9)(X, t, Y), bad + 3 * (good - bad))
+
+
 def test_wrappers_nest():
     """Classifier-free guidance of an autoguided network."""
     inner = Autoguided(Counted(), Counted(0.5), 2.0, (0.0, 0.5))
@@ -139,7 +172,8 @@ def test_what_is_missing():
 
 def test_a_real_network_with_all_inputs():
     """Second time and guidance reach the network, and the wrappers cost what they say."""
-    network = DiTConfig(size="T/2", second_time=True, guidance_input=True).build((1, 8, 8), 10)
+    inputs = dict(second_time=True, guidance_input=True, guidance_interval=True)
+    network = DiTConfig(size="T/2", **inputs).build((1, 8, 8), 10)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -148,10 +182,17 @@ def test_a_real_network_with_all_inputs():
     results = [
         sampler(guided, z, y)
         for sampler in (Sampler(Linear(), 3), Sampler(Linear(), 3, solver="jump"))
-        for guided in (network, GuidanceInput(network, 2.0), Guided(network, 2.0, null_label=10))
+        for guided in (
+            network,
+            GuidanceInput(network, 2.0),
+            GuidanceInput(network, 2.0, (0.4, 0.6)),
+            Guided(network, 2.0, null_label=10),
+        )
     ]
     for i, one in enumerate(results):
         assert torch.isfinite(one).all()
         assert all((one - two).abs().max() > 1e-4 for two in results[:i])
     direct = network(z, torch.ones(2), y, guidance=torch.full((2,), 2.0))
     torch.testing.assert_close(GuidanceInput(network, 2.0)(z, torch.ones(2), y), direct)
+    told = network(z, torch.ones(2), y, guidance=torch.tensor([[2.0, 0.4, 0.6]] * 2))
+    torch.testing.assert_close(GuidanceInput(network, 2.0, (0.4, 0.6))(z, torch.ones(2), y), told)

@@ -108,13 +108,13 @@ def pipeline_of(run: Run) -> UCGMPipeline:
     """The pipeline of a run; refuses what it would draw differently.
 
     Raises:
-        ValueError: guidance by a second network or by an input, latents that cannot be decoded.
+        ValueError: guidance by a second network, latents that cannot be decoded.
     """
     guidance = run.config.guidance
-    if guidance.scale != 1.0 and guidance.kind != "classifier_free":
+    if guidance.scale != 1.0 and guidance.kind == "auto":
         raise ValueError(
-            f"guidance.kind {guidance.kind} is not part of a diffusers pipeline: set "
-            f"guidance.scale to 1 or guidance.kind to classifier_free in {run.run_dir}/config.yaml"
+            "guidance.kind auto is not part of a diffusers pipeline: set guidance.scale to 1 or "
+            f"another guidance.kind in {run.run_dir}/config.yaml"
         )
     if not open_for_sampling(run.config.data, run.run_dir).decodes:
         raise ValueError(

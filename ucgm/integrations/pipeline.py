@@ -28,6 +28,7 @@ from ucgm.integrations.times import offset_of
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.values import Count, checked
 from ucgm.sampler import Guidance, Sampler
+from ucgm.sampler.guidance import Watched
 
 Generators = torch.Generator | list[torch.Generator] | None
 Labels = str | int | Sequence[str | int] | np.ndarray | Tensor  # numbers of any kind
@@ -46,6 +47,7 @@ class UCGMPipeline(DiffusionPipeline):
         guidance_scale: default of a call.
         guidance_interval: times in which guidance is on, default of a call.
         guidance_channels: first channels that are guided, default of a call; None: all.
+        guidance_input: guide by an input of the network, and not classifier-free.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -63,6 +65,7 @@ class UCGMPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         guidance_interval: list[float] | None = None,
         guidance_channels: int | None = None,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         _require_own(scheduler)
@@ -76,6 +79,7 @@ class UCGMPipeline(DiffusionPipeline):
             guidance_scale=float(guidance_scale),
             guidance_interval=[float(t) for t in guidance_interval or (0.0, 1.0)],
             guidance_channels=guidance_channels,
+            guidance_input=guidance_input,
         )
         names = {int(number): text for number, text in (id2label or {}).items()}
         self.labels = {
@@ -113,6 +117,7 @@ class UCGMPipeline(DiffusionPipeline):
             "guidance_scale": guidance.scale,
             "guidance_interval": guidance.interval,
             "guidance_channels": guidance.channels,
+            "guidance_input": guidance.kind == "input",
         } | settings
         network: Any = run.network
         return cls(network, scheduler=UCGMScheduler.from_sampler(run.config.sampler), **settings)
@@ -196,12 +201,12 @@ class UCGMPipeline(DiffusionPipeline):
         shape, noise = (len(y), *self.model.shape), latents
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
-        low, high = guidance_interval or self.config["guidance_interval"]
-        channels = (
-            self.config["guidance_channels"] if guidance_channels is None else guidance_channels
-        )
-        guidance = Guidance(scale if class_labels is not None else 1.0, (low, high), channels)
+        own = self.config
+        scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
+        low, high = guidance_interval or own["guidance_interval"]
+        channels = own["guidance_channels"] if guidance_channels is None else guidance_channels
+        kind = "input" if own["guidance_input"] else "classifier_free"
+        guidance = Guidance(scale if class_labels is not None else 1.0, (low, high), channels, kind)
         sampler = self.scheduler.sampler(num_inference_steps)
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
         if set(inputs) - set(self._callback_tensor_inputs):
@@ -226,13 +231,13 @@ class UCGMPipeline(DiffusionPipeline):
         bars: Any = self.progress_bar
         with bars(total=len(plan)) as bar:
 
-            def network(x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+            def see(x: Tensor) -> Tensor:
                 bar.update()
-                return self.model(x.to(dtype), t, y, s)
+                return x.to(dtype)
 
             fresh = any(step.noise for step in plan)
             random = random_of(generator, scheduler.config["seed"], x) if fresh else None
-            guided = guidance.apply(network, self.model.num_classes)
+            guided = guidance.apply(Watched(self.model, see), self.model.num_classes)
             run, changed = sampler.evaluations(guided, x, y, random), None
             for i, step in enumerate(plan):
                 x = run.send(changed)[-1]

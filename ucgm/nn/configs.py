@@ -25,6 +25,7 @@ from ucgm.runtime.values import Positive, Range, check_values
 Width = Annotated[int, Range(1, 65_536)]
 Depth = Annotated[int, Range(1, 1000)]
 Ratio = Annotated[float, Range(1e-3, 1e3)]
+Convention = Literal["ucgm", "reversed", "jit"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "N": (48, 2, 4),
@@ -138,6 +139,9 @@ class TransformerConfig(NetworkConfig):
     """Factor on t before the sinusoids."""
     time_max_period: Positive = 10000.0
     """Longest period of the time sinusoids, over 2 pi; the published weights of DDT have 10."""
+    convention: Convention = "ucgm"
+    """What the output is: F; "jit": the data, turned into F (arXiv 2511.13720); "reversed": of
+    imported weights."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,12 @@ class DiTConfig(TransformerConfig):
     """Add fixed sin-cos positions to the tokens."""
     shift: bool = True
     """Modulate with a shift beside the scale."""
+    guidance_interval: bool = False
+    """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
     learn_sigma: bool = False
     """The head has a second half that is not part of F (weights of DiT and SiT)."""
-    convention: Literal["ucgm", "reversed", "ddpm"] = "ucgm"
-    """Time and sign that the weights were trained with; "ucgm" unless they were imported."""
+    convention: Literal[Convention, "ddpm"] = "ucgm"
+    """As of all networks; "ddpm" for imported weights alone."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return DiT, and the switches of the family and the numbers of the size."""
@@ -178,8 +184,6 @@ class DDTConfig(TransformerConfig):
 
     encoder_depth: Depth | None = None
     """Blocks of the encoder; null: all but 4 (all but 6 at XL), as published."""
-    convention: Literal["ucgm", "reversed"] = "ucgm"
-    """Time and sign that the weights were trained with; "ucgm" unless they were imported."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return DDT, and the numbers of the size and the depth of the encoder."""
@@ -206,6 +210,8 @@ class UNetConfig(NetworkConfig):
     """Accept the guidance scale as an input; zero-initialised as well."""
     time_scale: Positive = 1000.0
     """Factor on t before the sinusoids."""
+    convention: Convention = "ucgm"
+    """As of a transformer."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return UNet: no setting may be null."""

@@ -1,6 +1,7 @@
 """One diffusion transformer that is DiT, SiT, REPA's SiT, LightningDiT and TiT by its switches.
 
     c = embed_t(t) + embed_y(y) [+ embed_h(t - s)] [+ embed_g(1 - 1/guidance)]
+        [+ embed_low(low) + embed_high(high)]
     F = unpatchify(head(blocks(patchify(x_t) + positions, c), c))
 
 Sources: DiT arXiv:2212.09748, SiT arXiv:2401.08740, REPA arXiv:2410.06940, LightningDiT
@@ -12,8 +13,8 @@ arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM).
 | LightningDiT-XL/1 | rms, yes     | swiglu | no      | yes  | yes   |
 | TiT               | rms, no      | swiglu | yes     | yes  | yes   |
 
-The embedders of h = t - s and of the guidance have zero output layers at the start: weights
-trained with one time give, bit for bit, the same output in a network with both inputs.
+The embedders of h = t - s, of the guidance and of its interval have zero output layers at the
+start: weights trained without give, bit for bit, the same output in a network with these inputs.
 """
 
 from typing import Any
@@ -72,6 +73,7 @@ class DiT(EmbeddedNetwork):
         learn_sigma: bool = False,
         second_time: bool = False,
         guidance_input: bool = False,
+        guidance_interval: bool = False,
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
         convention: str = "ucgm",

@@ -3,7 +3,7 @@
 Ours: `network(x_t, t, y, s=None) -> F`, t = 0 data, t = 1 noise. A class defines `native`, the
 forward pass of the public architecture in its own time and sign; `forward` is
 
-    F(x_t, t, y, s) = field(native(x_t, time(t), y, h)),    h = t - s,
+    F(x_t, t, y, s) = field(native(x_t, time(t), y, h), x_t, t),    h = t - s,
 
 with (time, field) chosen by the setting `convention`:
 
@@ -13,10 +13,12 @@ with (time, field) chosen by the setting `convention`:
 | reversed   | 1 - t (0 is noise)     | -F (data - noise)       | Linear               |
 | ddpm       | step k(t) of 0..999    | F = eps, maybe variance | VP(prediction="eps") |
 | edm        | ln(sigma)/4 = 2.68 t - 1.59 | F of EDM           | EDM                  |
+| jit        | 1 - t (0 is noise)     | x; F = (x_t - x)/max(t, 0.05) | Linear        |
 
 ddpm: DiT was trained on 1000 steps with beta_k = 1e-4 + k (0.02 - 1e-4)/999. k(t) is the real
 index whose signal-to-noise ratio is that of the continuous VP path of our transport
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
+jit: the network says the data (JiT, arXiv:2511.13720) and is trained as any other, from scratch.
 """
 
 from collections import OrderedDict
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from ucgm.nn.embeddings import FixedTable, ScalarEmbedder
 
-CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm")
+CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm", "jit")
 
 
 class DiscreteSteps(FixedTable):
@@ -53,8 +55,8 @@ class DiscreteSteps(FixedTable):
         return (below + (t - low) / (high - low)).clamp(0, 999)
 
 
-_SECOND = ("h_embedder.mlp.2.", "g_embedder.mlp.2.")
-_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.", *_SECOND)
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.",
+         *(f"{name}_embedder.mlp.2." for name in ("h", "g", "low", "high")))  # fmt: skip
 """Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
 
 
@@ -86,6 +88,7 @@ class Network(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.shape = (config.in_channels, config.input_size, config.input_size)
         self.num_classes, self.second_time = config.num_classes, config.second_time
+        self.guidance_interval: bool = config.get("guidance_interval", False)
         self.convention = config.convention
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
@@ -103,7 +106,8 @@ class Network(ModelMixin, ConfigMixin):
         - `t`: times (B,) in [0, 1]; 0 is data, 1 is noise.
         - `y`: labels (B,) int64, num_classes = no label; ignored by an unconditional network.
         - `s`: destination times (B,) of a two-time network; None means s = t.
-        - `guidance`: guidance scales (B,) >= 1; None means 1.
+        - `guidance`: guidance scales (B,) >= 1, or (B, 3): scale, low and high of the interval of
+          t in which it holds, (0, 1) where it is not said; None means scale 1.
         """
         if x_t.shape[1:] != self.shape:
             raise ValueError(
@@ -114,6 +118,12 @@ class Network(ModelMixin, ConfigMixin):
             raise ValueError("this network has one time: build it with second_time=True to pass s")
         h = None if s is None else t - s
         raw = self.native(x_t, self.native_time(t), y, h, guidance)[:, : x_t.shape[1]]
+        return self.field(raw, x_t, t)
+
+    def field(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """F of the native output, both like `x_t` (B, C, H, W), at `t` (B,)."""
+        if self.convention == "jit":  # TwinFlow tells its own samples by the sign of t
+            return (x_t - raw) / t.abs().clamp(min=0.05).to(x_t.dtype).view(-1, 1, 1, 1)
         return -raw if self.convention == "reversed" else raw
 
     def native_time(self, t: Tensor) -> Tensor:
@@ -122,7 +132,7 @@ class Network(ModelMixin, ConfigMixin):
             return self.steps(t)
         if self.convention == "edm":
             return 2.68 * t - 1.59
-        return 1 - t if self.convention == "reversed" else t
+        return 1 - t if self.convention in ("reversed", "jit") else t
 
     def require_labels(self, y: Tensor | None) -> Tensor:
         """Return `y` (B,), or raise for a class-conditional network without labels."""
@@ -149,7 +159,10 @@ class EmbeddedNetwork(Network):
     """
 
     def _embed(self, width: int, patch_size: int = 1) -> None:
-        """Create the embedders; those of h and of the guidance start at zero output."""
+        """Create the embedders; those of h and of the guidance start at zero output.
+
+        Those of the guidance are of 1 - 1/scale and of the ends of its interval (arXiv 2512.02012).
+        """
         self._setup()
         config: Any = self.config
         self.patch_size, self.grid = patch_size, config.input_size // patch_size
@@ -164,7 +177,13 @@ class EmbeddedNetwork(Network):
             table = nn.Embedding(self.num_classes + 1, width)
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
         self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
-        self.g_embedder = ScalarEmbedder(width, 1.0, 10000.0) if config.guidance_input else None
+        interval = self.guidance_interval
+        if interval and not config.guidance_input:
+            raise ValueError("guidance_interval needs guidance_input=True")
+        self.g_embedder, self.low_embedder, self.high_embedder = (
+            ScalarEmbedder(width, 1.0, 10000.0) if wanted else None
+            for wanted in (config.guidance_input, interval, interval)
+        )
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -203,15 +222,28 @@ class EmbeddedNetwork(Network):
         raise NotImplementedError(f"{type(self).__name__} must define backbone")
 
     def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """Sum of the embeddings of native time, h = t - s and 1 - 1/guidance: (B, width)."""
+        """Sum of the embeddings of native time, h = t - s and the guidance: (B, width)."""
         c = self.t_embedder(t)
         if self.h_embedder is not None:
             c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
-        if self.g_embedder is not None:
-            c = c + self.g_embedder(torch.zeros_like(t) if guidance is None else 1 - 1 / guidance)
-        elif guidance is not None:
+        if self.g_embedder is None and guidance is not None:
             raise ValueError("build the network with guidance_input=True to pass guidance")
-        return c
+        if self.g_embedder is None:
+            return c
+        scale, low, high = torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t)
+        if guidance is not None and guidance.ndim == 1:
+            scale = guidance
+        elif guidance is not None:
+            if self.low_embedder is None or guidance.shape[1:] != (3,):
+                raise ValueError(
+                    "guidance must be scales (B,), or (B, 3) = scale, low, high of a network built "
+                    f"with guidance_interval=True, got {tuple(guidance.shape)}"
+                )
+            scale, low, high = guidance.unbind(1)
+        c = c + self.g_embedder(1 - 1 / scale)
+        if self.low_embedder is None or self.high_embedder is None:
+            return c
+        return c + self.low_embedder(low) + self.high_embedder(high)
 
 
 def require_levels(input_size: int, widths: tuple[int, ...], setting: str) -> None:

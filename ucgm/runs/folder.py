@@ -106,7 +106,8 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
         data = DataSpec(run.shape, run.num_classes, str(where)).open()
     _check_classes(config, data, dataset)
     theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
-    free = {"second_time", "guidance_input", *["num_classes"] * config.train.new_labels}
+    free = {"second_time", "guidance_input", "guidance_interval"}
+    free |= {*["num_classes"] * config.train.new_labels}
     for name in (theirs.keys() & mine.keys()) - free:
         if not name.startswith("_") and theirs[name] != mine[name]:
             raise ValueError(

@@ -7,7 +7,8 @@ All of them extrapolate away from a worse prediction F_bad, inside an interval o
 
     classifier-free  F_bad: the same network without the label         (arXiv 2207.12598)
     autoguidance     F_bad: a weaker network with the same label       (arXiv 2406.02507)
-    input            the scale is an input of a network trained with it: one pass
+    input            the scale is an input of a network trained with it: one pass; so is the
+                     interval of a network built with it (arXiv 2512.02012)
 
 The rule is affine in F, so guiding F, x_hat, z_hat or the velocity is the same.
 """
@@ -93,9 +94,14 @@ class IntervalGuidance:
         """Classes of the network, where it says."""
         return getattr(self.network, "num_classes", None)
 
+    @property
+    def cut(self) -> tuple[float, float]:
+        """The interval outside of which the network is called without guidance."""
+        return self.interval
+
     def at(self, t: float) -> Network:
         """The network to call when all rows are at time ``t``: no batch is doubled in vain."""
-        low, high = self.interval
+        low, high = self.cut
         if self.scale != 1.0 and low <= t <= high:
             return self.guided
         inner = getattr(self.network, "at", None)
@@ -103,7 +109,7 @@ class IntervalGuidance:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """Guided prediction (B, ...) at x (B, ...), t, y, s (B,); t may lie in and outside."""
-        low, high = self.interval
+        low, high = self.cut
         inside = (t >= low) & (t <= high)
         if self.scale == 1.0 or not bool(inside.any()):
             return call(self.network, x, t, y, s)
@@ -171,17 +177,44 @@ class GuidanceInput(IntervalGuidance):
     """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
 
     It takes the keyword ``guidance``, scales (B,) >= 1; outside the interval none is given, which
-    means 1.
+    means 1.  One that has ``guidance_interval`` takes (B, 3), the scale and its interval, at every
+    time.
     """
 
     network: Network
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
 
+    def __post_init__(self) -> None:
+        """Ask the network what it is told."""
+        super().__post_init__()
+        self.told = bool(getattr(self.network, "guidance_interval", False))
+
+    @property
+    def cut(self) -> tuple[float, float]:
+        """All times, where the network is told the interval."""
+        return (0.0, 1.0) if self.told else self.interval
+
     def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
         """The prediction at the scale."""
-        scale = torch.full((len(x),), self.scale, dtype=t.dtype, device=t.device)
-        return call(self.network, x, t, y, s, guidance=scale)
+        numbers = [torch.full_like(t, v) for v in (self.scale, *self.interval)]
+        guidance = torch.stack(numbers, dim=1) if self.told else numbers[0]
+        return call(self.network, x, t, y, s, guidance=guidance)
+
+
+class Watched:
+    """A ``network`` whose states x (B, ...) go through ``see`` first: to be counted, or cast."""
+
+    def __init__(self, network: Network, see: Callable[[Tensor], Tensor]) -> None:
+        self.network, self.see = network, see
+        for name in ("num_classes", "guidance_interval"):  # what is asked of a network
+            setattr(self, name, getattr(network, name, None))
+
+    def __call__(
+        self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """The prediction (B, ...) at x (B, ...), t, y, s (B,)."""
+        return call(self.network, self.see(x), t, y, s, **more)
 
 
 def call(

@@ -117,9 +117,10 @@ def _read_embedders(state: State) -> Evidence:
     out: Evidence = {"num_classes": (0, f"no {table}")}
     if table in state:
         out["num_classes"] = (state[table].shape[0] - 1, table)
-    for prefix, name in (("h_embedder", "second_time"), ("g_embedder", "guidance_input")):
-        if f"{prefix}.mlp.0.weight" in state:
-            out[name] = (True, f"{prefix}.mlp.0.weight")
+    inputs = {"h": "second_time", "g": "guidance_input", "low": "guidance_interval"}
+    for prefix, name in inputs.items():
+        if (key := f"{prefix}_embedder.mlp.0.weight") in state:
+            out[name] = (True, key)
     return out
 
 

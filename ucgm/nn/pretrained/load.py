@@ -149,7 +149,7 @@ def _settings(architecture: str, state: State, given: dict[str, Any]) -> dict[st
     return settings
 
 
-_OPTIONAL = ("h_", "g_embedder.", "pos_embed")
+_OPTIONAL = ("h_", "g_embedder.", "low_embedder.", "high_embedder.", "pos_embed")
 """Keys that a new network fills in by itself: zero-initialised inputs, fixed positions."""
 
 _HINTS = {
