@@ -31,11 +31,7 @@ def main() -> None:
     parts = {}
     for name in PRESETS:
         objective = preset(name)
-        config = DiTConfig(
-            size=arguments.size,
-            second_time=objective.two_time,
-            guidance_input=objective.guidance_range is not None,
-        )
+        config = DiTConfig(size=arguments.size, **objective.network_inputs)
         networks = [config.build((1, 8, 8), 10) for _ in range(2)]
         parts[name] = (
             objective,

@@ -81,9 +81,7 @@ _SCM = Objective(
     normalize=0.1,
     log_variance=True,
 )
-_TERMINAL: dict[str, Any] = dict(
-    two_time=True, consistency_ratio=1.0, tangent="jvp", terminal=True
-)
+_TERMINAL: dict[str, Any] = dict(two_time=True, consistency_ratio=1.0, tangent="jvp", terminal=True)
 
 PRESETS: dict[str, Method] = {
     "ddpm": _method(
@@ -224,7 +222,6 @@ PRESETS: dict[str, Method] = {
         guidance_range=(1.0, 8.0),
         guidance_interval=True,
         label_dropout=0.2,
-        velocity_head=1.0,
     ),
     # The guided DiT-B/2 of the code; dropped rows are guided towards the unconditional prediction.
     "alpha_flow": _method(

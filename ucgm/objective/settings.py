@@ -182,11 +182,19 @@ class ObjectiveSettings:
                 "objective.terminal differentiates a network of two times by the second: set "
                 "two_time: true and tangent: jvp"
             )
-        learned = self.flow_anchor > 0 or isinstance(self.destination, times.SortedPair)
-        if not learned or isinstance(self.destination, times.SameTime | times.Data | None):
+        # Where the laws of t and s leave no row with s = t, flow matching is a term of its own.
+        apart = isinstance(self.destination, times.GapFirst | times.Below)
+        if not apart and not isinstance(self.destination, times.SortedPair | times.Apart):
             raise ValueError(
-                "objective.terminal needs rows with s < t, and flow matching beside them: set "
-                f"flow_anchor, or destination to SortedPair, got {self.destination}"
+                "objective.terminal needs rows with s < t: set destination to GapFirst, Below, "
+                f"SortedPair or Apart, got {self.destination}"
+            )
+        own = self.flow_anchor > 0 and self.flow_anchor_law is not None
+        if not own if apart else self.flow_anchor > 0:
+            raise ValueError(
+                "objective.terminal learns flow matching on its rows with s = t, or where the "
+                f"destination {self.destination} makes none, by a flow_anchor with a "
+                "flow_anchor_law: set the one or the other"
             )
         neutral = {"own_velocity": False, "clamp": None, "normalize": None, "tangent_warmup": 0.0}
         for name, value in (neutral | {"step_rule": "one"}).items():

@@ -124,14 +124,10 @@ def layered(
 def _with_inputs(config: Config, given: set[str]) -> Config:
     """The network takes what the objective gives it, unless the setting was ``given``."""
     objective, model = config.objective, config.model
-    inputs = {
-        "second_time": objective.two_time,
-        "guidance_input": objective.guidance_range is not None,
-    }
     missing = {
-        name: True
-        for name, needed in inputs.items()
-        if needed and name not in given and getattr(model, name, True) is False
+        name: value
+        for name, value in objective.network_inputs.items()
+        if name not in given and not getattr(model, name, value)
     }
     return dataclasses.replace(config, model=dataclasses.replace(model, **missing))
 
