@@ -124,8 +124,8 @@ def test_manifests_that_name_other_files(folder, tmp_path):
         ({"file": ""}, "no file of its folder"),
         ({"file": ".."}, "no file of its folder"),
         ({"file": records[1]["file"]}, "one shard twice"),
-        ({"bytes": -1}, "bytes -1; it must be a count"),
-        ({"rows": True}, "rows True; it must be a count"),
+        ({"bytes": -1}, r"manifest.json cannot be read: shards\[0\].bytes must be a count, got -1"),
+        ({"rows": True}, "rows must be a count, got True"),
         ({"rows": 14}, "25|24 rows, which are not those"),
     ):
         change_manifest(folder, shards=[records[0] | change, *records[1:]])

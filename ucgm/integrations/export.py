@@ -15,10 +15,8 @@ The folder is what ``huggingface-cli upload`` takes.  Weights and configuration 
 the bundle does, and diffusers asks before it reads that.
 """
 
-import ast
-import importlib.util
 import json
-from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +24,6 @@ from ucgm.data import open_for_sampling
 from ucgm.integrations.pipeline import UCGMPipeline
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runtime.files import new_folder
-
-# What the parts of a pipeline are imported from.
-_ROOTS = ("ucgm", "ucgm.integrations", "ucgm.nn", "ucgm.objective")
 
 _STUB = '''"""ucgm, bundled by `ucgm export --bundle-code`; an installed ucgm is used instead.
 
@@ -126,46 +121,14 @@ def pipeline_of(run: Run) -> UCGMPipeline:
 
 def _bundle(folder: Path) -> None:
     """Add pipeline.py, and name it in model_index.json."""
-    lines = [
-        f"    {json.dumps(name)}: ({package}, {json.dumps(source)}),"
-        for name, (package, source) in sorted(_closure(_ROOTS).items())
-    ]
+    root, lines = Path(str(files("ucgm"))), []
+    for path in sorted(root.rglob("*.py")):
+        *packages, name = path.relative_to(root.parent).with_suffix("").parts
+        package = name == "__init__"
+        module = ".".join(packages if package else [*packages, name])
+        lines.append(f"    {json.dumps(module)}: ({package}, {json.dumps(path.read_text())}),")
     (folder / "pipeline.py").write_text(_STUB % "\n".join(lines))
     index = folder / "model_index.json"
     content = json.loads(index.read_text())
     content["_class_name"] = ["pipeline", "UCGMPipeline"]
     index.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _closure(roots: tuple[str, ...]) -> dict[str, tuple[bool, str]]:
-    """Modules of this package that ``roots`` import, directly or not, and their packages."""
-    found: dict[str, tuple[bool, str]] = {}
-    todo = list(roots)
-    while todo:
-        name = todo.pop()
-        if name in found:
-            continue
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.origin is not None
-        source = Path(spec.origin).read_text()
-        found[name] = (spec.submodule_search_locations is not None, source)
-        todo += _imports(ast.parse(source))
-        todo += [name.rpartition(".")[0]] * ("." in name)
-    return found
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """Modules of this package that a module imports when it runs."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.Import):
-            yield from (n.name for n in node.names if n.name.split(".")[0] == "ucgm")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ucgm":
-            assert node.module is not None
-            yield node.module
-            inside = [f"{node.module}.{n.name}" for n in node.names]
-            package = importlib.util.find_spec(node.module)
-            if package is not None and package.submodule_search_locations is not None:
-                yield from (name for name in inside if importlib.util.find_spec(name) is not None)
-        yield from _imports(node)

@@ -79,7 +79,7 @@ def read_snapshot(path: Path) -> Snapshot:
     try:
         with reading(path), safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            check_fields(facts, {"step": int, "updates": int}, "its header")
+            check_fields(facts, {"step": int, "updates": int})
             std = checked(float, facts["std"], "std")
             return Snapshot(path, std, facts["step"], facts["updates"])
     except ValueError as error:

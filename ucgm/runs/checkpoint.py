@@ -30,7 +30,7 @@ from ucgm.runs.averages import EMA_FOLDER, read_snapshot
 from ucgm.runs.config import Config, read_config
 from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of
 from ucgm.runtime.files import sha256
-from ucgm.runtime.reading import check_fields, listed, read_json, reading
+from ucgm.runtime.reading import listed, read_json, reading
 from ucgm.runtime.sharding import load_shard
 from ucgm.runtime.values import Range, Side, checked
 
@@ -67,8 +67,7 @@ def verify(folder: Path) -> dict[str, Any]:
         ValueError: a file is missing, truncated or changed.
     """
     try:
-        manifest = read_json(folder / MANIFEST)
-        check_fields(manifest, {"step": int, "files": dict}, MANIFEST)
+        manifest = read_json(folder / MANIFEST, {"step": int, "files": {}})
         for name, facts in manifest["files"].items():
             if Path(name).name != name or not isinstance(facts, dict):
                 raise ValueError(f"{name!r:.60} is no file of it")

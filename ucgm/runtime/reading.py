@@ -19,6 +19,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ucgm.runtime.values import checked
+
 _LARGEST_YAML = 1 << 18
 _MOST_VALUES = 20_000
 _DEEPEST = 40
@@ -73,8 +75,8 @@ def listed(folder: Path, pattern: str) -> list[Path]:
         raise _in_words(error, folder) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object in a file, with ``fields`` as :func:`check_fields` takes them.
 
     Raises:
         OSError: it is not there, or may not be read.
@@ -84,21 +86,40 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds a {type(content).__name__} in place of a JSON object.")
+        check_fields(content, fields or {})
     return content
 
 
-def check_fields(values: Mapping[str, Any], fields: Mapping[str, type], where: str) -> None:
-    """Refuse an object whose fields are missing or of other types; numbers count something.
+def check_fields(value: Any, shape: Any, where: str = "") -> None:
+    """Refuse a value of a JSON file that is not of a shape.
+
+    Args:
+        value: from the file.
+        shape: of an object, its fields (there may be others); of a list of any length, that of its
+            items in brackets; int for a count; else an annotation, see
+            :func:`ucgm.runtime.values.checked`.
+        where: its place in the file, for errors.
 
     Raises:
         ValueError: naming the field.
     """
-    for name, kind in fields.items():
-        value = values.get(name)
-        # bool is an int to isinstance, and true is no count.
-        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
-            needed = "a count" if kind is int else f"of type {kind.__name__}"
-            raise ValueError(f"{where} has {name} {value!r:.60}; it must be {needed}.")
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, got {value!r:.60}")
+        for name, inner in shape.items():
+            place = f"{where}.{name}" if where else name
+            if name not in value:
+                raise ValueError(f"{place} is missing")
+            check_fields(value[name], inner, place)
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, got {value!r:.60}")
+        for number, item in enumerate(value):
+            check_fields(item, shape[0], f"{where}[{number}]")
+    elif shape is int and (type(value) is not int or not 0 <= value < 2**63):
+        raise ValueError(f"{where} must be a count, got {value!r:.60}")
+    else:
+        checked(shape, value, where)
 
 
 def read_tensors(path: Path, remedy: str = "") -> dict[str, Any]:

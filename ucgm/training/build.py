@@ -249,7 +249,7 @@ def _resume(state: TrainState) -> None:
             "continue: name it in train.init and choose another run_dir"
         )
     counts: dict[str, type] = {"ema_updates": int, "skipped": int, "skipped_in_a_row": int}
-    check_fields(manifest, counts, f"{folder / MANIFEST}:")
+    check_fields(manifest, counts, f"{folder / MANIFEST}")
     for name, network in state.networks.named().items():
         checkpoint.load_weights(network, folder / f"{name}.safetensors")
     for average in state.networks.averages():

@@ -30,14 +30,15 @@ from ucgm.data.latents.codec import CodecSettings
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.loader import in_order
-from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD
+from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD, SKIPPED
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.files import claim_folder, refuse_inside, write_atomic
 from ucgm.runtime.processes import Progress, World, join_world
 from ucgm.runtime.reading import check_fields, read_json, read_yaml
 
 PROGRESS = ".progress"
-_RECORD = {**RECORD, "moments": list, "skipped": list}
+_MOMENTS = [tuple[int, tuple[float, ...], tuple[float, ...]]]  # count, mean, squares
+_RECORD = {**RECORD, "moments": _MOMENTS, "skipped": SKIPPED}
 
 
 def encode_data(
@@ -191,16 +192,16 @@ def records_of(folder: Path, job: Job) -> dict[int, dict[str, Any]]:
     Those of a finished set are in its manifest, so that a lost shard alone is made again.
     """
     known: dict[int, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        known = dict(enumerate(read_json(folder / MANIFEST_FILE)["shards"]))
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = dict(enumerate(read_json(folder / MANIFEST_FILE, {"shards": [{}]})["shards"]))
     found = {}
     for number in range(job.num_shards):
         name = f"shard_{number:05d}.safetensors"
         with contextlib.suppress(FileNotFoundError, ValueError):
             known[number] = read_json(folder / PROGRESS / f"{number:05d}.json")
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            record = known[number]
-            check_fields(dict(record), _RECORD, name)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            record = known.get(number, {})
+            check_fields(record, _RECORD)
             if (record["file"], record["bytes"]) == (name, (folder / name).stat().st_size):
                 found[number] = record
     return found

@@ -22,11 +22,11 @@ from ucgm.data.dataset import DataConfig, Dataset, other_classes
 from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.codec import Codec
 from ucgm.runtime.files import write_atomic
-from ucgm.runtime.reading import check_fields, read_json
+from ucgm.runtime.reading import read_json
 from ucgm.runtime.values import Range, Side
 
 CARD_FILE = "data.json"
-_CARD = {"name": str, "shape": list, "num_classes": int, "class_names": list}
+_CARD = {"name": str, "shape": [int], "num_classes": int, "class_names": [str]}
 
 
 class DataSpecDataset(Dataset):
@@ -194,14 +194,11 @@ def _read_card(
 ) -> tuple[DataSpecDataset, dict[str, Any]]:
     """The set that the card of a run declares, and the card; one of pixels has no codec."""
     path = Path(run_dir) / CARD_FILE
-    card = read_json(path)
-    check_fields(card, _CARD, str(path))
+    card = read_json(path, _CARD)
     try:
         codec = card["codec"] and Codec.from_dict(card["codec"], str(path))
-        shape, names = tuple(card["shape"]), tuple(card["class_names"])
-        spec = DataSpec(
-            shape, card["num_classes"], card["name"], names, codec is None, codec, vae_path
-        )
+        facts = {key: card[key] for key in _CARD}
+        spec = DataSpec(**facts, pixels=codec is None, codec=codec, vae_path=vae_path)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     declared = spec.open()

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ucgm.evaluation.report.tables import COLUMNS
-from ucgm.runtime.reading import read_json, refuse_bomb
-from ucgm.runtime.values import Count, Range, checked
+from ucgm.runtime.reading import check_fields, read_json, refuse_bomb
+from ucgm.runtime.values import Count, Range
 
 _MOST_VALUES = 1_000_000
 _Number = Annotated[float, Range(-1e12, 1e12)]
 _IDENTITY = {"name": str, "sha256": str}
-# What tables, pictures and comparisons look at: types, or objects with at least these fields, or
-# lists of any length of what is in the brackets.
+# What tables, pictures and comparisons look at.
 _REPORT: dict[str, Any] = {
     "name": str,
     "nfe_convention": str,
@@ -62,7 +61,7 @@ def check_report(result: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the field.
     """
-    _check(result, _REPORT, "")
+    check_fields(result, _REPORT)
     metrics, rows = result["metrics"], result["rows"]
     if not metrics or not rows:
         raise ValueError(f"{'rows' if metrics else 'metrics'} is empty")
@@ -71,28 +70,11 @@ def check_report(result: dict[str, Any]) -> None:
             raise ValueError(f"metrics holds {metric!r:.60}, which is no known metric")
     scores = dict.fromkeys(metrics, _Number)
     for number, row in enumerate(rows):
-        _check(row, {"scores": scores}, f"rows[{number}]")
-    _check(result["protocol"].get("more_extractors", []), [_IDENTITY], "protocol.more_extractors")
-    _check(result.get("strip", []), [str], "strip")
+        check_fields(row, {"scores": scores}, f"rows[{number}]")
+    more = result["protocol"].get("more_extractors", [])
+    check_fields(more, [_IDENTITY], "protocol.more_extractors")
+    check_fields(result.get("strip", []), [str], "strip")
     if result["real"] is not None:
-        _check(result["real"], {"scores": {}}, "real")
+        check_fields(result["real"], {"scores": {}}, "real")
         measured = result["real"]["scores"]
-        _check(measured, dict.fromkeys(measured, _Number), "real.scores")
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Refuse a value that is not of a shape as above."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object, got {value!r:.60}")
-        for name, inner in shape.items():
-            if name not in value:
-                raise ValueError(f"{where}{'.' * bool(where)}{name} is missing")
-            _check(value[name], inner, f"{where}{'.' * bool(where)}{name}")
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r:.60}")
-        for number, item in enumerate(value):
-            _check(item, shape[0], f"{where}[{number}]")
-    else:
-        checked(shape, value, where)
+        check_fields(measured, dict.fromkeys(measured, _Number), "real.scores")
