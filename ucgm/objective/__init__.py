@@ -4,8 +4,8 @@ from ucgm.objective.additions import Alignment as Alignment
 from ucgm.objective.draw import Draw as Draw
 from ucgm.objective.draw import Terms as Terms
 from ucgm.objective.losses import LogVariance as LogVariance
-from ucgm.objective.methods import PRESETS as PRESETS
 from ucgm.objective.objective import Objective as Objective
+from ucgm.objective.presets import PRESETS as PRESETS
 from ucgm.objective.presets import preset as preset
 from ucgm.objective.times import Apart as Apart
 from ucgm.objective.times import ArcTan as ArcTan

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ucgm.objective.draw import Draw, HostTimes
+from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
 from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
@@ -141,12 +141,13 @@ def flow_anchor_term(
     if at_t is None:
         host, t = draw.host, draw.flow_time
         assert host is not None and host.flow_time is not None and t is not None
-        own = HostTimes(*[host.flow_time] * 3, host.dropped, host.guidance)
+        own = host._replace(t=host.flow_time, s=host.flow_time, m=host.flow_time)
         x_t = objective.transport.mix(draw.x, draw.z, t)
-        at_t = passes.call("online", x_t, t, draw.y, t, wrapped=True)
+        at_t = prediction = passes.call("online", x_t, t, draw.y, t, wrapped=True)
         with torch.no_grad():
             here = replace(draw, t=t, s=t, m=t, host=own)
-            field = field_at(objective, passes, here, x_t, at_t.detach(), None)
+            field = field_at(objective, passes, here, x_t, prediction.detach(), None)
+    assert at_t is not None
     rows = mean_flat((at_t - field).square())
     if objective.flow_anchor_cosine:
         rows = rows + cosine_loss(at_t, field, objective.cosine_floor)

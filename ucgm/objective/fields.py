@@ -63,22 +63,22 @@ Rule = Callable[[Tensor, float, Tensor], Affine]
 
 
 def data(w: Tensor, k: float, t: Tensor) -> Affine:
-    """F_data alone."""
+    """F_data alone; w, t (B,)."""
     return 1.0, 0.0, 0.0
 
 
 def extrapolated(w: Tensor, k: float, t: Tensor) -> Affine:
-    """F_data and w times the guidance; w (B,)."""
+    """F_data and w times the guidance; w, t (B,)."""
     return 1.0, w, -w
 
 
 def half(w: Tensor, k: float, t: Tensor) -> Affine:
-    """The mean of data and prediction."""
+    """The mean of data and prediction; w, t (B,)."""
     return 0.5, 0.5, 0.0
 
 
 def mixed(w: Tensor, k: float, t: Tensor) -> Affine:
-    """MeanFlow's rule; w (B,)."""
+    """MeanFlow's rule; w, t (B,)."""
     return w, k, 1.0 - w - k
 
 
@@ -228,26 +228,51 @@ def field_at(
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data
-    scale = one = None
-    if host.guidance is not None:
-        scale = host.guidance.to(t, non_blocking=True)
-        one = torch.ones_like(scale)
-    rows = table[1] != 0
-    if passes.anywhere(rows):
-        known = torch.zeros_like(x_t)
+    scale = scale_at(draw)
+    one = None if scale is None else torch.ones_like(scale)
+    if passes.anywhere(table[1] != 0):
+        rows, known = table[1] != 0, torch.zeros_like(x_t)
         if rule.conditional == "online":
-            # A network of one time, and one of two at s = t, has predicted it already.
-            later = rows & (host.s < host.t) & objective.two_time
-            known = place(known, rows & ~later, None, prediction)
-            rows = later
-            if velocity is not None:
-                known, rows = place(known, later, None, velocity), torch.zeros_like(later)
+            rows, known = known_already(objective, host, rows, prediction, velocity)
         cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale)
         field = field + a_cond * (known + cond)
-    rows = table[2] != 0
-    if passes.anywhere(rows):
+    if passes.anywhere(table[2] != 0):
         heads = "velocity" if objective.velocity_head else "map"
-        null = draw.y if null is None else null
-        uncond = passes.on_rows(rule.unconditional, rows, x_t, t, null, t, one, heads)
-        field = field + a_uncond * uncond
+        inputs = (x_t, t, draw.y if null is None else null, t, one, heads)
+        field = field + a_uncond * passes.on_rows(rule.unconditional, table[2] != 0, *inputs)
     return field
+
+
+def scale_at(draw: Draw) -> Tensor | None:
+    """(B,) guidance scales of the field on the device, 1 outside their intervals; None: no input."""
+    if draw.host is None or draw.host.guidance is None:
+        return None
+    return draw.host.guidance.to(draw.t, non_blocking=True)
+
+
+def own_velocity(
+    objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor
+) -> Tensor:
+    """F (B, ...) of the trained network at s = t, on the rows with m > s; x_t (B, ...)."""
+    assert draw.host is not None
+    heads = "velocity" if objective.velocity_head else "map"
+    inputs = (x_t, draw.t, draw.y, draw.t, scale_at(draw), heads)
+    return passes.on_rows("online", draw.host.m > draw.host.s, *inputs)
+
+
+def known_already(
+    objective: ObjectiveSettings,
+    host: HostTimes,
+    rows: Tensor,
+    prediction: Tensor,
+    velocity: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Of ``rows``, a CPU mask (B,), those that still need a pass, and (B, ...) F on the others.
+
+    A network of one time, and one of two at s = t, has predicted it; ``velocity`` is it elsewhere.
+    """
+    later = rows & (host.s < host.t) & objective.two_time
+    known = place(torch.zeros_like(prediction), rows & ~later, None, prediction)
+    if velocity is None:
+        return later, known
+    return torch.zeros_like(later), place(known, later, None, velocity)

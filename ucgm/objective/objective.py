@@ -25,7 +25,7 @@ from ucgm.objective.additions import (
     transported,
 )
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
-from ucgm.objective.fields import field_at, sources_of
+from ucgm.objective.fields import field_at, own_velocity, sources_of
 from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import anchor, consistency_target
@@ -101,9 +101,8 @@ class Objective(ObjectiveSettings):
         noise = RowRandom(keys.to(x.device, non_blocking=True))
         dtype = x.dtype if x.dtype == torch.float64 else torch.float32
         t = self.time_law.quantile(numbers.uniform(dtype=torch.float64), self.transport)
-        labelled = y is not None and null_label is not None
         dropped = torch.zeros(len(x), dtype=torch.bool)
-        if labelled:
+        if y is not None and null_label is not None:
             dropped = numbers.uniform() < self.label_dropout
         u = numbers.uniform(3, dtype=torch.float64)
         t, s = destination.pair(t, u, self.time_law, self.transport)
@@ -114,7 +113,7 @@ class Objective(ObjectiveSettings):
         elif self.dropped_rows == "inside":
             low, high = self.enhancement_interval
             dropped &= (t > low) & (t < high)
-        if labelled:
+        if y is not None and null_label is not None:
             y = torch.where(dropped.to(x.device, non_blocking=True), null_label, y)
         guidance = self._guidance(numbers, s == t, dropped, dtype)
         flow_time = None
@@ -195,24 +194,12 @@ class Objective(ObjectiveSettings):
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        at_destination = at_t = at_velocity = velocity = None
-        if self.terminal:
-            prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
-        elif self.flow_anchor and self.flow_anchor_law is None:
-            prediction, at_t = passes.gradient_at_two(x_t, draw.t, draw.y, draw.s)
-        elif self.velocity_head:
-            inputs = (x_t, draw.t, draw.y, draw.s)
-            prediction, at_velocity = passes.call("online", *inputs, wrapped=True, heads="both")
-        else:
-            prediction = passes.call("online", x_t, draw.t, draw.y, draw.s, wrapped=True)
+        prediction, at_destination, at_t, at_velocity = self._gradient_pass(passes, draw, x_t)
+        velocity = None
         with torch.no_grad():
             known = prediction.detach()
             if self.own_velocity:
-                rows, scale = draw.host.m > draw.host.s, draw.host.guidance
-                scale = None if scale is None else scale.to(draw.t, non_blocking=True)
-                inputs = (x_t, draw.t, draw.y, draw.t)
-                heads = "velocity" if self.velocity_head else "map"
-                velocity = passes.on_rows("online", rows, *inputs, scale, heads)
+                velocity = own_velocity(self, passes, draw, x_t)
             at_same_time = known if at_velocity is None else at_velocity.detach()
             field = field_at(self, passes, draw, x_t, at_same_time, velocity)
             if at_destination is not None:
@@ -237,3 +224,22 @@ class Objective(ObjectiveSettings):
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, f_target)
+
+    def _gradient_pass(
+        self, passes: Passes, draw: Draw, x_t: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """F (B, ...) with gradient, and what comes with it under some settings, each (B, ...).
+
+        These are the velocity where a jump ends, F at (t, t), and the second head's velocity.
+        """
+        assert draw.s is not None
+        inputs = (x_t, draw.t, draw.y, draw.s)
+        if self.terminal:
+            return *terminal_velocity(self, passes, draw, x_t), None, None
+        if self.flow_anchor and self.flow_anchor_law is None:
+            prediction, at_t = passes.gradient_at_two(*inputs)
+            return prediction, None, at_t, None
+        if self.velocity_head:
+            prediction, velocity = passes.call("online", *inputs, wrapped=True, heads="both")
+            return prediction, None, None, velocity
+        return passes.call("online", *inputs, wrapped=True), None, None, None

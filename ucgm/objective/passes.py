@@ -172,7 +172,7 @@ def forward_mode() -> Iterator[None]:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """x in float32 or wider: residuals and losses are never formed in half precision."""
+    """x (B, ...) in float32 or wider: residuals and losses are never formed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -1,4 +1,4 @@
-"""Presets: the methods of :mod:`ucgm.objective.methods`, to start from and to print.
+"""Presets: the published methods, to start from and to print.
 
 ``ucgm presets`` prints them; docs/objective.md derives them.  A preset holds the objective
 alone; the optimizer, batch and schedules of a paper are in ``configs/``.
@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ucgm.objective.flow_maps import FLOW_MAPS
 from ucgm.objective.losses import LogVariance
-from ucgm.objective.methods import PRESETS
+from ucgm.objective.methods import SINGLE_TIME
 from ucgm.objective.objective import Objective
 from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
+
+PRESETS = SINGLE_TIME | FLOW_MAPS
 
 
 def preset(name: str, **settings: Any) -> Objective:

@@ -40,11 +40,16 @@ from torch import Tensor
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import guided_jump
-from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
+from ucgm.objective.passes import Passes, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
+from ucgm.objective.tangents import (
+    CENTRAL,
+    finite_tangent,
+    first_part,
+    jvp_tangent,
+    speed,
+)
 from ucgm.transport import HALF_PI, Transport, expand
-
-Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 
 def alpha_of_progress(progress: float, window: tuple[float, float] = (0.0, 1.0)) -> float:
@@ -88,91 +93,6 @@ def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) 
     return m
 
 
-def finite_tangent(
-    transport: Transport,
-    prediction: Tensor,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    times: tuple[Tensor, Tensor, Tensor],
-    field: Tensor,
-) -> Tensor:
-    """T = (X - X^-) / (t - m) for an anchor m < t, of ``times`` (t, s, m), each (B,).
-
-    x_t, F there (the ``prediction``), F* (B, ...); ``evaluate(x, time)`` is F^- for the jump to s.
-    """
-    t, s, m = times
-    x_m = transport.jump(x_t, field, t, m)
-    late = transport.jump(x_t, prediction, t, s)
-    early = transport.jump(x_m, evaluate(x_m, m), m, s)
-    return (late - early) / expand(t - m, x_t)
-
-
-def difference_tangent(
-    transport: Transport,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    field: Tensor,
-    step: float,
-) -> Tensor:
-    """T = dX/dt along the field by central differences with ``step`` to each side.
-
-    x_t, F* (B, ...), t, s (B,).  The points stay in [s, 1]: at the borders one side is shorter.
-    """
-    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
-    ends = []
-    for time in (late, early):
-        x = transport.jump(x_t, field, t, time)
-        ends.append(transport.jump(x, evaluate(x, time), time, s))
-    return (ends[0] - ends[1]) / expand(late - early, x_t)
-
-
-def prediction_tangent(
-    transport: Transport,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    prediction: Tensor,
-    t: Tensor,
-    s: Tensor,
-    field: Tensor,
-    step: float,
-) -> Tensor:
-    """T = A' x_t + B' F + A v* + B dF/dt, with dF/dt alone by central differences (TiM).
-
-    x_t, F, F* (B, ...), t, s (B,).  The points t + step and t - step may leave [s, 1] (TiM, arXiv
-    2509.04394, published code).
-    """
-    ends = [evaluate(transport.jump(x_t, field, t, time), time) for time in (t + step, t - step)]
-    rates = torch.func.jvp(lambda t: transport.map(t, s), (t,), (torch.ones_like(t),))[1]
-    b = expand(transport.map(t, s)[1], x_t)
-    first = first_part(transport, x_t, prediction, t, s, field) * expand(transport.rate(t), x_t)
-    return first + expand(rates[0], x_t) * x_t + b * (ends[0] - ends[1]) / (2.0 * step)
-
-
-def jvp_tangent(
-    transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
-) -> Tensor:
-    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
-
-    x_t, F* (B, ...), t, s (B,).
-    """
-
-    def flow_map(x: Tensor, time: Tensor) -> Tensor:
-        return transport.jump(x, evaluate(x, time), time, s)
-
-    direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
-    with forward_mode():
-        return torch.func.jvp(flow_map, (x_t, t), direction)[1]
-
-
-def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
-    """b (B,): B(t, m) / (t - m) at t, m (B,), and its limit where m = t."""
-    same = m == t
-    gap = torch.where(same, torch.ones_like(t), t - m)
-    return torch.where(same, transport.rate(t), transport.map(t, m)[1] / gap)
-
-
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
     """x (B, ...) clamped to [-clamp, clamp], or x / (rms(x) + normalize) per sample."""
     if normalize is not None:
@@ -201,26 +121,41 @@ def step_factors(
     return one, one
 
 
-def change_of(
-    objective: ObjectiveSettings, residual: Tensor, t: Tensor, s: Tensor, m: Tensor
+def stepped(
+    objective: ObjectiveSettings,
+    prediction: Tensor,
+    residual: Tensor,
+    t: Tensor,
+    s: Tensor,
+    m: Tensor,
 ) -> Tensor:
-    """c phi(k G) (B, ...) of a residual G (B, ...) at t, s, m (B,)."""
+    """F - c phi(k G) (B, ...), clamped where m < t; F, G (B, ...), t, s, m (B,)."""
     k, c = step_factors(objective.transport, objective.step_rule, t, s, m)
     change = phi(expand(k, residual) * residual, objective.clamp, objective.normalize)
-    return expand(c, residual) * change
+    target, limit = prediction - expand(c, residual) * change, objective.target_clamp
+    return (
+        target
+        if limit is None
+        else torch.where(expand(m < t, target), target.clamp(-limit, limit), target)
+    )
 
 
-def first_part(
-    transport: Transport, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, field: Tensor
+def without_anchor(
+    objective: ObjectiveSettings, prediction: Tensor, field: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    """(B' F + A v*) / b (B, ...), the part of G that compares F with F*, B' = dB(t, s)/dt.
+    """F_tgt (B, ...) where m = s and G = F - F*: the field, or F - c phi(k G), if s < t.
 
-    The rest, (A' x_t + B dF/dt) / b, is what a tangent warm-up ramps up (sCM, arXiv 2410.11081,
-    section 4.1).  x_t, F, F* (B, ...), t, s (B,); on the linear path it is F - F*.
+    F, F* (B, ...), t, s (B,).  Rows of a grid's smallest jump learn the field as it is.
     """
-    rate = torch.func.jvp(lambda t: transport.map(t, s)[1], (t,), (torch.ones_like(t),))[1]
-    moved = expand(transport.map(t, s)[0], x_t) * transport.velocity(x_t, field, t)
-    return (expand(rate, x_t) * prediction + moved) / expand(transport.rate(t), x_t)
+    if (objective.clamp, objective.normalize, objective.target_clamp) == (None, None, None):
+        return field
+    smallest = 0.0 if objective.destination is None else objective.destination.smallest
+    target = field
+    if objective.clamp is not None or objective.normalize is not None:
+        target = stepped(objective, prediction, prediction - field, t, s, s)
+    elif objective.target_clamp is not None:
+        target = field.clamp(-objective.target_clamp, objective.target_clamp)
+    return torch.where(expand(t - s > 1.001 * smallest, field), target, field)
 
 
 def composed(
@@ -270,58 +205,44 @@ def consistency_target(
         direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
         progress: share of the run that is done, for the tangent warm-up.
     """
-    host, transport = draw.host, objective.transport
-    assert host is not None and draw.s is not None and draw.m is not None
-    smallest = 0.0 if objective.destination is None else objective.destination.smallest
-    rows, jumping = host.m > host.s, expand(draw.t - draw.s > 1.001 * smallest, x_t)
-    limit = objective.target_clamp or torch.inf
-    simple = field
-    if objective.clamp is not None or objective.normalize is not None:
-        # Rows without room for an anchor, G = F - F*: phi is about them as well.
-        stepped = change_of(objective, prediction - field, draw.t, draw.s, draw.s)
-        simple = torch.where(jumping, prediction - stepped, field)
-    simple = torch.where(jumping, simple.clamp(-limit, limit), simple)
+    host, transport, at_m, at_s = draw.host, objective.transport, draw.m, draw.s
+    assert host is not None and at_s is not None and at_m is not None
+    simple = without_anchor(objective, prediction, field, draw.t, at_s)
+    rows = host.m > host.s
     if not passes.anywhere(rows):
         return simple
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
     index = passes.index(stand_in(rows))
-    x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
-    prediction, direction = take(prediction, index), take(direction, index)
-    selected_field = take(field, index)
+    x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, at_s, at_m, draw.y))
+    prediction, direction, at_rows = (take(v, index) for v in (prediction, direction, field))
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
         if objective.state_clamp is not None:
             state = state.clamp(-objective.state_clamp, objective.state_clamp)
         if objective.field == "jump":
-            everywhere = place(x_t, stand_in(rows), index, state)
-            jump = guided_jump(objective, passes, draw, everywhere, draw.m, draw.s)
-            return take(jump, index)
+            state = place(x_t, stand_in(rows), index, state)
+            return take(guided_jump(objective, passes, draw, state, at_m, at_s), index)
         return passes.call(objective.residual_network, state, now, y, later, index)
 
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
         return composed(transport, step, state, time, s, objective.compose_steps)
 
     # The gradient pass of an autocast is too coarse for the difference over a small step.
-    repeated = objective.tangent == "forward" and objective.consistency_ratio == 1.0
-    repeated &= torch.is_autocast_enabled(x_t.device.type)
+    coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
     # A difference of two outputs over a small gap needs float32; a derivative does not.
     derived = continuous and objective.tangent == "jvp"
     with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
         if derived:
             tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
-        elif continuous and objective.tangent == "central_prediction":
-            width = objective.tangent_step
-            tangent = prediction_tangent(transport, evaluate, x, prediction, t, s, direction, width)
         elif continuous:
-            width = objective.tangent_step
-            tangent = difference_tangent(transport, evaluate, x, t, s, direction, width)
+            width, way = objective.tangent_step, CENTRAL[objective.tangent]
+            tangent = way(transport, evaluate, x, t, s, direction, width, prediction)
         else:
-            late = passes.call("online", x, t, y, s, index) if repeated else prediction
+            late = passes.call("online", x, t, y, s, index) if coarse else prediction
             tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
-        residual = tangent / expand(speed(transport, t, m), x) + (direction - selected_field)
+        residual = tangent / expand(speed(transport, t, m), x) + (direction - at_rows)
         if progress < objective.tangent_warmup:
-            plain = first_part(transport, x, prediction, t, s, selected_field)
-            residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
-        target = prediction - change_of(objective, residual, t, s, m)
-        target = torch.where(expand(m < t, x), target.clamp(-limit, limit), target)
+            plain = first_part(transport, x, prediction, t, s, at_rows)
+            residual = torch.lerp(plain, residual, progress / objective.tangent_warmup)
+        target = stepped(objective, prediction, residual, t, s, m)
     return place(simple, rows, index, target)
