@@ -119,8 +119,8 @@ def _fail(program: str, message: str) -> NoReturn:
 def _train(words: list[str]) -> None:
     """``ucgm train [--config FILE ...] --run-dir RUN [--section.key value ...]``."""
     from ucgm.runs.config import to_yaml
+    from ucgm.runs.fitted import describe_fitted
     from ucgm.runs.layers import layers_of, training_config
-    from ucgm.runs.recipes import describe_fitted
 
     run_dir, words = take_option(words, "run_dir")
     if "--print-config" in words:  # what is fitted to the data is not there without them

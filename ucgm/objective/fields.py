@@ -244,15 +244,13 @@ def field_at(
 
 
 def scale_at(draw: Draw) -> Tensor | None:
-    """(B,) guidance scales of the field on the device, 1 outside their intervals; None: no input."""
+    """(B,) guidance scales of the field, 1 outside their intervals; None: they are no input."""
     if draw.host is None or draw.host.guidance is None:
         return None
     return draw.host.guidance.to(draw.t, non_blocking=True)
 
 
-def own_velocity(
-    objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor
-) -> Tensor:
+def own_velocity(objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor) -> Tensor:
     """F (B, ...) of the trained network at s = t, on the rows with m > s; x_t (B, ...)."""
     assert draw.host is not None
     heads = "velocity" if objective.velocity_head else "map"

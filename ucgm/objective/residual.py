@@ -43,10 +43,9 @@ from ucgm.objective.fields import guided_jump
 from ucgm.objective.passes import Passes, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
 from ucgm.objective.tangents import (
-    CENTRAL,
+    LIMITS,
     finite_tangent,
     first_part,
-    jvp_tangent,
     speed,
 )
 from ucgm.transport import HALF_PI, Transport, expand
@@ -205,14 +204,14 @@ def consistency_target(
         direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
         progress: share of the run that is done, for the tangent warm-up.
     """
-    host, transport, at_m, at_s = draw.host, objective.transport, draw.m, draw.s
+    host, at_m, at_s = draw.host, draw.m, draw.s
     assert host is not None and at_s is not None and at_m is not None
     simple = without_anchor(objective, prediction, field, draw.t, at_s)
     rows = host.m > host.s
     if not passes.anywhere(rows):
         return simple
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
-    index = passes.index(stand_in(rows))
+    index, path = passes.index(stand_in(rows)), objective.transport
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, at_s, at_m, draw.y))
     prediction, direction, at_rows = (take(v, index) for v in (prediction, direction, field))
 
@@ -225,24 +224,21 @@ def consistency_target(
         return passes.call(objective.residual_network, state, now, y, later, index)
 
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
-        return composed(transport, step, state, time, s, objective.compose_steps)
+        return composed(path, step, state, time, s, objective.compose_steps)
 
-    # The gradient pass of an autocast is too coarse for the difference over a small step.
-    coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
     # A difference of two outputs over a small gap needs float32; a derivative does not.
+    coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
     derived = continuous and objective.tangent == "jvp"
     with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
-        if derived:
-            tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
-        elif continuous:
-            width, way = objective.tangent_step, CENTRAL[objective.tangent]
-            tangent = way(transport, evaluate, x, t, s, direction, width, prediction)
+        if continuous:
+            inputs = (x, t, s, direction, objective.tangent_step, prediction)
+            tangent = LIMITS[objective.tangent](path, evaluate, *inputs)
         else:
             late = passes.call("online", x, t, y, s, index) if coarse else prediction
-            tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
-        residual = tangent / expand(speed(transport, t, m), x) + (direction - at_rows)
+            tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
+        residual = tangent / expand(speed(path, t, m), x) + (direction - at_rows)
         if progress < objective.tangent_warmup:
-            plain = first_part(transport, x, prediction, t, s, at_rows)
+            plain = first_part(path, x, prediction, t, s, at_rows)
             residual = torch.lerp(plain, residual, progress / objective.tangent_warmup)
         target = stepped(objective, prediction, residual, t, s, m)
     return place(simple, rows, index, target)

@@ -83,11 +83,18 @@ def prediction_tangent(
 
 
 def jvp_tangent(
-    transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
+    transport: Transport,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    field: Tensor,
+    step: float = 0.0,
+    prediction: Tensor | None = None,
 ) -> Tensor:
     """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
 
-    x_t, F* (B, ...), t, s (B,).
+    x_t, F* (B, ...), t, s (B,); neither a step nor F is needed.
     """
 
     def flow_map(x: Tensor, time: Tensor) -> Tensor:
@@ -118,4 +125,9 @@ def first_part(
     return (expand(rate, x_t) * prediction + moved) / expand(transport.rate(t), x_t)
 
 
-CENTRAL = {"central": difference_tangent, "central_prediction": prediction_tangent}
+LIMITS: dict[str, Callable[..., Tensor]] = {
+    "central": difference_tangent,
+    "central_prediction": prediction_tangent,
+    "jvp": jvp_tangent,
+}
+"""The limit m -> t, by the setting ``tangent``."""
