@@ -334,7 +334,7 @@ def test_mixture_flow_has_no_residual():
     sys.path.insert(0, "scripts")
     import oracle_1d
 
-    from ucgm.objective.residual import difference_tangent
+    from ucgm.objective.tangents import difference_tangent
 
     for path in (Linear(), Trig()):
         t = torch.linspace(0.15, 0.85, 41, dtype=F64)
