@@ -11,9 +11,7 @@ two step counts is a fifth of that of independent samples.  Repeats are disjoint
 mean, standard deviation and minimum are reported, never one of them under the name of another.
 """
 
-import hashlib
 import itertools
-import json
 import platform
 import resource
 import shutil
@@ -31,7 +29,7 @@ from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
-from ucgm.generation.command import open_run, protocol_of, samples_of_run
+from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
@@ -172,11 +170,6 @@ def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
     )
     scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
     return {"name": data.name, "num_samples": len(data), "scores": scores}
-
-
-def fingerprint(protocol: dict[str, Any]) -> str:
-    """sha256 of a protocol."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
