@@ -33,6 +33,7 @@ _RCGM = Objective(
     compose_steps=2,
     residual_network="target",
     clamp=1.0,
+    clamp_near=True,
     field="guided",
     enhancement_ratio=0.5,
 )

@@ -146,11 +146,11 @@ def without_anchor(
 
     F, F* (B, ...), t, s (B,).  Rows of a grid's smallest jump learn the field as it is.
     """
-    if (objective.clamp, objective.normalize, objective.target_clamp) == (None, None, None):
+    if not objective.clamp_near and objective.target_clamp is None:
         return field
     smallest = 0.0 if objective.destination is None else objective.destination.smallest
     target = field
-    if objective.clamp is not None or objective.normalize is not None:
+    if objective.clamp_near:
         target = stepped(objective, prediction, prediction - field, t, s, s)
     elif objective.target_clamp is not None:
         target = field.clamp(-objective.target_clamp, objective.target_clamp)

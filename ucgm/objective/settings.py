@@ -74,6 +74,8 @@ class ObjectiveSettings:
     """the factors k and c of F_tgt = F - c phi(k G)."""
     clamp: Positive | None = None
     """phi clamps elementwise to [-clamp, clamp]; null: identity."""
+    clamp_near: bool = False
+    """phi is also about rows with s < t that have no room for an anchor, m = s (RCGM)."""
     target_clamp: Positive | None = None
     """clamp F_tgt elementwise to [-target_clamp, target_clamp] where m < t; null: not at all."""
     state_clamp: Positive | None = None
@@ -119,7 +121,7 @@ class ObjectiveSettings:
     """weight of the loss over the times."""
     log_variance: bool = False
     """divide the loss by a learned variance of t, or of t and s with ``two_time``."""
-    log_loss: NotNegative | None = None
+    log_loss: Positive | None = None
     """eps of log(rho e^-u + eps) + u in place of rho e^-u + u, u the log-variance (decoupled
     MeanFlow)."""
     flow_anchor: NotNegative = 0.0
