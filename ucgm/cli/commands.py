@@ -34,20 +34,15 @@ _FUNCTIONS = {
     "models": ("ucgm.nn.cost", "print_models"),
     "ema": ("ucgm.runs.averages", "make_averages"),
     "plot": ("ucgm.training.plot", "plot_runs"),
-    "presets": ("ucgm.objective.presets", "print_presets"),
+    "presets": ("ucgm.runs.presets", "print_presets"),
     "demo": ("ucgm.cli.demo", "demo"),
 }
 COMMANDS = ("train", *_FUNCTIONS)
 
 
+@printable_output()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits with 2 and one line on bad input."""
-    with printable_output():
-        _main(argv)
-
-
-def _main(argv: Sequence[str] | None) -> None:
-    """The command, among the checks of its words and of its errors."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())

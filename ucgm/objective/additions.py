@@ -196,7 +196,7 @@ def terminal_velocity(
     index = passes.index(jumping)
     x, t, s, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.y))
     # At s = 0 a jump ends at the data (Transport.map) and not on the path: no derivative there.
-    s = s.clamp(min=1e-6)
+    s = s.clamp(min=1e-12)
 
     def jump(later: Tensor) -> Tensor:
         return transport.jump(x, passes.call("online", x, t, y, later, index), t, later)

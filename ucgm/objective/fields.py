@@ -99,12 +99,14 @@ class FieldRule:
     inside: Rule
     outside: Rule = data
     dropped: Rule = data
+    closed: bool = False
+    """the ends of the interval are inside, by published code."""
 
 
 FIELD_RULES: dict[str, FieldRule] = {
     "enhanced": FieldRule("online", "target", extrapolated, half, lambda w, k, t: (0.5, 0.0, 0.5)),
     "guided": FieldRule("target", "target", extrapolated),
-    "guided_online": FieldRule("online", "online", extrapolated),
+    "guided_online": FieldRule("online", "online", extrapolated, closed=True),
     "teacher": FieldRule("teacher", "teacher", lambda w, k, t: (1.0 - w, w, 0.0), half),
     "teacher_cfg": FieldRule("teacher", "teacher", extrapolated, half),
     "distillation": FieldRule(
@@ -113,15 +115,22 @@ FIELD_RULES: dict[str, FieldRule] = {
         lambda w, k, t: (0.0, w, 1.0 - w),
         lambda w, k, t: (0.0, 1.0, 0.0),
         lambda w, k, t: (0.0, 1.0, 0.0),
+        closed=True,
     ),
     "cfg": FieldRule(
-        "online", "online", lambda w, k, t: (w, 0.0, 1.0 - w), lambda w, k, t: (w, 1.0 - w, 0.0)
+        "online",
+        "online",
+        lambda w, k, t: (w, 0.0, 1.0 - w),
+        lambda w, k, t: (w, 1.0 - w, 0.0),
+        closed=True,
     ),
     "cfg_target": FieldRule("target", "target", lambda w, k, t: (w, 0.0, 1.0 - w)),
-    "mixed": FieldRule("online", "online", mixed),
+    "mixed": FieldRule("online", "online", mixed, closed=True),
     "mixed_dropped": FieldRule("online", "online", mixed, data, mixed),
-    "faded": FieldRule("online", "online", faded),
-    "scaled": FieldRule("online", "online", lambda w, k, t: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w))),
+    "faded": FieldRule("online", "online", faded, closed=True),
+    "scaled": FieldRule(
+        "online", "online", lambda w, k, t: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w)), closed=True
+    ),
 }
 # Under these rules a ratio of 0 switches enhancement off altogether.
 OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
@@ -154,7 +163,8 @@ def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
         for region in (rule.inside, rule.outside, rule.dropped)
     )
     low, high = objective.enhancement_interval
-    return torch.where(host.dropped, dropped, torch.where((t > low) & (t < high), inside, outside))
+    within = (t >= low) & (t <= high) if rule.closed else (t > low) & (t < high)
+    return torch.where(host.dropped, dropped, torch.where(within, inside, outside))
 
 
 def guided_jump(

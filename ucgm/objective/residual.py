@@ -33,6 +33,7 @@ derivative keep the autocast of the step.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -57,7 +58,7 @@ def alpha_of_progress(progress: float, window: tuple[float, float] = (0.0, 1.0))
     if not start <= progress <= end:
         return 1.0 if progress < start else 0.0
     share = (progress - start) / max(end - start, 1e-9)
-    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (share - 0.5)))))
+    a = 1.0 / (1.0 + math.exp(25.0 * (share - 0.5)))
     return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
 
 

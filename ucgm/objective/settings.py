@@ -96,7 +96,7 @@ class ObjectiveSettings:
     over_scale: bool = False
     """divide losses by the square of the row's guidance scale, 1 on dropped rows (TVM)."""
     enhancement_interval: Interval = (0.0, 1.0)
-    """open interval of t in which the field is enhanced."""
+    """interval of t in which the field is enhanced; whether its ends count, the rule says."""
     label_dropout: Share = 0.1
     """probability with which a label is replaced by the null label."""
     dropped_rows: Literal["all", "field", "inside"] = "all"

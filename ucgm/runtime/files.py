@@ -232,16 +232,14 @@ def refuse_inside(out: str | Path, source: str | Path, option: str) -> None:
         )
 
 
-def asset_path(name: str) -> Path:
+def asset_path(name: str, folder: str = "assets") -> Path:
     """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
-    places = (
-        Path(str(files("ucgm"))) / "assets" / name,
-        Path(__file__).resolve().parents[2] / "assets" / name,
-    )
+    package = Path(str(files("ucgm")))
+    places = package / folder / name, package.resolve().parent / folder / name
     for place in places:
         if place.is_file():
             return place
     raise ValueError(
         f"{name} is missing: looked for {places[0]} and {places[1]}. Reinstall ucgm, or in a "
-        "checkout run `git checkout -- assets`."
+        f"checkout run `git checkout -- {folder}`."
     )
