@@ -214,6 +214,11 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
         )
     settings = getattr(network, "config", {})
+    if getattr(settings, "velocity_blocks", 0) and not objective.velocity_head:
+        raise ValueError(
+            f"the preset {objective.preset} would never train the network's velocity head: set "
+            "velocity_blocks: 0 in the model section, or objective.velocity_head: 1"
+        )
     for name, value in objective.network_inputs.items():
         if not getattr(settings, name, None):
             raise ValueError(
