@@ -1,4 +1,4 @@
-"""Presets: the methods of :mod:`ucgm.objective.methods`, to start from, and what they cost.
+"""Presets: the published methods, to start from, and what they cost.
 
 docs/objective.md derives them.  A preset here is the objective alone; its optimizer, batch,
 averages and sampler are in :mod:`ucgm.runs.recipes`, and ``ucgm presets`` prints all of it.
@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ucgm.objective.flow_maps import FLOW_MAPS
 from ucgm.objective.losses import LogVariance
-from ucgm.objective.methods import PRESETS
+from ucgm.objective.methods import SINGLE_TIME
 from ucgm.objective.objective import Objective
 from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
+
+PRESETS = SINGLE_TIME | FLOW_MAPS
 
 
 def preset(name: str, **settings: Any) -> Objective:
@@ -52,11 +55,12 @@ def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
 
     rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
-    def network(*inputs: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def network(*inputs: Tensor, guidance: Tensor | None = None, heads: str = "map") -> Any:
         for kind in kinds_of_pass(*inputs):
             rows_of[kind] += len(inputs[0])
-        return torch.zeros_like(inputs[0])
+        f = torch.zeros_like(inputs[0])
+        return (f, f) if heads == "both" else f
 
-    variance = LogVariance() if objective.log_variance else None
+    variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
     objective.terms(network, draw, target=network, teacher=network, log_variance=variance)
     return {kind: count / rows for kind, count in rows_of.items()}

@@ -90,5 +90,5 @@ def _row(key: str, value: Any, source: str) -> list[str]:
     shown = shown.lower() if value is None or isinstance(value, bool) else shown
     start = f"  {key:<22}{shown:<16}"
     if not source:
-        return [start.rstrip()]
+        return textwrap.wrap(start.rstrip(), _WIDTH, subsequent_indent=" " * 24)
     return textwrap.wrap(start + source, _WIDTH, subsequent_indent=" " * 40, break_on_hyphens=False)
