@@ -177,7 +177,13 @@ RECIPES: dict[str, Recipe] = {
         1024,
         optimizer__warmup_steps=12_510,
     )
-    | _jumps("Lyy-iiis/imeanflow README: 1 and 2"),
+    | _jumps("Lyy-iiis/imeanflow README: 1 and 2")
+    | _from(
+        "Lyy-iiis/imeanflow imf.py: evaluation during training",
+        guidance__kind="input",
+        guidance__scale=7.5,
+        guidance__interval=(0.4, 0.65),
+    ),
     "alpha_flow": _adam(
         "snap-research/alphaflow infra/experiments/experiments-alphaflow.yaml", 1e-4, 0.95, 256
     )
@@ -186,7 +192,12 @@ RECIPES: dict[str, Recipe] = {
     "terminal_velocity": _adam(
         "lumalabs/tvm configs/im256_w1p75.yaml", 1e-4, 0.95, 2048, ema__target_decay=0.99
     )
-    | _from("lumalabs/tvm configs/im256_w2.yaml: do_scale_param", model__guidance_output=True)
+    | _from(
+        "lumalabs/tvm configs/im256_w2.yaml: do_scale_param, cfg",
+        model__guidance_output=True,
+        guidance__kind="input",
+        guidance__scale=2.0,
+    )
     | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4")
     | _from("lumalabs/tvm configs/im256_w2.yaml", guidance__scale=2.0, guidance__kind="input"),
     "lsd": _adam(
