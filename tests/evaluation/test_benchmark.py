@@ -17,6 +17,7 @@ from ucgm.evaluation.metrics import save_reference
 from ucgm.evaluation.references import reference_of
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
+from ucgm.runtime.files import write_atomic
 from ucgm.sampler import Guidance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for 32 features")
@@ -171,18 +172,21 @@ def test_a_full_disk_loses_nothing_finished(tmp_path, monkeypatch):
         real(rows, path, metadata)
 
     monkeypatch.setattr(chunks, "save_file", fill_up)
-    with pytest.raises(ValueError, match="No space left .* Finished parts are kept"):
+    with pytest.raises(ValueError, match="No space left .* What was finished is kept"):
         run_benchmark(tmp_path, chunk_size=25)
     folder = tmp_path / "out" / "chunks" / "steps_002_repeat_0"
     assert sorted(p.name[:11] for p in folder.iterdir()) == ["chunk_00000", "chunk_00001"]
     monkeypatch.setattr(chunks, "save_file", real)
 
-    def no_strip(columns, path):
+    def no_room(path):
         raise OSError(28, "No space left on device")
+
+    def no_strip(columns, path):
+        write_atomic(path, no_room)
 
     with monkeypatch.context() as patch:
         patch.setattr("ucgm.evaluation.report.save_strip", no_strip)
-        with pytest.raises(ValueError, match="report in .* No space left .* measured is kept"):
+        with pytest.raises(ValueError, match="strip.png could not .* No space left .* is kept"):
             run_benchmark(tmp_path, chunk_size=25)
     kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(kept) == 5

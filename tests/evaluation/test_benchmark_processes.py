@@ -64,6 +64,8 @@ def check(found, expected):
 def test_several_processes_equal_one(tmp_path, alone, size, batch):
     group.finish(start(tmp_path / "out", size, batch=batch))
     check(rows(tmp_path / "out"), alone)
+    for one, other in zip(rows(tmp_path / "out"), alone, strict=True):
+        assert one["scores"] == other["scores"]
 
 
 @pytest.mark.parametrize("batch, chunk", [(7, 1024), (32, 100), (1, 999)])

@@ -34,8 +34,8 @@ def train_file(tmp_path_factory):
 
 def write_samples(samples, sink, count, batch=100):
     for indices in torch.arange(count).split(batch):
-        sink.write(indices, samples.images(indices), samples.labels_at(indices))
-    return str(sink.close())
+        sink.write(indices, samples.images(indices))
+    return str(sink.close(samples.labels_at(torch.arange(count))))
 
 
 def test_reference_file_equals_the_data(train_file):

@@ -258,7 +258,7 @@ def test_sample_run_on_several_processes(run_dir, tmp_path, format):
         out.mkdir()
         (out / "protocol.json").write_bytes(expected["protocol.json"])
         black = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-        sink_of(format, out).write(torch.arange(5, 9), black, torch.ones(4))
+        sink_of(format, out).write(torch.arange(5, 9), black)
         group.finish(group.start(size, draw, str(run_dir), str(out), format, batch))
         assert files_of(out) == expected
 

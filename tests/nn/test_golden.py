@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from ucgm.nn import from_state_dict
+from tests.nn.conftest import GOLDEN
+from ucgm.nn import from_state_dict, import_weights
 
 NAMES = ["dit", "sit", "lightningdit", "lightningdit_qknorm_woshift", "tit", "ddt", "edm2"]
 REVERSED = {"sit", "lightningdit", "lightningdit_qknorm_woshift", "ddt"}
@@ -34,6 +36,20 @@ def test_native_forward_depends_on_every_input(case):
         for other in ((x + 0.1, t, y), (x, t + 0.1, y), (x, t, (y + 1) % 5)):
             change = (net.native(*other) - io["out"]).abs().amax((1, 2, 3))
             assert change.min() > 1e-3
+
+
+def test_decoupled_meanflow():
+    """DMFT (arXiv 2510.24474): blocks from dmf_depth 3 on and the head see s."""
+    state, io = (load_file(GOLDEN / f"dmf.{part}.safetensors") for part in ("state", "io"))
+    depth = dict(num_heads=4, second_time=True, decoupled_depth=3)
+    logvar = {"logvar_linear.weight": torch.zeros(1, 256)}
+    loaded = import_weights("repa", {"ema": state | logvar}, **depth)
+    assert loaded.dropped == ("logvar_linear.weight",)
+    with torch.no_grad():
+        out = loaded.network(io["x"], io["t"], io["y"], io["r"])
+        torch.testing.assert_close(out, io["out"], rtol=1e-5, atol=1e-5)
+        other = from_state_dict("repa", state, **(depth | dict(decoupled_depth=2)))
+        assert (other(io["x"], io["t"], io["y"], io["r"]) - io["out"]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("case", [n for n in NAMES if n != "dit"], indirect=True)

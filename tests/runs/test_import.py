@@ -208,11 +208,15 @@ torch.save(pipe([0, 1], 2, latents=x, output_type="latent").images, {str(tmp_pat
     torch.testing.assert_close(torch.load(tmp_path / "x.pt"), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_tuning_with_a_second_time(place, tmp_path):
-    """A flow map starts from weights of one time: the new input is zero, so nothing changes."""
+@pytest.mark.parametrize("late", [None, 1])
+def test_tuning_with_a_second_time(place, tmp_path, capsys, late):
+    """A flow map starts from weights of one time: the new input is zero, so nothing changes.
+
+    With decoupled_depth there is no new weight, and nothing changes at s = t.
+    """
     run_dir = imported("lightningdit", place, tmp_path / "run")
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
-    config["model"]["init_args"]["second_time"] = True
+    config["model"]["init_args"] |= {"second_time": True, "decoupled_depth": late}
     config["data"] = {"class_path": "Latents", "init_args": {"path": str(place / "channel")}}
     config["objective"] = {"preset": "meanflow"}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
@@ -221,7 +225,12 @@ def test_tuning_with_a_second_time(place, tmp_path):
     cli.main([*words, "--run-dir", str(tmp_path / "two")])
     network = load_run(tmp_path / "two").network
     assert network.config.second_time
-    assert network.h_embedder.mlp[2].weight.abs().max() > 0
+    assert late or network.h_embedder.mlp[2].weight.abs().max() > 0
+    assert (network.config.decoupled_depth, network.h_embedder is None) == (late, late == 1)
+    if late:
+        words = [*words[:4], str(tmp_path / "two"), "--model.init_args.decoupled_depth", "null"]
+        error = refused(capsys, *words, "--run-dir", str(tmp_path / "three"))
+        assert "has decoupled_depth = 1, this decoupled_depth = None" in error
     cli.main(["sample", str(tmp_path / "two"), "--num-images", "2", "--steps", "2"])
 
 

@@ -6,9 +6,67 @@ from tests.data.toys import image_tree
 from ucgm.cli import main
 from ucgm.data import Digits
 from ucgm.objective.presets import PRESETS
-from ucgm.runs.config import read_config
+from ucgm.runs.config import flat, from_dict, read_config, to_dict, write_config
 from ucgm.runs.layers import config_of, layers_of, training_config
+from ucgm.runs.recipes import BUDGET, RECIPES, model_inputs, recipe_of
 from ucgm.sampler import Grid, Sampler
+
+# optimizer, rate, second beta, batch, average, target average, clipping; None: as without one.
+PUBLISHED = {
+    "ddpm": ("adamw", 1e-4, 0.999, 256, 0.9999, None, None),
+    "ucgm_multi": ("adamw", 2e-4, 0.95, 1024, 0.9999, 0.999, None),
+    "ucgm_few": ("radam", 1e-4, 0.999, 1024, 0.9999, None, 0.1),
+    "ect": ("radam", 1e-4, 0.999, 128, 0.9999, None, None),
+    "meanflow": ("adamw", 1e-4, 0.95, 256, 0.9999, None, None),
+    "terminal_velocity": ("adamw", 1e-4, 0.95, 2048, 0.9999, 0.99, None),
+    "shortcut": ("adamw", 1e-4, 0.999, 256, 0.9999, 0.999, None),
+    "rcgm": ("adamw", 2e-4, 0.999, 128, 0.9999, 0.99, None),
+    "twinflow": ("adamw", 1e-5, 0.99, 256, 0.9999, 0.99, 1.0),
+    "soflow": ("adamw", 1e-4, 0.99, 256, 0.9999, None, None),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_trainings(name):
+    values = {key: value for key, (value, _) in recipe_of(name).items()}
+    optimizer, rate, beta, batch, decay, target, clip = PUBLISHED[name]
+    assert (values["optimizer.name"], values["optimizer.lr"]) == (optimizer, rate)
+    assert values["optimizer.betas"] == (0.9, beta) and values["train.global_batch"] == batch
+    assert values["ema.decay"] == decay and values.get("ema.target_decay") == target
+    assert values.get("train.grad_clip") == clip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_what_a_training_gets(name):
+    assert all(source for _, source in recipe_of(name).values())
+    if name not in PRESETS:  # its objective is still to come
+        return
+    # A length at which the published warm-up fits.
+    words = ["--objective.preset", name, "--model.size", "N/2", "--train.steps", "1000000"]
+    found = flat(config_of(words))
+    for key, (value, _) in recipe_of(name).items():
+        if key.startswith("sampler.grid"):
+            key = f"sampler.grid.{key.rpartition('.')[2]}"
+        assert found[key] == (list(value) if isinstance(value, tuple) else value), key
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_small_folder_on_a_cpu_gets_rates_and_lengths_of_its_own(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("ucgm.runs.layers.best_device", lambda: "cpu")
+    image_tree(tmp_path / "images", classes=2, per_class=4)
+    data = {"class_path": "Images", "path": str(tmp_path / "images"), "size": 16}
+    layers = [{"objective": {"preset": name}, "data": data, "train": {"steps": 100}}]
+    config, fitted = training_config(layers, tmp_path / "run")
+    recipe, found = recipe_of(name), flat(config)
+    assert fitted is not None and found["optimizer.lr"] == 1e-3 and found["ema.decay"] == 0.999
+    assert found["train.global_batch"] == 64
+    assert 0 < found["optimizer.warmup_steps"] <= config.train.steps // 20
+    for key in recipe.keys() & {"optimizer.name", "ema.target_decay", "train.grad_clip"}:
+        assert found[key] == recipe[key][0] and key not in BUDGET
+    assert config.sampler.nfe < 100
+    assert from_dict(type(config), to_dict(config)) == config
+    for key, value in model_inputs(name).items():
+        assert getattr(config.model, key) == value
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -34,6 +92,33 @@ def test_files_below_the_preset_give_way_and_flags_win(tmp_path):
     assert config.sampler == Sampler(steps=4, stochasticity=1.0, grid=grid)
     assert (config.optimizer.name, config.optimizer.lr) == ("radam", 0.5)
     assert config.train.grad_clip == 7
+    # The rate belongs to a budget, so the recipe's is there where no file says one.
+    alone = config_of(["--objective.preset", "ucgm_few", "--train.steps", "2000"])
+    assert (alone.optimizer.lr, alone.train.global_batch) == (1e-4, 1024)
+
+
+def test_a_warm_up_is_at_most_a_twentieth_of_the_run_unless_it_was_given():
+    words = ["--objective.preset", "imf", "--model.size", "N/2", "--train.steps", "2000"]
+    assert config_of(words).optimizer.warmup_steps == 100
+    given = config_of([*words, "--optimizer.warmup_steps", "1500"])
+    assert given.optimizer.warmup_steps == 1500
+
+
+def test_an_older_run_keeps_what_its_preset_brought(tmp_path):
+    words = ["--objective.preset", "rcgm", "--model.size", "N/2", "--data", "Digits"]
+    older = ["--optimizer.lr", "2e-4", "--optimizer.betas", "[0.9,0.95]", "--ema.target_decay",
+             "null", "--objective.clamp", "null", "--sampler.steps", "3"]  # fmt: skip
+    before = config_of([*words, *older])
+    assert before != config_of(words)
+    (tmp_path / "run").mkdir()
+    write_config(before, tmp_path / "run" / "config.yaml")
+    for again in (words, []):
+        after, _ = training_config(layers_of(again), tmp_path / "run")
+        assert after == before
+    longer, _ = training_config(layers_of([*words, "--train.steps", "7"]), tmp_path / "run")
+    assert longer.train.steps == 7 and longer.optimizer == before.optimizer
+    other, _ = training_config(layers_of(["--objective.preset", "meanflow"]), tmp_path / "run")
+    assert other.objective.preset == "meanflow" and other.sampler.steps == 2
 
 
 def test_an_input_that_was_refused_stays_refused():

@@ -40,14 +40,9 @@ _FUNCTIONS = {
 COMMANDS = ("train", *_FUNCTIONS)
 
 
+@printable_output()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; exits with 2 and one line on bad input."""
-    with printable_output():
-        _main(argv)
-
-
-def _main(argv: Sequence[str] | None) -> None:
-    """The command, among the checks of its words and of its errors."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -119,8 +114,8 @@ def _fail(program: str, message: str) -> NoReturn:
 def _train(words: list[str]) -> None:
     """``ucgm train [--config FILE ...] --run-dir RUN [--section.key value ...]``."""
     from ucgm.runs.config import to_yaml
+    from ucgm.runs.fitted import describe_fitted
     from ucgm.runs.layers import layers_of, training_config
-    from ucgm.runs.recipes import describe_fitted
 
     run_dir, words = take_option(words, "run_dir")
     if "--print-config" in words:  # what is fitted to the data is not there without them

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-CONFIGS = tuple(folder / "configs" for folder in Path(__file__).parents[1:3])
+from ucgm.runtime.files import asset_path
 
 
 def demo(out_dir: str = "runs/demo") -> None:
@@ -17,8 +17,7 @@ def demo(out_dir: str = "runs/demo") -> None:
         out_dir: where the two run folders go; run again to continue an interrupted demo.
     """
     start = time.perf_counter()
-    configs = next(folder for folder in CONFIGS if (folder / "digits.yaml").exists())
-    base, delta = str(configs / "digits.yaml"), str(configs / "digits_few.yaml")
+    base, delta = (str(asset_path(f"{n}.yaml", "configs")) for n in ("digits", "digits_few"))
     multi, few = f"{out_dir}/multi", f"{out_dir}/few"
     _ucgm("train", "--config", base, "--run-dir", multi)
     _ucgm("train", "--config", base, "--config", delta, "--train.init", multi, "--run-dir", few)

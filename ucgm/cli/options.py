@@ -27,6 +27,8 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     Raises:
         ValueError: an option that is unknown or has no meaning, with the nearest one.
     """
+    import jsonargparse
+
     hints = typing.get_type_hints(function, include_extras=True)
     names = list(inspect.signature(function).parameters)
     groups = {k: group for k in names if (group := _dataclass_of(hints.get(k)))}
@@ -46,7 +48,11 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     parser.add_function_arguments(function, as_positional=True, skip={*groups, *given})
     for group in groups.values():
         parser.add_class_arguments(group, as_group=False)
-    values = parser.instantiate(_parse(parser, join_options(words, lists, switches))).as_dict()
+    try:
+        parsed = parser.parse_args(join_options(words, lists, switches))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError) as error:
+        raise ValueError(_explain(str(error), parser)) from None
+    values = parser.instantiate(parsed).as_dict()
     values = {k: checked(hints[k], value, k) for k, value in values.items()}
     for key, group in groups.items():
         fields = [field.name for field in dataclasses.fields(group)]
@@ -107,16 +113,6 @@ def _parser(**options: Any) -> Any:
         subclasses_enabled=list(POLYMORPHIC), docstring_parse_attribute_docstrings=True
     )
     return jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
-
-
-def _parse(parser: Any, words: Sequence[str]) -> Any:
-    """Namespace of ``words``; errors become one ValueError that names the nearest option."""
-    import jsonargparse
-
-    try:
-        return parser.parse_args(words)
-    except (argparse.ArgumentError, jsonargparse.ArgumentError, TypeError) as error:
-        raise ValueError(_explain(str(error), parser)) from None
 
 
 def _explain(message: str, parser: Any) -> str:

@@ -36,6 +36,10 @@ class UnreadableImage(ValueError):
     """The bytes are there, and they are no complete image."""
 
 
+class NotFinite(ValueError):
+    """Pixels hold NaN or infinity, which no rule can turn into a colour."""
+
+
 def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
     """Decode and crop: the bytes of an image file to (channels, size, size) uint8.
 
@@ -45,16 +49,11 @@ def read_image(content: bytes, size: int, channels: int = 3) -> np.ndarray:
         channels: 3 for RGB, 1 for grey.
 
     Raises:
-        UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason.
+        UnreadableImage: for a damaged, truncated or foreign file, with PIL's reason, or one so
+            narrow that it cannot be scaled.
     """
-    try:
-        image = decode_image(content).convert("RGB" if channels == 3 else "L")
-        cropped = center_crop(image, size)
-    except UnreadableImage:
-        raise
-    except Exception as error:
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
-    return np.asarray(cropped).reshape(size, size, channels).transpose(2, 0, 1)
+    image = decode_image(content).convert("RGB" if channels == 3 else "L")
+    return np.asarray(center_crop(image, size)).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def decode_image(content: bytes) -> Image.Image:
@@ -85,7 +84,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centred square of ``size`` pixels, scaled so that the shorter side fits.
 
     Raises:
-        ValueError: an image so narrow that it cannot be scaled.
+        UnreadableImage: so narrow that it cannot be scaled.
     """
     while min(image.size) >= 2 * size:
         width, height = image.size
@@ -93,7 +92,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > _MOST_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are too narrow for a square")
+        raise UnreadableImage(f"{image.width}x{image.height} pixels are too narrow for a square")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
@@ -103,11 +102,11 @@ def to_uint8(x: Tensor) -> Tensor:
     """Images in [-1, 1], any shape and float dtype, to uint8; values outside are clamped.
 
     Raises:
-        ValueError: if x holds NaN or infinity, which no rule can turn into a colour.
+        NotFinite: x holds NaN or infinity.
     """
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(
+        raise NotFinite(
             f"{bad} of {x.numel()} pixel values are not finite: the network or the sampler "
             "diverged. Look at the training log, or sample in float32."
         )

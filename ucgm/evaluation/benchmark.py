@@ -3,17 +3,14 @@
     for every number of steps, for every repeat r:
         samples r n .. (r + 1) n - 1, the same indices for every number of steps
         -> chunks of features (:mod:`ucgm.evaluation.chunks`), shared by all processes
-        -> one float64 reduction of (count, sum, outer product)
-        -> scores
+        -> their float64 sums (count, sum, outer product) -> scores
 
 Equal indices make the curve a paired comparison: at n = 1,000 the spread of a difference between
 two step counts is a fifth of that of independent samples.  Repeats are disjoint index ranges; their
 mean, standard deviation and minimum are reported, never one of them under the name of another.
 """
 
-import hashlib
 import itertools
-import json
 import platform
 import resource
 import shutil
@@ -31,7 +28,7 @@ from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction
-from ucgm.generation.command import open_run, protocol_of, samples_of_run
+from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.processes import World, join_world
@@ -109,7 +106,17 @@ def benchmark(
 def _described(
     run: Run, protocol: dict[str, Any], evaluators: Evaluators, metrics_config: MetricConfig
 ) -> dict[str, Any]:
-    """What a report says of the run and of the measure, without rows."""
+    """What a report says of the run and of the measure, without rows.
+
+    Scores of held-out real images, where there are any, are the noise floor of the curve.
+    """
+    real, source = None, None if metrics_config.reference else run.config.data.held_out()
+    if source is not None:
+        data = source.open()
+        possible = evaluators.without("fid_heldout")
+        possible = possible.enough(len(data), "held-out images", "the row real")
+        scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
+        real = {"name": data.name, "num_samples": len(data), "scores": scores}
     return {
         "schema": 1,
         "name": run.run_dir.name,
@@ -118,7 +125,7 @@ def _described(
         "nfe_convention": NFE_CONVENTION,
         "references": evaluators.references(),
         "metrics": evaluators.metrics,
-        "real": None if metrics_config.reference else real_scores(run, evaluators),
+        "real": real,
     }
 
 
@@ -137,8 +144,9 @@ def _rows(
         source = GeneratedImages(samples.with_steps(steps_now), batch_size)
         indices = torch.arange(repeat * count, (repeat + 1) * count)
         name = f"steps_{steps_now:03d}_repeat_{repeat}"
-        statistics, facts = extraction.measure(name, source, indices)
-        if extraction.world.first:
+        found = extraction.measure(name, source, indices)
+        if found is not None:
+            statistics, facts = found
             row = {"steps": steps_now, "repeat": repeat, "first_index": repeat * count}
             rows.append(row | facts | {"scores": evaluators.score(statistics)})
     return rows
@@ -159,24 +167,6 @@ def check_sizes(
     checked(Count, repeats, "repeats")
     checked(Count, batch_size, "batch_size")
     return tuple(sorted(set(checked(tuple[Count, ...], steps, "steps"))))
-
-
-def real_scores(run: Run, evaluators: Evaluators) -> dict[str, Any] | None:
-    """Scores of held-out real images: the noise floor of the curve. None without such images."""
-    source = run.config.data.held_out()
-    if source is None:
-        return None
-    data = source.open()
-    possible = evaluators.without("fid_heldout").enough(
-        len(data), "held-out images", "the row real"
-    )
-    scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
-    return {"name": data.name, "num_samples": len(data), "scores": scores}
-
-
-def fingerprint(protocol: dict[str, Any]) -> str:
-    """sha256 of a protocol."""
-    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -59,20 +59,10 @@ class ChunkFolder:
         return self.folder / f"{self.kind}_{number:05d}.safetensors"
 
     def write(self, number: int, chunk: Chunk) -> None:
-        """Save a chunk with its checksum, whole or not at all.
-
-        Raises:
-            ValueError: when the disk is full; the files written before stay.
-        """
+        """Save a chunk with its checksum, whole or not at all, see ``files.write_atomic``."""
         rows = {name: value.contiguous() for name, value in chunk[0].items()}
         metadata = {"facts": json.dumps(chunk[1]), "checksum": checksum(rows)}
-        try:
-            write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{self.path(number)} could not be written: {error}. Finished parts are kept: free "
-                "some space and run the same command again."
-            ) from error
+        write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
 
     def read(self, number: int) -> Chunk | None:
         """The chunk; None when it is missing, or damaged (a warning says so)."""

@@ -62,8 +62,9 @@ def evaluate(
     result: dict[str, Any] = {"folder": str(folder)}
     with world.writes(folder, "ucgm evaluate"):
         extraction.claim(protocol)
-        statistics, facts = extraction.measure("images", images, torch.arange(len(images)))
-        if world.first:
+        found = extraction.measure("images", images, torch.arange(len(images)))
+        if found is not None:
+            statistics, facts = found
             content = {
                 "protocol": protocol,
                 "references": evaluators.references(),

@@ -76,7 +76,12 @@ def _evaluator(
     reference = None if file is None else load_reference(file, entry)
     held_out = None if other is None else load_reference(other, entry)
     if name is None and reference is not None:
-        name = _spec_of(reference)
+        name = reference.protocol["extractor_spec"] if reference.extractor else "inception"
+        if ":" in name and not is_allowed(name.partition(":")[0]):
+            raise ValueError(  # a file does not say which code is run
+                f"reference {reference.name} was made with the extractor {name}, which is code: if "
+                f"it is yours, say --extractor {name}"
+            )
     if reference is None and (config is None or data is None):
         raise ValueError("there is no reference: name one with --reference FILE.")
     extractor = chosen_extractor(name, data.extractor if data else "inception", weights, device)
@@ -90,23 +95,6 @@ def _evaluator(
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
     return Evaluator(extractor, (), reference, held_out)
-
-
-def _spec_of(reference: Reference) -> str:
-    """What opens the extractor of a reference.
-
-    Raises:
-        ValueError: it is code, which is not run because a file says so.
-    """
-    if reference.extractor is None:
-        return "inception"
-    spec = reference.protocol["extractor_spec"]
-    if ":" in spec and not is_allowed(spec.partition(":")[0]):
-        raise ValueError(
-            f"reference {reference.name} was made with the extractor {spec}, which is code: if it "
-            f"is yours, say --extractor {spec}"
-        )
-    return spec
 
 
 def chosen_extractor(

@@ -2,12 +2,11 @@
 
     chunks of consecutive indices, chunk c on process c mod size, no collective in the loop
 
-    measure   chunks of 1,024 with all rows -> running moments of the chunks of this process
-              -> one float64 sum over the processes: count, sum and outer product
-    moments   chunks of 50,000 with moments and few rows -> merged in order by the first process,
-              so that the result does not depend on the number of processes
+    measure   chunks of 1,024 with all rows
+    moments   chunks of 50,000 with moments and few rows
 
-The count that comes out is checked against the number asked for.
+The first process sums up in the order of the chunks, in float64 (count, sum, outer product), so
+that the result does not depend on the number of processes.
 """
 
 from collections.abc import Iterator
@@ -61,8 +60,8 @@ class FeatureExtraction:
 
     def measure(
         self, name: str, source: ImageSource, indices: Tensor
-    ) -> tuple[FeatureStatistics, dict[str, Any]]:
-        """Make what is missing of one set and reduce it over all processes.
+    ) -> tuple[FeatureStatistics, dict[str, Any]] | None:
+        """Make what is missing of one set, and sum it up.
 
         Args:
             name: of the set; its chunks are in ``chunks/name``.
@@ -70,23 +69,21 @@ class FeatureExtraction:
             indices: (n,) consecutive.
 
         Returns:
-            the moments and rows; count, image hash and times (empty on other processes than the
-            first).
+            the moments and rows; count, image hash and times.  None on other processes than the
+            first.
         """
-        folder = ChunkFolder(self.folder / "chunks" / name)
+        folder, moments = ChunkFolder(self.folder / "chunks" / name), empty_moments(self.extractor)
         parts = indices.split(self.chunk_size)
-        moments = empty_moments(self.extractor)
         for rows in self._chunks(folder, name.replace("_", " "), source, parts):
             for output, running in moments.items():
                 running.update(rows[output])
-        for running in moments.values():
-            running.reduce()
-            assert running.count == len(indices), "a chunk was counted twice or not at all"
+        if not self.world.first:
+            return None
         statistics = FeatureStatistics(
             {output: running.gaussian() for output, running in moments.items()},
             lambda output: torch.cat([folder.rows(n, output) for n in range(len(parts))]),
         )
-        return statistics, facts_of(folder, parts) if self.world.first else {}
+        return statistics, facts_of(folder, parts)
 
     def moments(
         self, name: str, source: ImageSource, indices: Tensor, kept: Tensor
@@ -102,22 +99,14 @@ class FeatureExtraction:
         Returns:
             the moments of each output, and the rows (k, d); None on other processes than the first.
         """
-        folder = ChunkFolder(self.folder, "moments")
-        parts = indices.split(self.chunk_size)
-        for _ in self._chunks(folder, name, source, parts, kept):
-            pass
-        self.world.wait()
+        folder, moments = ChunkFolder(self.folder, "moments"), empty_moments(self.extractor)
+        rows = []
+        for found in self._chunks(folder, name, source, indices.split(self.chunk_size), kept):
+            for output, running in moments.items():
+                running.state += found[output]
+            rows.append(found["rows"])
         if not self.world.first:
             return None
-        moments, rows = empty_moments(self.extractor), []
-        for number in range(len(parts)):
-            found = folder.read(number)
-            if found is None:
-                path = folder.path(number)
-                raise ValueError(f"{path} is missing or damaged: run the same command again.")
-            for output, running in moments.items():
-                running.state += found[0][output]
-            rows.append(found[0]["rows"])
         return {name: running.gaussian() for name, running in moments.items()}, torch.cat(rows)
 
     def _chunks(
@@ -128,19 +117,23 @@ class FeatureExtraction:
         parts: tuple[Tensor, ...],
         kept: Tensor | None = None,
     ) -> Iterator[dict[str, Tensor]]:
-        """The rows of the chunks of this process, made and saved where they are missing."""
+        """Make what is missing of this process's share; the first gets all chunks, in order."""
         extractor = FeatureExtractor(source, self.extractor)
         mine = self.world.share(range(len(parts)))
         total, whole = sum(len(parts[number]) for number in mine), sum(map(len, parts))
         progress = Progress(total, label, not self.world.first, whole)
         for number in mine:
-            part, chunk = parts[number], folder.read(number)
-            if chunk is not None:
-                progress.skip(len(part))
+            if folder.read(number) is not None:
+                progress.skip(len(parts[number]))
             else:
-                chunk = extractor.chunk(part, progress.add, kept)
-                folder.write(number, chunk)
-            yield chunk[0]
+                folder.write(number, extractor.chunk(parts[number], progress.add, kept))
+        self.world.wait()
+        for number in range(len(parts)) if self.world.first else ():
+            found = folder.read(number)
+            if found is None:
+                path = folder.path(number)
+                raise ValueError(f"{path} is missing or damaged: run the same command again.")
+            yield found[0]
 
 
 def facts_of(folder: ChunkFolder, parts: tuple[Tensor, ...]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ and ``protocol.json`` says what decided them.
 
 import hashlib
 import json
+import shutil
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from ucgm.data.pixels import UINT8_RULE, grid
 from ucgm.data.sets.declared import open_for_sampling
 from ucgm.generation.samples import TILE, RowCounter, SampleSet, SamplingConfig
 from ucgm.generation.writers import (
+    PARTS,
     Format,
     NpzSink,
     PngSink,
-    forget_parts,
     grid_indices,
     save_image,
     sink_of,
@@ -190,29 +191,30 @@ def sample_run(
     protocol = protocol_of(run, samples) | {"steps": steps, "num_images": num_images}
     name = f"step_{run.step:07d}_{weights}_steps_{steps:02d}_seed_{settings.seed}"
     if changes or settings != SamplingConfig(seed=settings.seed):
-        name += "_" + _short_digest(protocol)
+        made = {key: value for key, value in protocol.items() if key != "num_images"}
+        name += "_" + fingerprint(made)[:8]
     folder = Path(out_dir or Path(run_dir) / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
         if world.first:
             claim_folder(folder, protocol, overwrite)
-            forget_parts(folder)
+            # Those of a job that was stopped, which may have been cut elsewhere.
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
         world.wait()
         sink = sink_of(format, folder)
         sheet = _draw(samples, num_images, batch_size, sink, world, latent=format == "latents")
         world.wait()
         if world.first:
-            path = sink.close()
+            path = sink.close(samples.labels_at(torch.arange(num_images)))
             print(f"{'latents:' if sheet is None else 'images: '} {path}")
             if sheet is not None:
                 print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
     return folder
 
 
-def _short_digest(protocol: dict[str, Any]) -> str:
-    """Eight digits that tell settings apart, whatever the number of images."""
-    made = {key: value for key, value in protocol.items() if key != "num_images"}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+def fingerprint(protocol: dict[str, Any]) -> str:
+    """sha256 of a protocol."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
 def _draw(
@@ -237,7 +239,7 @@ def _draw(
     kept: dict[int, Tensor] = {}
     for part in share:
         values = samples.raw_latents(part) if latent else samples.images(part)
-        sink.write(part, values, samples.labels_at(part))
+        sink.write(part, values)
         kept |= {i: v for i, v in zip(part.tolist(), values, strict=True) if i in shown}
         progress.add(len(part))
     if not shown:

@@ -20,6 +20,7 @@ from ucgm.generation.samples import SampleSet
 from ucgm.runtime.files import write_atomic
 
 Format = Literal["png", "npz", "latents"]
+PARTS = ".parts"  # of an npz, until it is whole
 
 
 class PngSink:
@@ -33,21 +34,15 @@ class PngSink:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+    def write(self, indices: Tensor, images: Tensor) -> None:
         """Save images (B, 1 or 3, H, W) uint8 under their ``indices`` (B,)."""
         for index, image in zip(indices.tolist(), images, strict=True):
             to_pil(image).save(self.folder / f"{index:06d}.png")
-        part = self.folder / f".labels_{int(indices[0]):08d}.csv"
-        rows = zip(indices.tolist(), labels.tolist(), strict=True)
-        part.write_text("".join(f"{index:06d}.png,{label}\n" for index, label in rows))
 
-    def close(self) -> Path:
-        """Join the labels in index order; call once, after all processes have written."""
-        parts = sorted(self.folder.glob(".labels_*.csv"))
-        text = "file,label\n" + "".join(part.read_text() for part in parts)
-        write_atomic(self.folder / "labels.csv", text)
-        for part in parts:
-            part.unlink()
+    def close(self, labels: Tensor) -> Path:
+        """Write the labels (N,) of all images; call once, after all processes have written."""
+        rows = "".join(f"{index:06d}.png,{label}\n" for index, label in enumerate(labels.tolist()))
+        write_atomic(self.folder / "labels.csv", "file,label\n" + rows)
         return self.folder
 
 
@@ -60,40 +55,34 @@ class NpzSink:
     """
 
     def __init__(self, folder: Path, file: str = "samples.npz") -> None:
-        self.path, self.parts = folder / file, folder / ".parts"
+        self.path, self.parts = folder / file, folder / PARTS
         self.parts.mkdir(exist_ok=True)
 
-    def write(self, indices: Tensor, images: Tensor, labels: Tensor) -> None:
+    def write(self, indices: Tensor, images: Tensor) -> None:
         """Keep images (B, C, H, W) uint8, or latents of that shape in float32, which another
         program will decode, with consecutive ``indices`` (B,).
         """
         values = images.permute(0, 2, 3, 1) if images.dtype == torch.uint8 else images
-        for name, array in (("arr_0", values.contiguous()), ("arr_1", labels)):
-            np.save(self.parts / f"{name}_{int(indices[0]):08d}.npy", array.numpy())
+        np.save(self.parts / f"{int(indices[0]):08d}.npy", values.contiguous().numpy())
 
-    def close(self) -> Path:
-        """Join the parts; call once, after all processes have written."""
-        write_atomic(self.path, self._join)
-        shutil.rmtree(self.parts)
-        return self.path
+    def close(self, labels: Tensor) -> Path:
+        """Join parts and labels (N,); call once, after all processes have written."""
 
-    def _join(self, path: Path) -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            for name in ("arr_0", "arr_1"):
-                arrays = [np.load(p, mmap_mode="r") for p in sorted(self.parts.glob(f"{name}_*"))]
-                shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-                header = np.lib.format.header_data_from_array_1_0(arrays[0]) | {"shape": shape}
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        def join(path: Path) -> None:
+            arrays = [np.load(part, mmap_mode="r") for part in sorted(self.parts.iterdir())]
+            header = np.lib.format.header_data_from_array_1_0(arrays[0])
+            header["shape"] = (len(labels), *arrays[0].shape[1:])
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array_header_1_0(member, header)
                     for array in arrays:
                         member.write(array.tobytes())
+                with archive.open("arr_1.npy", "w") as member:
+                    np.lib.format.write_array(member, labels.numpy())
 
-
-def forget_parts(folder: Path) -> None:
-    """Remove the parts of a stopped job in any format, which may have been cut elsewhere."""
-    shutil.rmtree(folder / ".parts", ignore_errors=True)
-    for part in folder.glob("images/.labels_*.csv"):
-        part.unlink()
+        write_atomic(self.path, join)
+        shutil.rmtree(self.parts)
+        return self.path
 
 
 def sink_of(format: Format, folder: Path) -> PngSink | NpzSink:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ucgm.data import open_for_sampling
 from ucgm.integrations.pipeline import UCGMPipeline
-from ucgm.runs.checkpoint import Run, load_run
+from ucgm.runs.checkpoint import load_run
 from ucgm.runtime.files import new_folder
 
 _STUB = '''"""ucgm, bundled by `ucgm export --bundle-code`; an installed ucgm is used instead.
@@ -81,13 +81,25 @@ def export_run(
         the folder.
 
     Raises:
-        ValueError: the run has something that a pipeline cannot express, or no autoencoder.
+        ValueError: the run has guidance by a second network, which a pipeline would draw
+            differently, or latents that cannot be decoded.
     """
     if diffusers is None:
         raise ValueError("--diffusers is missing: name the folder to make")
-    out = Path(diffusers)
+    out, run = Path(diffusers), load_run(run_dir, step=checkpoint, weights=weights)
+    guidance = run.config.guidance
+    if guidance.scale != 1.0 and guidance.kind == "auto":
+        raise ValueError(
+            "guidance.kind auto is not part of a diffusers pipeline: set guidance.scale to 1 or "
+            f"another guidance.kind in {run_dir}/config.yaml"
+        )
+    if not open_for_sampling(run.config.data, run_dir).decodes:
+        raise ValueError(
+            f"the autoencoder of {run_dir} or its scaling is not known, so the pipeline could "
+            "not make images: import it again with --vae and --stats"
+        )
     with new_folder(out, "ucgm export") as folder:
-        pipeline_of(load_run(run_dir, step=checkpoint, weights=weights)).save_pretrained(folder)
+        UCGMPipeline.from_run(run).save_pretrained(folder)
         if raw:
             other: Any = load_run(run_dir, step=checkpoint, weights="network").network
             other.save_pretrained(folder / "model", variant="raw")
@@ -97,26 +109,6 @@ def export_run(
     loader = loader if bundle_code else 'ucgm.UCGMPipeline.from_pretrained("{}")'
     print(f"pipeline: {out}\nload it:  {loader.format(out)}")
     return out
-
-
-def pipeline_of(run: Run) -> UCGMPipeline:
-    """The pipeline of a run; refuses what it would draw differently.
-
-    Raises:
-        ValueError: guidance by a second network, latents that cannot be decoded.
-    """
-    guidance = run.config.guidance
-    if guidance.scale != 1.0 and guidance.kind == "auto":
-        raise ValueError(
-            "guidance.kind auto is not part of a diffusers pipeline: set guidance.scale to 1 or "
-            f"another guidance.kind in {run.run_dir}/config.yaml"
-        )
-    if not open_for_sampling(run.config.data, run.run_dir).decodes:
-        raise ValueError(
-            f"the autoencoder of {run.run_dir} or its scaling is not known, so the pipeline could "
-            "not make images: import it again with --vae and --stats"
-        )
-    return UCGMPipeline.from_run(run)
 
 
 def _bundle(folder: Path) -> None:

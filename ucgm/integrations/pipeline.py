@@ -17,10 +17,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
-from ucgm.data.pixels import to_uint8
+from ucgm.data.pixels import to_pil, to_uint8
 from ucgm.data.sets.declared import open_for_sampling
 from ucgm.integrations.foreign import random_of
 from ucgm.integrations.scheduler import UCGMScheduler
@@ -268,8 +267,7 @@ class UCGMPipeline(DiffusionPipeline):
                 raw = x / (getattr(config, "scaling_factor", None) or 1.0) + shift
             x = self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].float()
         if output_type == "pil":
-            pixels = to_uint8(x).cpu().permute(0, 2, 3, 1).numpy()
-            return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+            return [to_pil(image) for image in to_uint8(x).cpu()]
         images = (x / 2 + 0.5).clamp(0, 1).cpu()
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 

@@ -168,6 +168,11 @@ class DiTConfig(TransformerConfig):
     """Modulate with a shift beside the scale."""
     guidance_interval: bool = False
     """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
+    velocity_blocks: Annotated[int, Range(0, 1000)] = 0
+    """Last blocks that exist twice: the others end in a second head, the velocity's (iMF)."""
+    decoupled_depth: Depth | None = None
+    """Later blocks and the head are told s in place of t (decoupled MeanFlow, arXiv 2510.24474):
+    one-time weights load as they are; needs second_time."""
     learn_sigma: bool = False
     """The head has a second half that is not part of F (weights of DiT and SiT)."""
     convention: Literal[Convention, "ddpm"] = "ucgm"

@@ -21,8 +21,13 @@ class Cost:
     """10^9 multiply-adds of matrix products in one forward pass of one sample ("Gflops" of DiT)."""
 
 
-def cost(config: NetworkConfig, shape: tuple[int, int, int], num_classes: int) -> Cost:
-    """Count with fake tensors: no memory, no arithmetic. `shape` is (C, H, W)."""
+def cost(
+    config: NetworkConfig, shape: tuple[int, int, int], num_classes: int, heads: str = "map"
+) -> Cost:
+    """Count with fake tensors: no memory, no arithmetic. `shape` is (C, H, W).
+
+    `heads` are those of the pass, see `Network.forward`; the weights of all are counted.
+    """
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(), torch.no_grad():
         network = config.build(shape, num_classes).eval()
@@ -30,7 +35,7 @@ def cost(config: NetworkConfig, shape: tuple[int, int, int], num_classes: int) -
         y = torch.empty(1, dtype=torch.int64)
         # The math kernel is counted as the two matrix products that attention is.
         with counter, sdpa_kernel(SDPBackend.MATH):
-            network(x, t, y)
+            network(x, t, y, heads=heads)
     return Cost(count_parameters(network), counter.get_total_flops() / 2e9)
 
 

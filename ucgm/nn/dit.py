@@ -4,6 +4,10 @@
         [+ embed_low(low) + embed_high(high)]
     F = unpatchify(head(blocks(patchify(x_t) + positions, c), c))
 
+With `decoupled_depth` the later blocks and the head have c of s in place of that of t, and h is no
+input (arXiv:2510.24474). With `velocity_blocks` n the last n blocks and the head exist twice, as
+`v_blocks` and `velocity_layer`: v runs beside F from the blocks before them (arXiv:2512.02012).
+
 Sources: DiT arXiv:2212.09748, SiT arXiv:2401.08740, REPA arXiv:2410.06940, LightningDiT
 arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM).
 
@@ -71,6 +75,8 @@ class DiT(EmbeddedNetwork):
         sincos: bool = True,
         shift: bool = True,
         learn_sigma: bool = False,
+        velocity_blocks: int = 0,
+        decoupled_depth: int | None = None,
         second_time: bool = False,
         guidance_input: bool = False,
         guidance_interval: bool = False,
@@ -88,6 +94,20 @@ class DiT(EmbeddedNetwork):
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
         out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
+        if not 0 <= velocity_blocks <= depth:
+            raise ValueError(f"velocity_blocks {velocity_blocks} must lie in 0 to depth {depth}")
+        shared = depth - velocity_blocks
+        if decoupled_depth is not None and not second_time:
+            raise ValueError("decoupled_depth needs second_time=True")
+        if decoupled_depth is not None and not 1 <= decoupled_depth <= shared:
+            raise ValueError(
+                f"decoupled_depth {decoupled_depth} must lie in 1 to {shared}, the shared blocks"
+            )
+        self.early, self.shared = decoupled_depth or shared, shared
+        self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
+        if velocity_blocks:
+            features = patch_size**2 * in_channels
+            self.velocity_layer = FinalLayer(hidden_size, features, norm, norm_affine)
         self.initialize_weights()
 
     @torch.no_grad()
@@ -97,12 +117,35 @@ class DiT(EmbeddedNetwork):
         if self.pos_embed is not None:
             self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[-1], self.grid))
 
-    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
-        """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma."""
-        tokens, c = self.x_embedder(x), c.unsqueeze(1)
+    def native(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        h: Tensor | None = None,
+        guidance: Tensor | None = None,
+        heads: str = "map",
+    ) -> Any:
+        """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma.
+
+        "velocity" is the velocity head alone, (B, C, H, W), "both" the pair, see `Network`.
+        """
+        c = late = self.condition(t, y, h, guidance)[0].unsqueeze(1)
+        if self.decoupled and h is not None:
+            late = self.condition(h, y, None, guidance)[0].unsqueeze(1)
+        tokens = self.x_embedder(x)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         rope = None if self.rotary is None else self.rotary.table
-        tokens = self.run(self.blocks, tokens, c, rope)
-        out = unpatchify(self.final_layer(tokens, c), self.patch_size, self.grid)
-        return out[:, : self.shape[0]] if self.drops_variance else out
+        blocks = list(self.blocks)
+        tokens = self.run(blocks[: self.early], tokens, c, rope)
+        tokens = self.run(blocks[self.early : self.shared], tokens, late, rope)
+        out = []
+        if heads != "velocity":
+            end = self.final_layer(self.run(blocks[self.shared :], tokens, late, rope), late)
+            end = unpatchify(end, self.patch_size, self.grid)
+            out.append(end[:, : self.shape[0]] if self.drops_variance else end)
+        if heads != "map":
+            end = self.velocity_layer(self.run(self.v_blocks, tokens, late, rope), late)
+            out.append(unpatchify(end, self.patch_size, self.grid))
+        return out[0] if len(out) == 1 else tuple(out)

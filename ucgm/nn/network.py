@@ -23,7 +23,7 @@ jit: the network says the data (JiT, arXiv:2511.13720) and is trained as any oth
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -55,9 +55,13 @@ class DiscreteSteps(FixedTable):
         return (below + (t - low) / (high - low)).clamp(0, 999)
 
 
-_ZERO = ("adaLN_modulation.", "final_layer.linear.", "unet.conv_out.",
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "velocity_layer.linear.", "unet.conv_out.",
          *(f"{name}_embedder.mlp.2." for name in ("h", "g", "low", "high")))  # fmt: skip
 """Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
+
+ADDED = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.", "low_embedder.",
+         "high_embedder.", "v_blocks.", "velocity_layer.")  # fmt: skip
+"""Prefixes of weights that those of a network without the part may lack: it keeps its start."""
 
 
 class Network(ModelMixin, ConfigMixin):
@@ -76,7 +80,8 @@ class Network(ModelMixin, ConfigMixin):
     native: Callable[..., Tensor]
     """Forward pass of the public architecture in its own time and sign: `native(x, t, y, h,
     guidance)` with `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time, y and
-    guidance as in `forward`; (B, C, H, W), or more channels."""
+    guidance as in `forward`; (B, C, H, W), or more channels. With a velocity head it takes `heads`
+    as well, and where `decoupled` is true, `h` is native s."""
 
     def _setup(self) -> None:
         """Keep what `forward` needs of the settings."""
@@ -89,6 +94,8 @@ class Network(ModelMixin, ConfigMixin):
         self.shape = (config.in_channels, config.input_size, config.input_size)
         self.num_classes, self.second_time = config.num_classes, config.second_time
         self.guidance_interval: bool = config.get("guidance_interval", False)
+        self.velocity_head = bool(config.get("velocity_blocks"))
+        self.decoupled = config.get("decoupled_depth") is not None
         self.convention = config.convention
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
@@ -99,7 +106,8 @@ class Network(ModelMixin, ConfigMixin):
         y: Tensor | None = None,
         s: Tensor | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
+        heads: Literal["map", "velocity", "both"] = "map",
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict F, (B, C, H, W).
 
         - `x_t`: noisy data (B, C, H, W).
@@ -108,6 +116,8 @@ class Network(ModelMixin, ConfigMixin):
         - `s`: destination times (B,) of a two-time network; None means s = t.
         - `guidance`: guidance scales (B,) >= 1, or (B, 3): scale, low and high of the interval of
           t in which it holds, (0, 1) where it is not said; None means scale 1.
+        - `heads`: "map" is F; "velocity" the v of the velocity head, which is an F as well; "both"
+          the pair (F, v).
         """
         if x_t.shape[1:] != self.shape:
             raise ValueError(
@@ -116,12 +126,21 @@ class Network(ModelMixin, ConfigMixin):
             )
         if s is not None and not self.second_time:
             raise ValueError("this network has one time: build it with second_time=True to pass s")
-        h = None if s is None else t - s
-        raw = self.native(x_t, self.native_time(t), y, h, guidance)[:, : x_t.shape[1]]
+        if heads != "map" and not (self.velocity_head and heads in ("velocity", "both")):
+            raise ValueError(
+                f"heads must be map, or velocity or both of a DiT built with velocity_blocks, "
+                f"got {heads!r}"
+            )
+        h = None if s is None else self.native_time(s) if self.decoupled else t - s
+        more = {} if heads == "map" else {"heads": heads}
+        raw: Any = self.native(x_t, self.native_time(t), y, h, guidance, **more)
+        if heads == "both":
+            return self.field(raw[0], x_t, t), self.field(raw[1], x_t, t)
         return self.field(raw, x_t, t)
 
     def field(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """F of the native output, both like `x_t` (B, C, H, W), at `t` (B,)."""
+        """F like `x_t` (B, C, H, W) of the native output (B, C or more, H, W) at `t` (B,)."""
+        raw = raw[:, : x_t.shape[1]]
         if self.convention == "jit":  # TwinFlow tells its own samples by the sign of t
             return (x_t - raw) / t.abs().clamp(min=0.05).to(x_t.dtype).view(-1, 1, 1, 1)
         return -raw if self.convention == "reversed" else raw
@@ -176,7 +195,8 @@ class EmbeddedNetwork(Network):
         if self.num_classes:  # the last row is the null class; Sequential for the published name
             table = nn.Embedding(self.num_classes + 1, width)
             self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
-        self.h_embedder = ScalarEmbedder(*times) if self.second_time else None
+        gap = self.second_time and not self.decoupled
+        self.h_embedder = ScalarEmbedder(*times) if gap else None
         interval = self.guidance_interval
         if interval and not config.guidance_input:
             raise ValueError("guidance_interval needs guidance_input=True")
@@ -210,9 +230,16 @@ class EmbeddedNetwork(Network):
         guidance: Tensor | None = None,
     ) -> Tensor:
         """Map `x` (B, C, H, W) in the time and sign of the public architecture, see `Network`."""
+        return self.backbone(x, *self.condition(t, y, h, guidance))
+
+    def condition(
+        self, t: Tensor, y: Tensor | None, h: Tensor | None, guidance: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The vector c, and c without the embedding of the label, (B, width) of (B,) each."""
         time = self.embed_scalars(t, h, guidance)
-        label = None if self.y_embedder is None else self.y_embedder(self.require_labels(y))
-        return self.backbone(x, time if label is None else time + label, time)
+        if self.y_embedder is None:
+            return time, time
+        return time + self.y_embedder(self.require_labels(y)), time
 
     def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Map `x` (B, C, H, W) to the native prediction under `c` and `time` (B, width).

@@ -35,8 +35,6 @@ from ucgm.runtime.sharding import load_shard
 from ucgm.runtime.values import Range, Side, checked
 
 # Zero-initialised inputs that a network may have and the weights it starts from may lack.
-OPTIONAL_INPUTS = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.",
-                   "low_embedder.", "high_embedder.")  # fmt: skip
 LABEL_TABLES = ("y_embedder.", "emb_label.")
 
 

@@ -202,19 +202,15 @@ def read_config(path: Path) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted key."""
-
-    def walk(value: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        result: dict[str, Any] = {}
-        for key, inner in value.items():
-            name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-            result |= walk(inner, name)
-        return result
-
-    return walk(to_dict(config), "")
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a tree of mappings, such as a configuration, by its dotted key."""
+    tree = to_dict(tree) if isinstance(tree, Config) else tree
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    result: dict[str, Any] = {}
+    for key, inner in tree.items():
+        result |= flat(inner, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
+    return result
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from ucgm.data import Dataset, DataSpec, open_for_sampling
 from ucgm.data.dataset import other_classes
 from ucgm.data.sets.declared import CARD_FILE
+from ucgm.nn.network import ADDED
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights
@@ -89,7 +90,7 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
     _check_start(config, run, network, dataset)
     folder = run.run_dir / CHECKPOINTS / f"step_{run.step:07d}"
     anew = checkpoint.LABEL_TABLES if config.train.new_labels else ()
-    checkpoint.load_weights(network, folder / "ema.safetensors", checkpoint.OPTIONAL_INPUTS, anew)
+    checkpoint.load_weights(network, folder / "ema.safetensors", ADDED, anew)
 
 
 def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
@@ -106,7 +107,9 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
         data = DataSpec(run.shape, run.num_classes, str(where)).open()
     _check_classes(config, data, dataset)
     theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
-    free = {"second_time", "guidance_input", "guidance_interval"}
+    parts = ("second_time", "guidance_input", "guidance_interval", "velocity_blocks",
+             "decoupled_depth")  # fmt: skip
+    free = {name for name in parts if not theirs.get(name)}  # it may be added, not taken away
     free |= {*["num_classes"] * config.train.new_labels}
     for name in (theirs.keys() & mine.keys()) - free:
         if not name.startswith("_") and theirs[name] != mine[name]:

@@ -2,12 +2,15 @@
 
     defaults   of the classes
     start      a training with ``train.init``: network and data of the run it starts from
-    preset     its objective, sampler, optimizer and averages (:mod:`ucgm.runs.recipes`)
+    preset     its objective, and its recipe: sampler, optimizer ... (:mod:`ucgm.runs.recipes`)
     fitted     a training without a size: network, length, batch, rate for the data and the device
+               (:mod:`ucgm.runs.fitted`)
     files      in their order
     flags      in their order
 
-The preset and what is fitted lie below the file that names the preset, above the files before it.
+The preset and what is fitted lie below the file that names the preset, above the files before it;
+batch, rate, warm-up and decay of its recipe lie below all files, which know their own budget.  A
+run that exists goes on with what its preset brought when it began.
 A section whose class is a choice is written
 
     {class_path: Linear, init_args: {...}}    or short    Linear    or    {path: images}
@@ -23,7 +26,8 @@ from typing import Any
 
 from ucgm.objective import Objective, preset
 from ucgm.runs.config import Config, class_and_settings, from_dict, read_config, to_dict
-from ucgm.runs.recipes import Layer, fitted_layer, preset_layer
+from ucgm.runs.fitted import Layer, fitted_layer
+from ucgm.runs.recipes import model_inputs, preset_layers
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.processes import best_device
 from ucgm.runtime.reading import Word, read_yaml
@@ -52,8 +56,9 @@ def training_config(
 
     Args:
         layers: of the user, in their order.
-        run_dir: of the run; one that exists goes on with what was fitted when it began, and with
-            its own configuration where no layer names a preset.  None: nothing is fitted.
+        run_dir: of the run; one that exists goes on with what was fitted and what the preset
+            brought when it began, and with its own configuration where no layer names a preset.
+            None: nothing is fitted.
 
     Raises:
         ValueError: see :func:`ucgm.runs.config.from_dict`; no run to start from.
@@ -65,16 +70,16 @@ def training_config(
         return layered(layers, stored), None
     sized = any(not _SIZE.isdisjoint(_section(layer, "model")) for layer in layers)
     if sized and any("data" in layer for layer in layers):
-        return layered(layers), None
+        return layered(layers, run=stored), None
     start = _start(layers)
-    config = layered(layers, start=start)
+    config = layered(layers, start=start, run=stored)
     if sized or run_dir is None:
         return config, None
     device = best_device() if stored is None else "cpu"
     fitted = fitted_layer(config.data.open(), device, tuning=start is not None)
     if stored is not None:
         fitted = _of_run(fitted, to_dict(stored))
-    config = layered(layers, start=start, fitted=fitted)
+    config = layered(layers, start=start, fitted=fitted, run=stored)
     return config, fitted if stored is None else None
 
 
@@ -83,6 +88,7 @@ def layered(
     base: Config | None = None,
     start: Config | None = None,
     fitted: Layer | None = None,
+    run: Config | None = None,
 ) -> Config:
     """One configuration of several layers, the last of which wins.
 
@@ -91,6 +97,7 @@ def layered(
         base: what they change; None: the built-in defaults.
         start: the run that a training starts from.
         fitted: what is chosen for the data and the device.
+        run: a run that goes on; what the preset brings is that of the run.
 
     Raises:
         ValueError: see :func:`ucgm.runs.config.from_dict`.
@@ -102,12 +109,15 @@ def layered(
     if start is not None:
         tree |= {"model": to_dict(start.model), "data": to_dict(start.data)}
     named = [i for i, layer in enumerate(layers) if "preset" in _section(layer, "objective")]
+    method: Layer = {}
+    if named:
+        chosen, budget, method = _of_preset(str(layers[named[-1]]["objective"]["preset"]), run)
+        tree = _merged(tree, budget) if base is None else tree
     for i, layer in enumerate(layers or [{}]):
         if i in named:
-            chosen = preset(str(layer["objective"]["preset"]))
-            tree["objective"] = to_dict(chosen)
-            if i == named[-1]:
-                tree = _merged(tree, preset_layer(chosen))
+            tree["objective"] = to_dict(preset(str(layer["objective"]["preset"])))
+        if named and i == named[-1]:
+            tree = _merged(tree | {"objective": to_dict(chosen)}, method)
         if fitted and i == (named[-1] if named else 0):
             tree = _merged(tree, fitted)
         if "transport" in _section(layer, "sampler"):
@@ -117,12 +127,38 @@ def layered(
         if "class_path" in section and class_and_settings(tree[name])[0] is None:
             tree[name] = _merged(section, tree[name])
     config = from_dict(Config, tree)
+    if base is not None:
+        return config
     given = {key for layer in layers for key in _section(layer, "model")}
-    return config if base is not None else _with_inputs(config, given)
+    config = _with_inputs(config, given)
+    if run is not None or any("warmup_steps" in _section(layer, "optimizer") for layer in layers):
+        return config
+    # The published warm-up belongs to the published length.
+    warmup = min(config.optimizer.warmup_steps, config.train.steps // 20)
+    shortened = dataclasses.replace(config.optimizer, warmup_steps=warmup)
+    return dataclasses.replace(config, optimizer=shortened)
+
+
+def _of_preset(name: str, run: Config | None) -> tuple[Objective, Layer, Layer]:
+    """What a preset brings: its objective, and the two layers of its recipe.
+
+    Args:
+        name: of the preset.
+        run: one that goes on; where it has this preset, it keeps what that brought.
+    """
+    objective, layers = preset(name), preset_layers(name)
+    if run is not None and run.objective.preset == name:
+        objective, layers = run.objective, [_of_run(layer, to_dict(run)) for layer in layers]
+    budget, method = layers
+    return objective, budget, method
 
 
 def _with_inputs(config: Config, given: set[str]) -> Config:
-    """The network takes what the objective gives it, unless the setting was ``given``."""
+    """The network takes what the objective gives it, unless the setting was ``given``.
+
+    Raises:
+        ValueError: a network that cannot say what the preset learns.
+    """
     objective, model = config.objective, config.model
     inputs = {
         "second_time": objective.two_time,
@@ -133,6 +169,14 @@ def _with_inputs(config: Config, given: set[str]) -> Config:
         for name, needed in inputs.items()
         if needed and name not in given and getattr(model, name, True) is False
     }
+    for name, value in model_inputs(objective.preset).items():
+        if not hasattr(model, name):
+            raise ValueError(
+                f"the preset {objective.preset} needs model.{name} {value}, which "
+                f"{type(model).__name__} does not have: choose another network"
+            )
+        if name not in given:
+            missing[name] = value
     return dataclasses.replace(config, model=dataclasses.replace(model, **missing))
 
 

@@ -214,9 +214,10 @@ class Writer:
         error = last.exception() if last is not None else None
         if error is not None:
             raise RuntimeError(
-                f"a checkpoint of {self.run_dir} could not be written: {error}. The checkpoints "
-                "before it are untouched. Free space or lower train.keep_checkpoints, and run the "
-                "same command again: it continues from the newest one."
+                f"a checkpoint of {self.run_dir} could not be written: {error.__cause__ or error}. "
+                "The checkpoints before it are untouched. Free space or lower "
+                "train.keep_checkpoints, and run the same command again: it continues from the "
+                "newest one."
             ) from error
 
     def __enter__(self) -> "Writer":

@@ -13,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
+
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.reading import read_json
 
@@ -37,13 +39,16 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
 
     ``content`` is the text, or a function that writes to the path it is given.  The file may be
     read by whom the umask lets, whatever the function does (safetensors makes private files).
+
+    Raises:
+        ValueError: the disk is full, or refuses; the name then holds what it held before.
     """
     _sweep(path)
     # In a folder, because safetensors makes temporary files of its own beside the one it writes.
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / path.name
-    folder.mkdir()
     try:
+        folder.mkdir()
         temporary.touch()
         mode = temporary.stat().st_mode
         temporary.write_text(content) if isinstance(content, str) else content(temporary)
@@ -51,6 +56,11 @@ def write_atomic(path: Path, content: str | Callable[[Path], object]) -> None:
             temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} could not be written: {error}. What was finished is kept: make room, or "
+            "choose a place that can be written, and run the same command again."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -222,16 +232,14 @@ def refuse_inside(out: str | Path, source: str | Path, option: str) -> None:
         )
 
 
-def asset_path(name: str) -> Path:
+def asset_path(name: str, folder: str = "assets") -> Path:
     """A file that ships with ucgm: inside the package in a wheel, beside it in a checkout."""
-    places = (
-        Path(str(files("ucgm"))) / "assets" / name,
-        Path(__file__).resolve().parents[2] / "assets" / name,
-    )
+    package = Path(str(files("ucgm")))
+    places = package / folder / name, package.resolve().parent / folder / name
     for place in places:
         if place.is_file():
             return place
     raise ValueError(
         f"{name} is missing: looked for {places[0]} and {places[1]}. Reinstall ucgm, or in a "
-        "checkout run `git checkout -- assets`."
+        f"checkout run `git checkout -- {folder}`."
     )

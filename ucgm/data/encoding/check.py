@@ -109,6 +109,8 @@ def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
     }
     if moments:
         mean, std = merge_moments(moments)
+        centre, spread = torch.tensor([codec.mean, codec.std], dtype=torch.float64)
+        mean, std = (mean - centre) / spread * codec.scale, std / spread * codec.scale
         facts["normalised_mean"], facts["normalised_std"] = mean.tolist(), std.tolist()
         _check_scale(mean, std, codec, problems)
     return facts
@@ -117,7 +119,7 @@ def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
 def _shard_moments(
     shard: ShardSet, codec: Codec, name: str, problems: list[str]
 ) -> list[tuple[int, Tensor, Tensor]]:
-    """Channel moments of normalised latents; adds rows that are not finite to ``problems``."""
+    """Channel moments of raw latents; adds rows that are not finite to ``problems``."""
     if codec.kind == "identity":
         return []
     parts = []
@@ -129,15 +131,8 @@ def _shard_moments(
                 bad = first + int(torch.nonzero(~finite)[0])
                 problems.append(f"{name}: {array} of row {bad} are not finite")
                 stored = stored[finite]
-            if not len(stored):
-                continue
-            if codec.store == "moments":
-                raw, std = stored.chunk(2, dim=1)
-                zero = codec.to_network(torch.zeros_like(std))
-                stored = torch.cat((codec.to_network(raw), codec.to_network(std) - zero), dim=1)
-            else:
-                stored = codec.to_network(stored)
-            parts.append(channel_moments(stored, codec.store))
+            if len(stored):
+                parts.append(channel_moments(stored, codec.store))
     return parts
 
 

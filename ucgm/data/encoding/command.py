@@ -172,12 +172,9 @@ def open_folder(folder: Path, job: Job) -> None:
     Raises:
         ValueError: it belongs to something else, cannot be written, or the disk is too small.
     """
-    try:
-        claim_folder(folder, job.protocol(), record="encode.json", option="--out")
-        (folder / PROGRESS).mkdir(exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}. Choose another --out.") from error
+    claim_folder(folder, job.protocol(), record="encode.json", option="--out")
+    (folder / PROGRESS).mkdir(exist_ok=True)
+    free = shutil.disk_usage(folder).free
     done = sum(p.stat().st_size for p in folder.glob("shard_*.safetensors"))
     if job.num_bytes() - done > free:
         raise ValueError(

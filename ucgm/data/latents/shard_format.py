@@ -121,14 +121,8 @@ def write_shard(path: Path, arrays: dict[str, Tensor]) -> dict[str, object]:
         if sha256(temporary) != digest.hexdigest():
             raise OSError("what was read back differs from what was written")
 
-    try:
-        write_atomic(path, write)
-        sync(path.parent)
-    except OSError as error:
-        raise ValueError(
-            f"{path} could not be written: {error}. Finished shards are kept: make room, or choose "
-            "a folder that can be written, and run the same command again."
-        ) from error
+    write_atomic(path, write)
+    sync(path.parent)
     return {
         "file": path.name,
         "rows": len(arrays["labels"]),

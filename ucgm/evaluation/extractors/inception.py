@@ -25,6 +25,11 @@ URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}
 PREFIX = "6726825d"
 SPATIAL_CHANNELS = 7
 SECONDS = 30.0
+REMEDY = (
+    f"Get {URL} (sha256 {PREFIX}...) and name it with --extractor-weights PATH; "
+    "pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same numbers. "
+    "--extractor random needs no file."
+)
 
 
 class MissingWeights(ValueError):
@@ -67,13 +72,13 @@ def build_inception(weights: str | None = None) -> Extractor:
     """
     path = weights or _cached_or_downloaded()
     if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist. {_remedy()}")
+        raise ValueError(f"{path} does not exist. {REMEDY}")
     try:
         read_tensors(Path(path))  # tensors alone, no code
         module = InceptionFeatures(path)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not the Inception of FID ({reason}). {_remedy()}") from error
+        raise ValueError(f"{path} is not the Inception of FID ({reason}). {REMEDY}") from error
     digest = sha256(path)
     note = "TensorFlow's weights of 2015-12-05"
     if not digest.startswith(PREFIX):
@@ -102,17 +107,9 @@ def _cached_or_downloaded() -> str:
         return str(path)
     except (OSError, RuntimeError) as error:
         reason = f"{FILE} could not be downloaded ({error})."
-        raise MissingWeights(f"{reason} {_remedy()}") from error
+        raise MissingWeights(f"{reason} {REMEDY}") from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _remedy() -> str:
-    return (
-        f"Get {URL} (sha256 {PREFIX}...) and name it with --extractor-weights PATH; "
-        "pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same numbers. "
-        "--extractor random needs no file."
-    )
 
 
 register_extractor("inception", build_inception)

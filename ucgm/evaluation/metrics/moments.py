@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 
@@ -110,17 +109,6 @@ class RunningMoments:
             )
         rows = torch.cat((rows.new_ones(len(rows), 1), rows), dim=1)
         self.state.addmm_(rows.T, rows)
-
-    def reduce(self) -> None:
-        """Sum over all processes, in one collective; nothing to do when there is one process.
-
-        Every process must call it, also those that saw no sample.
-        """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            wire = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            total = self.state.to(wire)
-            torch.distributed.all_reduce(total)
-            self.state = total.cpu()
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance."""

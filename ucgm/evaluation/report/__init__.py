@@ -29,27 +29,7 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
         folder: an existing folder.
         result: the content of ``benchmark.json``, which the labels of the strip are added to.
         samples: for the grids; the same indices at every step count.
-
-    Raises:
-        ValueError: when the disk is full; what was measured is kept.
     """
-    try:
-        _write(folder, result, samples)
-    except OSError as error:
-        raise ValueError(
-            f"the report in {folder} could not be written: {error}. All that was measured is kept: "
-            "free some space and run the same command again."
-        ) from error
-    runs = {result["name"]: result}
-    head, cells, _ = table(runs)
-    sentence, _ = headline(runs, result["metrics"][0])
-    warning = footnotes(result)[-1:]
-    print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
-    print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")
-
-
-def _write(folder: Path, result: dict[str, Any], samples: SampleSet) -> None:
-    """Pictures and texts of the report."""
     columns = []
     for entry in summarise(result):
         path = folder / grid_name(entry["steps"])
@@ -70,6 +50,11 @@ def _write(folder: Path, result: dict[str, Any], samples: SampleSet) -> None:
         "benchmark.html": page(runs, [folder], result["metrics"][0], curve, title),
     }.items():
         write_atomic(folder / name, text)
+    head, cells, _ = table(runs)
+    sentence, _ = headline(runs, result["metrics"][0])
+    warning = footnotes(result)[-1:]
+    print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
+    print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")
 
 
 def column_names(samples: SampleSet) -> list[str]:

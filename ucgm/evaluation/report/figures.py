@@ -19,11 +19,9 @@ def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path
         metrics: one where there are several runs.
         path: of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     first, values, ticks = next(iter(runs.values())), [], set()
     for name, result in runs.items():

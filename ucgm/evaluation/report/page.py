@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ucgm.evaluation.report.tables import footnotes, headline, summarise, table
+from ucgm.runs.config import flat
 from ucgm.runtime.terminal import printable
 
 
@@ -94,15 +95,6 @@ def inline(path: Path) -> str | None:
 
 def protocol_rows(results: list[dict[str, Any]]) -> list[list[str]]:
     """One line per fact, one column per run."""
-
-    def flat(value: Any, prefix: str) -> dict[str, str]:
-        if not isinstance(value, dict):
-            return {prefix: json.dumps(value) if not isinstance(value, str) else value}
-        lines: dict[str, str] = {}
-        for key, inner in value.items():
-            lines |= flat(inner, f"{prefix}.{key}" if prefix else key)
-        return lines
-
     columns = []
     for result in results:
         facts = {
@@ -115,6 +107,7 @@ def protocol_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 for row in result["rows"]
             },
         }
-        columns.append(flat(facts, ""))
+        columns.append(flat(facts))
     keys = dict.fromkeys(key for column in columns for key in column)
-    return [[key, *(column.get(key, "-") for column in columns)] for key in keys]
+    rows = [[key, *(column.get(key, "-") for column in columns)] for key in keys]
+    return [[v if isinstance(v, str) else json.dumps(v) for v in row] for row in rows]

@@ -45,7 +45,22 @@ def read_report(where: str) -> tuple[dict[str, Any], Path]:
     try:
         result = read_json(path)
         refuse_bomb(result, _MOST_VALUES)
-        check_report(result)
+        check_fields(result, _REPORT)
+        metrics, rows = result["metrics"], result["rows"]
+        if not metrics or not rows:
+            raise ValueError(f"{'rows' if metrics else 'metrics'} is empty")
+        for metric in metrics:
+            if metric.rpartition(".")[2] not in COLUMNS:
+                raise ValueError(f"metrics holds {metric!r:.60}, which is no known metric")
+        scores = dict.fromkeys(metrics, _Number)
+        check_fields(rows, [{"scores": scores}], "rows")
+        more = result["protocol"].get("more_extractors", [])
+        check_fields(more, [_IDENTITY], "protocol.more_extractors")
+        check_fields(result.get("strip", []), [str], "strip")
+        if result["real"] is not None:
+            check_fields(result["real"], {"scores": {}}, "real")
+            measured = result["real"]["scores"]
+            check_fields(measured, dict.fromkeys(measured, _Number), "real.scores")
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is no report: name a folder that `ucgm benchmark` printed."
@@ -53,28 +68,3 @@ def read_report(where: str) -> tuple[dict[str, Any], Path]:
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return result, path.parent
-
-
-def check_report(result: dict[str, Any]) -> None:
-    """Refuse a report with a field that is missing or of another type.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    check_fields(result, _REPORT)
-    metrics, rows = result["metrics"], result["rows"]
-    if not metrics or not rows:
-        raise ValueError(f"{'rows' if metrics else 'metrics'} is empty")
-    for metric in metrics:
-        if metric.rpartition(".")[2] not in COLUMNS:
-            raise ValueError(f"metrics holds {metric!r:.60}, which is no known metric")
-    scores = dict.fromkeys(metrics, _Number)
-    for number, row in enumerate(rows):
-        check_fields(row, {"scores": scores}, f"rows[{number}]")
-    more = result["protocol"].get("more_extractors", [])
-    check_fields(more, [_IDENTITY], "protocol.more_extractors")
-    check_fields(result.get("strip", []), [str], "strip")
-    if result["real"] is not None:
-        check_fields(result["real"], {"scores": {}}, "real")
-        measured = result["real"]["scores"]
-        check_fields(measured, dict.fromkeys(measured, _Number), "real.scores")

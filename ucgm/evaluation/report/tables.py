@@ -203,13 +203,10 @@ def markdown(result: dict[str, Any]) -> str:
 
 def csv_text(result: dict[str, Any]) -> str:
     """One line per number of steps and repeat, full precision."""
-    names = list(result["rows"][0]["scores"])
-    head = ["steps", "repeat", "first_index", "num_samples", "nfe"]
-    tail = ["images_per_second", "images_hash"]
+    head = ["steps", "repeat", "first_index", "num_samples", "nfe", *result["rows"][0]["scores"]]
+    head += ["images_per_second", "images_hash"]
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*head, *names, *tail])
-    for row in result["rows"]:
-        scores = [repr(row["scores"][name]) for name in names]
-        writer.writerow([*(row[k] for k in head), *scores, *(row[k] for k in tail)])
+    writer = csv.DictWriter(file, head, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, **row["scores"]} for row in result["rows"])
     return file.getvalue()

@@ -67,11 +67,9 @@ def write_results(folder: Path, result: dict[str, Any], chosen: Candidate) -> No
 
 def save_trace(result: dict[str, Any], path: Path) -> None:
     """Scores of all candidates rung by rung, and the figures on the held-out seed, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     trials, metric = result["trials"], result["metric"]
     stages = {(row["round"], row["rung"]): row["samples"] for row in trials}

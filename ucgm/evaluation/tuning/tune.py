@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ucgm.data.pixels import NotFinite
+from ucgm.evaluation.chunks import FeatureExtractor, GeneratedImages
 from ucgm.evaluation.metrics import kernel_distance, moments_of
 from ucgm.evaluation.metrics.frechet import frechet_distance
 from ucgm.evaluation.references import open_evaluators
@@ -31,10 +33,6 @@ from ucgm.runtime.values import Count
 from ucgm.sampler import Guidance
 
 Metric = Literal["fid", "kid"]
-
-
-class Diverged(Exception):
-    """A sampler whose samples are not finite."""
 
 
 class CandidateScorer:
@@ -61,13 +59,8 @@ class CandidateScorer:
         network = candidate.guidance.apply(self.samples.network, self.null_label)
         samples = replace(self.samples, sampler=candidate.sampler, network=network)
         self.images += len(indices)
-        parts = []
-        for part in indices.split(self.batch_size):
-            x = samples.latents(part)
-            if not bool(torch.isfinite(x).all()):
-                raise Diverged
-            parts.append(samples.data.decode(x).cpu())
-        return self.evaluator.extractor(torch.cat(parts))["features"]
+        source = GeneratedImages(samples, self.batch_size)
+        return FeatureExtractor(source, self.evaluator.extractor).chunk(indices)[0]["features"]
 
     def distance(self, features: Tensor) -> float:
         """Score of feature rows (N, d)."""
@@ -85,7 +78,7 @@ class CandidateScorer:
                 more = self.features(candidate, torch.arange(have, count))
                 rows = self.kept[key] = more if rows is None else torch.cat((rows, more))
             return self.distance(rows[:count])
-        except Diverged:
+        except NotFinite:
             return float("inf")
 
     def repeated(self, candidate: Candidate, count: int, repeats: int) -> dict[str, list[float]]:
@@ -93,7 +86,7 @@ class CandidateScorer:
         sets = torch.arange(count * repeats).split(count)
         try:
             rows = [self.features(candidate, indices) for indices in sets]
-        except Diverged:
+        except NotFinite:
             return {self.metric: [float("inf")] * repeats}
         scores = {self.metric: [self.distance(features) for features in rows]}
         held_out = self.evaluator.held_out

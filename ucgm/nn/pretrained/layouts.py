@@ -18,7 +18,7 @@ from ucgm.nn.configs import SIZES
 State = dict[str, Tensor]
 
 _NOT_NEEDED = {
-    "repa": ("projectors.",),
+    "repa": ("projectors.", "logvar_linear."),
     "repae": ("projectors.", "bn."),
     "lightningdit": ("feat_rope.",),
     "tit": ("feat_rope.",),
@@ -85,9 +85,9 @@ def _from_diffusers(state: State) -> State:
     return out
 
 
-def _depth(state: State) -> int:
+def _depth(state: State, blocks: str = "blocks") -> int:
     """One more than the largest i of `blocks.i.`; 0 without any."""
-    matches = (re.match(r"blocks\.(\d+)\.", key) for key in state)
+    matches = (re.match(rf"{blocks}\.(\d+)\.", key) for key in state)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
@@ -131,8 +131,9 @@ def _read_dit(state: State) -> Evidence:
     if len(shapes[0]) != 4:
         raise ValueError(f"{patches} has shape {shapes[0]}, a DiT has (D, C, p, p): is it DDT?")
     (width, channels, patch, *_), (rows, *_), (parts, *_) = shapes
-    depth = _depth(state)
+    depth, second = _depth(state), _depth(state, "v_blocks")
     out: Evidence = _read_embedders(state) | {
+        "velocity_blocks": (second, f"v_blocks.{second - 1}" if second else ""),
         "hidden_size": (width, patches),
         "in_channels": (channels, patches),
         "patch_size": (patch, patches),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ucgm.nn.configs import FAMILIES, DiTConfig, NetworkConfig
-from ucgm.nn.network import Network
+from ucgm.nn.network import ADDED, Network
 from ucgm.nn.pretrained.files import unwrap
 from ucgm.nn.pretrained.layouts import State, drop, read_settings, translate
 from ucgm.nn.pretrained.published import ARCHITECTURES, Architecture, Source
@@ -149,8 +149,8 @@ def _settings(architecture: str, state: State, given: dict[str, Any]) -> dict[st
     return settings
 
 
-_OPTIONAL = ("h_", "g_embedder.", "low_embedder.", "high_embedder.", "pos_embed")
-"""Keys that a new network fills in by itself: zero-initialised inputs, fixed positions."""
+_OPTIONAL = (*ADDED, "pos_embed")
+"""Keys that a new network fills in by itself: zero-initialised parts, fixed positions."""
 
 _HINTS = {
     r"attn\.[qk]_norm": ("qk_norm=True", "qk_norm=False"),
