@@ -100,8 +100,7 @@ def config_of(name: str, out_dir: Path, steps: int) -> Config:
     return Config(
         model=DiTConfig(
             size="T/2",
-            second_time=objective.two_time,
-            guidance_input=objective.guidance_range is not None,
+            **objective.network_inputs,
         ),
         objective=objective,
         data=Digits(),

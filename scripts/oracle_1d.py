@@ -57,7 +57,7 @@ def train(
     network = Net()
     if start is not None:
         network.load_state_dict(start.state_dict())
-    head = LogVariance() if objective.log_variance else None
+    head = LogVariance(two_time=objective.two_time) if objective.log_variance else None
     ema, target = EMA(network, 0.999), EMA(network, 0.99)
     modules = [m for m in (network, head) if m is not None]
     rate = 2e-3 if start is None else 1e-3

@@ -141,7 +141,7 @@ def edm(net: Net, b: Batch, log_variance: Net | None = None, sd: float = 0.5) ->
     weight = (level**2 + sd**2) / (level * sd) ** 2
     rows = weight * mean_square(denoiser(net, noisy, level, b.labels, sd) - b.x)
     if log_variance is not None:
-        u = log_variance(b.t)
+        u = log_variance(b.t, b.t)
         rows = rows / u.exp() + u
     return Published(raw_output(b.x, noisy, level, sd), rows)
 
@@ -284,7 +284,7 @@ def scm(
     tangent = -(cos**2) * (f.detach() - field) - warm * (product * xt + change)
     tangent = tangent / (wide(mean_square(tangent).sqrt()) + 0.1)
     target = f.detach() + tangent
-    u = log_variance(b.t)
+    u = log_variance(b.t, b.t)
     return Published(target, mean_square(f - target) / u.exp() + u)
 
 

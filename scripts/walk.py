@@ -29,12 +29,11 @@ HELPERS = {"take", "put", "place", "stand_in", "mean_flat", "expand"}
 def calls_of(preset: str) -> list[tuple[str, str]]:
     """File and function of every call that a draw and its terms make."""
     objective = ucgm.preset(preset)
-    inputs = {"second_time": objective.two_time}
-    inputs["guidance_input"] = objective.guidance_range is not None
-    config = DiTConfig(hidden_size=32, depth=1, num_heads=2, patch_size=4, **inputs)
+    inputs = objective.network_inputs
+    config = DiTConfig(hidden_size=32, depth=2, num_heads=2, patch_size=4, **inputs)
     torch.manual_seed(0)
     network = config.build((1, 8, 8), 5)
-    variance = LogVariance() if objective.log_variance else None
+    variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
     x, y = torch.randn(24, 1, 8, 8), torch.arange(24) % 5
     found: list[tuple[str, str]] = []
 

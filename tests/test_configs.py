@@ -1,13 +1,14 @@
 """The published rows: every file parses over its layers, builds, and says what was published."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ucgm.cli import commands as cli
-from ucgm.data import Latents
+from ucgm.data import Images, Latents
 from ucgm.nn import EDM2Config
 from ucgm.nn.cost import count_parameters
 from ucgm.nn.edm2 import MODEL_CHANNELS
@@ -16,7 +17,10 @@ from ucgm.objective import preset
 from ucgm.objective.draw import HostTimes
 from ucgm.objective.fields import coefficients, sources_of
 from ucgm.objective.times import Beta
+from ucgm.runs.config import to_dict
+from ucgm.runs.layers import config_of
 from ucgm.runs.settings import OptimizerConfig
+from ucgm.runtime.reading import read_yaml
 from ucgm.sampler import Grid, Guidance, Sampler
 from ucgm.transport import EDM, Linear
 
@@ -63,11 +67,38 @@ SAMPLE = {
 }  # fmt: skip
 
 
+# name: (preset, optimizer, batch, steps, target average, sampler steps, millions of parameters)
+METHODS = {
+    "ddpm": ("ddpm", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 256, 7_000_000, None, 250, 675),
+    "edm2": (
+        "edm2",
+        OptimizerConfig("adamw", 1e-2, (0.9, 0.99), schedule="inverse_sqrt", warmup_steps=4883),
+        2048, 1_048_576, None, 32, 280,
+    ),
+    "flow_matching": (
+        "flow_matching", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 256, 7_000_000, None, 250,
+        675,
+    ),
+    "lightningdit": (
+        "lightningdit", OptimizerConfig("adamw", 2e-4, (0.9, 0.95)), 1024, 1_000_800, None, 250,
+        675,
+    ),
+    "meanflow": (
+        "meanflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 1_200_000, None, 1, 677,
+    ),
+    "ot_cfm": (
+        "ot_cfm", OptimizerConfig("adamw", 2e-4, (0.9, 0.999), warmup_steps=5000), 128, 400_001,
+        None, 20, 36,
+    ),
+}  # fmt: skip
+
+
 def layers(path):
     """The files under ``path``, as its header lists them, and itself."""
-    found = re.search(r"^# layers: (.*)$", path.read_text(), re.M)
-    assert found, f"{path} does not say over which files it is layered"
-    return [CONFIGS.parent / word for word in found[1].split()] + [path]
+    text = path.read_text()
+    found = re.search(r"^# layers: (.*)$", text, re.M)
+    assert found or "\ndata:" in text, f"{path} does not say over which files it is layered"
+    return [CONFIGS.parent / word for word in (found[1].split() if found else [])] + [path]
 
 
 @pytest.fixture
@@ -87,7 +118,9 @@ def resolve(monkeypatch):
 
 
 def latent_shape(config):
-    """(C, h, w) of the latents that the data section asks for."""
+    """(C, h, w) of the latents, or pixels, that the data section asks for."""
+    if isinstance(config.data, Images):
+        return config.data.channels, config.data.size, config.data.size
     assert isinstance(config.data, Latents) and config.data.codec is not None
     vae, size = config.data.codec.vae, config.data.codec.size
     factor, channels = {"f16": (16, 32), "f32": (32, 32)}.get(vae[-6:-3], (8, 4))
@@ -194,7 +227,33 @@ def test_sampling_rows_are_what_an_import_writes(name, resolve):
     assert config.data.codec.vae == source.vae
 
 
+def test_every_method_row_is_known():
+    assert {path.stem for path in (CONFIGS / "methods").glob("*")} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_rows(name, resolve):
+    preset_name, optimizer, batch, steps, target, nfe, size = METHODS[name]
+    path = CONFIGS / "methods" / f"{name}.yaml"
+    config = resolve(path)
+    assert config.objective.preset == preset_name and config.optimizer == replace(
+        optimizer, reference_steps=config.optimizer.reference_steps
+    )
+    assert (config.train.global_batch, config.train.steps) == (batch, steps)
+    assert (config.ema.target_decay, config.sampler.steps) == (target, nfe)
+    assert config.sampler.plan() and "Published" in path.read_text()
+    classes = 0 if isinstance(config.data, Images) else 1000
+    with torch.device("meta"):
+        network = config.model.build(latent_shape(config), classes)
+    assert count_parameters(network) / 1e6 == pytest.approx(size, abs=1.0)
+    # What the recipe says already is not said again.
+    own, plain = to_dict(config), to_dict(config_of(["--objective.preset", preset_name]))
+    for section, settings in read_yaml(path).items():
+        for key, value in settings.items() if section in ("optimizer", "train", "ema") else ():
+            assert own[section][key] != plain[section][key], f"{section}.{key}: {value}"
+
+
 def test_the_guide_lists_every_row():
     guide = (CONFIGS.parent / "docs" / "training.md").read_text()
-    for path in ROWS:
+    for path in ROWS + sorted(CONFIGS.glob("methods/*")):
         assert f"`{path.relative_to(CONFIGS)}`" in guide

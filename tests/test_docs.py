@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ucgm.objective.presets import preset_table
+from ucgm.runs.presets import preset_table
 
 REPO = Path(__file__).parents[1]
 

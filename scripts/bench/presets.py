@@ -31,13 +31,13 @@ def main() -> None:
     parts = {}
     for name in PRESETS:
         objective = preset(name)
-        config = DiTConfig(
-            size=arguments.size,
-            second_time=objective.two_time,
-            guidance_input=objective.guidance_range is not None,
-        )
+        config = DiTConfig(size=arguments.size, **objective.network_inputs)
         networks = [config.build((1, 8, 8), 10) for _ in range(2)]
-        parts[name] = (objective, *networks, LogVariance() if objective.log_variance else None)
+        parts[name] = (
+            objective,
+            *networks,
+            LogVariance(two_time=objective.two_time) if objective.log_variance else None,
+        )
     seconds: dict[str, list[float]] = {name: [] for name in PRESETS}
     for step in range(arguments.rounds + 2):
         for name, (objective, network, other, head) in parts.items():

@@ -59,7 +59,7 @@ from ucgm.nn import DDTConfig, DiTConfig
 from ucgm.nn.cost import cost
 from ucgm.objective import LogVariance, preset
 from ucgm.objective.presets import count_passes
-from ucgm.objective.residual import difference_tangent, jvp_tangent
+from ucgm.objective.tangents import difference_tangent, jvp_tangent
 from ucgm.objective.times import LogitNormal
 from ucgm.runs.config import Config
 from ucgm.runs.saving import host_copies
@@ -281,7 +281,9 @@ def both_devices(name):
         x, y = torch.randn(16, 4, 8, 8, generator=g), torch.randint(0, 10, (16,), generator=g)
         keys = RowRandom.for_rows(0, 1, torch.arange(16))
         draw = objective.draw(x.to(device), y.to(device), 10, keys, 0.5)
-        head = LogVariance().to(device) if objective.log_variance else None
+        head = (
+            LogVariance(two_time=objective.two_time).to(device) if objective.log_variance else None
+        )
         terms = objective.terms(
             net, draw, target=average, teacher=average, log_variance=head, progress=0.5
         )

@@ -102,7 +102,7 @@ def objectives(draw):
 
 
 class Tiny(nn.Module):
-    """A network of (x, t, y[, s][, guidance]) with gradients of every order."""
+    """A network of (x, t, y[, s][, guidance]) and heads, with gradients of every order."""
 
     def __init__(self):
         super().__init__()
@@ -110,11 +110,13 @@ class Tiny(nn.Module):
         self.layer, self.out = nn.Linear(16, 32), nn.Linear(32, 12)
         self.classes = nn.Embedding(4, 12)
 
-    def forward(self, x, t, y=None, s=None, guidance=None):
-        more = [t, t if s is None else s, torch.zeros_like(t) if guidance is None else 1 / guidance]
+    def forward(self, x, t, y=None, s=None, guidance=None, heads="map"):
+        scale = torch.zeros_like(t) if guidance is None else 1 / guidance.reshape(len(t), -1)[:, 0]
+        more = [t, t if s is None else s, scale]
         label = self.classes(torch.full(t.shape, 3) if y is None else y)
         rows = torch.cat((x.flatten(1) + label, torch.stack([*more, torch.cos(3 * t)], 1)), 1)
-        return self.out(torch.tanh(self.layer(rows))).view_as(x)
+        out = self.out(torch.tanh(self.layer(rows))).view_as(x)
+        return (out, 0.9 * out) if heads == "both" else out
 
 
 @given(setting=objectives(), seed=st.integers(0, 2**31))
@@ -125,9 +127,9 @@ class Tiny(nn.Module):
 def test_an_accepted_objective_has_finite_losses_and_gradients(setting, seed):
     name, changes = setting
     network, target, random = Tiny(), Tiny(), torch.Generator().manual_seed(seed)
-    variance = LogVariance(8)
     try:
         objective = preset(name, **changes)
+        variance = LogVariance(8, objective.two_time)
         assert from_dict(Objective, to_dict(objective)) == objective
         for progress in (0.0, 0.4, 1.0):
             x = torch.randn(16, 3, 2, 2, generator=random)

@@ -223,7 +223,7 @@ def test_save_and_load(tmp_path, randomize):
         ({}, dict(guidance=torch.ones(4)), "guidance_input=True"),
         (dict(guidance_input=True), dict(guidance=torch.ones(4, 3)), "guidance_interval=True"),
         (INTERVAL, dict(guidance=torch.ones(4, 2)), r"got \(4, 2\)"),
-        (dict(guidance_interval=True), {}, "needs guidance_input"),
+        (dict(guidance_interval=True), {}, "need guidance_input"),
         ({}, dict(y=None), "null class"),
         ({}, dict(x_t=torch.zeros(4, 3, 16, 16)), "input_size"),
     ],

@@ -200,3 +200,20 @@ def test_other_networks_have_no_velocity_head():
     x, t, y = batch()
     with pytest.raises(ValueError, match="velocity_blocks"):
         net(x, t, y, heads="velocity")
+
+
+def test_guidance_output_multiplies_the_prediction(randomize):
+    """F times the scale, as TVM's code has it; without a scale F is that of the network."""
+    settings = dict(guidance_input=True, **TWO)
+    plain, scaled = build(**settings), build(guidance_output=True, **settings)
+    randomize(plain)
+    scaled.load_state_dict(plain.state_dict())
+    x, t, y = batch()
+    scale = torch.tensor([1.0, 1.5, 2.0, 4.0])
+    inputs = (x, t, y, t / 2, scale)
+    pairs = zip(scaled(*inputs, heads="both"), plain(*inputs, heads="both"), strict=True)
+    for ours, theirs in pairs:
+        assert torch.equal(ours, theirs * scale.view(-1, 1, 1, 1)) and ours.abs().max() > 0
+    assert torch.equal(scaled(x, t, y), plain(x, t, y))
+    with pytest.raises(ValueError, match="guidance_output need guidance_input=True"):
+        build(guidance_output=True)

@@ -28,6 +28,7 @@ from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 
 F64 = torch.float64
+NO_SCALE = dict(guidance_range=None, guidance_interval=False, over_scale=False, velocity_head=0.0)
 every_preset = pytest.mark.parametrize("name", PRESETS)
 
 
@@ -45,8 +46,7 @@ def tiny_dit(objective, dtype=torch.float32, depth=2):
         mlp="swiglu",
         qk_norm=True,
         rope=True,
-        second_time=objective.two_time,
-        guidance_input=objective.guidance_range is not None,
+        **objective.network_inputs,
     )
     for p in network.parameters():  # adaLN-zero would make every output 0
         if p.requires_grad:
@@ -61,7 +61,9 @@ def batch(n=12, dtype=torch.float32):
 
 
 def heads(objective):
-    return {"log_variance": LogVariance() if objective.log_variance else None}
+    return {
+        "log_variance": LogVariance(two_time=objective.two_time) if objective.log_variance else None
+    }
 
 
 @every_preset
@@ -99,10 +101,20 @@ COSTS = {
     "ucgm_few": (1, 2 + 0.9, 0),  # two points of the difference, and the teacher
     "ect": (1, 1, 0),
     "scm": (1, 0, 1),
-    "meanflow": (1, 0, 0.25),
-    "alpha_flow": (1, 0, 0.5),
-    "shortcut": (1, 2 * 0.25, 0),
-    "terminal_velocity": (1, 0.5, 0.5),  # the EMA's velocity, and the derivative, where s < t
+    "scd": (1, 1, 1),
+    "meanflow": (1, 0.25 + 0.9, 0.25),  # guidance on the rows with a label: one pass, or two
+    "pixel_meanflow": (1, 0, 0.75),
+    "decoupled_meanflow": (1, 0.657 + 0.297, 0.5),  # labelled below t = 0.7, and there s < t
+    "imf": (1, 0.5 + 0.749, 0.5),  # its velocity where s < t, and that without label where w > 1
+    "alpha_flow": (1, 1 + 0.75, 0.75),
+    # The anchor where s < t is later by more than 1e-4, the predictions with label and without.
+    "soflow": (1, 0.25 * 0.86 + 0.9 + 0.9 * 0.25, 0),
+    "tim": (1, 2 * 0.5, 0),
+    "shortcut": (1, 2 * 0.125 + 2 * 0.125 / 7, 0),  # two halves, guided in the smallest
+    "terminal_velocity": (2, 0.9 + 1, 1),
+    "lsd": (1, 0.25, 0.25),
+    "jit": (1, 0, 0),
+    "facm": (2, 1 + 0.94, 1),
 }
 
 
@@ -245,12 +257,12 @@ def test_matching_term_of_twinflow():
         gap = network(again, -time, y, -time) - network(again, time, y, time)
     q = gap.clamp(-1, 1).square().mean((1, 2, 3))
     assert 0 < rows.sum() < 12
-    torch.testing.assert_close(losses[1] - losses[0], (q / (q + 1e-6).sqrt()).sum() / (24 / 4))
+    torch.testing.assert_close(losses[1] - losses[0], (q / (q + 1.01e-6).sqrt()).sum() / (24 / 4))
 
 
 def test_own_samples_of_twinflow_are_their_own_data():
     """Whatever the field, those rows learn the velocity of the sample they are."""
-    objective = preset("twinflow", field="distillation", enhancement_ratio=1.0)
+    objective = preset("twinflow", field="distillation", enhancement_ratio=1.0, clamp=None)
     x, y = batch(32)
     draw = objective.draw(x, y, 5, RowRandom.for_rows(0, 0, torch.arange(32)))
     network = tiny_dit(objective)
@@ -322,7 +334,7 @@ def test_mixture_flow_has_no_residual():
     sys.path.insert(0, "scripts")
     import oracle_1d
 
-    from ucgm.objective.residual import difference_tangent
+    from ucgm.objective.tangents import difference_tangent
 
     for path in (Linear(), Trig()):
         t = torch.linspace(0.15, 0.85, 41, dtype=F64)
@@ -347,7 +359,17 @@ def test_mixture_flow_has_no_residual():
         assert sizes[0] < 0.05 and 3.0 < sizes[0] / sizes[1] < 5.0
 
 
-@pytest.mark.parametrize("name", ["meanflow", "imf", "rcgm", "shortcut", "terminal_velocity"])
+# The largest error: of rounding, of differences over 1e-4, of anchors a step along F* before t.
+FIXED_POINTS = {
+    **{name: 1e-9 for name in ("meanflow", "pixel_meanflow", "decoupled_meanflow", "imf")},
+    **{name: 1e-9 for name in ("alpha_flow", "shortcut", "terminal_velocity", "lsd")},
+    "tim": 1e-6,
+    "rcgm": 5e-3,
+    "soflow": 5e-3,
+}
+
+
+@pytest.mark.parametrize("name", FIXED_POINTS)
 def test_gaussian_flow_map_is_a_fixed_point_of_two_time_presets(name):
     """T3 through ``terms``: with the exact flow map and the exact field the target is F itself."""
     from tests.test_transport import MU, S, gaussian_field
@@ -361,14 +383,15 @@ def test_gaussian_flow_map_is_a_fixed_point_of_two_time_presets(name):
         return torch.where(same.reshape(-1, 1, 1, 1), gaussian_field(path, x, t), jump)
 
     field = {} if name == "shortcut" else {"field": "distillation", "enhancement_ratio": 1.0}
-    objective = preset(name, guidance_range=None, clamp=None, tangent_step=1e-4, **field)
+    settings = dict(clamp=None, target_clamp=None, state_clamp=None, tangent_step=1e-4)
+    objective = preset(name, **NO_SCALE, **settings, **field)
     x = MU + S * torch.randn(40, 1, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     draw = objective.draw(x, None, None, torch.Generator().manual_seed(1))
     teacher = lambda x, t, y, s: network(x, t, y, t)  # noqa: E731
-    terms = objective.terms(network, draw, teacher=teacher)
-    moving = draw.s < draw.t
+    terms = objective.terms(network, draw, teacher=teacher, **heads(objective))
+    moving = draw.m > draw.s
     error = (terms.target - terms.prediction)[moving].abs().max()
-    assert moving.any() and error < (5e-3 if name == "rcgm" else 1e-9)
+    assert moving.any() and error < FIXED_POINTS[name]
 
 
 @pytest.mark.parametrize("path", [Linear(), Trig(), TrigLinear(), VP(prediction="v"), Random()])
@@ -382,10 +405,10 @@ def test_terminal_velocity_of_the_gaussian_flow_map(path):
         known = (gaussian_flow(path, x, t, s) - a * x) / torch.where(b == 0, 1.0, b)
         return torch.where(same.reshape(-1, 1, 1, 1), gaussian_field(path, x, t), known)
 
-    objective = preset("terminal_velocity", transport=path)
+    objective = preset("lsd", transport=path)
     x = MU + S * torch.randn(40, 1, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     draw = objective.draw(x, None, None, torch.Generator().manual_seed(1))
-    terms = objective.terms(network, draw)
+    terms = objective.terms(network, draw, **heads(objective))
     moving = draw.s < draw.t
     torch.testing.assert_close(terms.prediction[moving], terms.target[moving], rtol=0, atol=1e-8)
     assert moving.any() and not moving.all()
@@ -394,7 +417,7 @@ def test_terminal_velocity_of_the_gaussian_flow_map(path):
 @pytest.mark.parametrize("path", [Linear(), Trig(), EDM(), VP(prediction="v")])
 def test_terminal_velocity_at_the_data_continues_that_of_its_neighbours(path):
     """Jumps that end exactly at s = 0, as those of Dyadic, or of LogNormal on the path of EDM."""
-    objective = preset("terminal_velocity", transport=path)
+    objective = preset("lsd", transport=path, log_variance=False)
     x, z = (torch.randn(6, 1, 2, 2, dtype=F64) for _ in range(2))
     t = torch.linspace(0.2, 0.9, 6, dtype=F64)
 
@@ -441,8 +464,8 @@ def test_tangent_under_autocast(name, tangent):
         tangent = "jvp"
     if name == "rcgm":
         tangent = "forward"
-    settings = dict(field="data", clamp=None, normalize=None, tangent=tangent, guidance_range=None)
-    objective = preset(name, **settings)
+    settings = dict(field="data", clamp=None, normalize=None, tangent=tangent)
+    objective = preset(name, **settings, **NO_SCALE)
     x, y = batch(16, F64)
     keys = RowRandom.for_rows(0, 3, torch.arange(16))
     changes = []
@@ -505,7 +528,7 @@ class TestParts:
         q = error.detach().flatten(1).square().mean(1)
         power = losses.power_loss(error, 0.5, 0.3**2, False)
         (one,) = torch.autograd.grad(power.sum(), error)
-        (two,) = torch.autograd.grad(losses.pseudo_huber_loss(error, 0.3).sum(), error)
+        (two,) = torch.autograd.grad(losses.pseudo_huber_loss(error, 0.3, False).sum(), error)
         torch.testing.assert_close(one, 2 * two)
         torch.testing.assert_close(losses.power_loss(error, 0.0, 1.0, False), q)
         torch.testing.assert_close(losses.power_loss(error, 0.0, 1.0, True), q * 12)
@@ -518,13 +541,13 @@ class TestParts:
             t = torch.rand(512)
             scale = 0.1 + t
             squares = (scale * torch.randn(512)).square()
-            u = head(t)
+            u = head(t, t)
             loss = (squares * torch.exp(-u) + u).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         t = torch.tensor([0.2, 0.5, 0.8])
-        torch.testing.assert_close(head(t).exp().sqrt(), 0.1 + t, rtol=0.2, atol=0)
+        torch.testing.assert_close(head(t, t).exp().sqrt(), 0.1 + t, rtol=0.2, atol=0)
 
     def test_optimal_coupling(self):
         x, z = torch.randn(16, 1, 2, 2), torch.randn(16, 1, 2, 2)

@@ -6,12 +6,18 @@ from torch import nn
 
 from tests.test_transport import MU, TRANSPORTS, S, gaussian_estimates, gaussian_field
 from ucgm.objective import Draw, preset
-from ucgm.objective.residual import difference_tangent, finite_tangent, jvp_tangent
+from ucgm.objective.tangents import (
+    difference_tangent,
+    finite_tangent,
+    jvp_tangent,
+)
+from ucgm.objective.times import GapFirst, SortedPair
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import Linear, Trig
 
 each_transport = pytest.mark.parametrize("path", TRANSPORTS, ids=str)
 F64 = torch.float64
+TERMINAL = {"terminal": True, "two_time": True, "tangent": "jvp"}
 
 
 def numbers(n=12, seed=0, low=0.05, high=0.95):
@@ -245,8 +251,11 @@ def test_a_batch_may_be_cut_anywhere():
         ({"tangent_step": 0.0}, "tangent_step"),
         ({"field": "nonsense"}, "field"),
         ({"terminal": True, "two_time": True}, "tangent: jvp"),
-        ({"terminal": True, "two_time": True, "tangent": "jvp", "flow_anchor": 1.0}, "flow_anchor"),
-        ({"terminal": True, "two_time": True, "tangent": "jvp"}, "SortedPair or Dyadic"),
+        ({**TERMINAL, "destination": SortedPair(), "flow_anchor": 1.0}, "flow_anchor"),
+        ({**TERMINAL, "destination": GapFirst()}, "flow_anchor_law"),
+        (TERMINAL, "SortedPair or Apart"),
+        ({"log_loss": 0.01}, "log_variance: true"),
+        ({"over_scale": True}, "set guidance_range"),
         ({"consistncy_ratio": 0.5}, "consistncy_ratio"),
         ({"tangent": "backward"}, "tangent must be one of central"),
         ({"step_rule": "nonsense"}, "step_rule must be one of one"),

@@ -5,7 +5,7 @@ import pytest
 from tests.data.toys import image_tree
 from ucgm.cli import main
 from ucgm.data import Digits
-from ucgm.objective.presets import PRESETS
+from ucgm.objective.presets import PRESETS, preset
 from ucgm.runs.config import flat, from_dict, read_config, to_dict, write_config
 from ucgm.runs.layers import config_of, layers_of, training_config
 from ucgm.runs.recipes import BUDGET, RECIPES, model_inputs, recipe_of
@@ -95,6 +95,11 @@ def test_files_below_the_preset_give_way_and_flags_win(tmp_path):
     # The rate belongs to a budget, so the recipe's is there where no file says one.
     alone = config_of(["--objective.preset", "ucgm_few", "--train.steps", "2000"])
     assert (alone.optimizer.lr, alone.train.global_batch) == (1e-4, 1024)
+    # What a recipe does not use takes nothing away.
+    below.write_text("optimizer: {betas: [0.9, 0.9], weight_decay: 0.3}\ntrain: {grad_clip: 2}\n")
+    found = config_of(["--config", str(below), "--objective.preset", "shortcut"])
+    assert (found.optimizer.betas, found.optimizer.weight_decay) == ((0.9, 0.999), 0.1)
+    assert found.train.grad_clip == 2
 
 
 def test_a_warm_up_is_at_most_a_twentieth_of_the_run_unless_it_was_given():
@@ -158,3 +163,34 @@ def test_a_tuning_takes_network_and_data_of_its_teacher(tmp_path):
     one, two = (read_config(tmp_path / name / "config.yaml") for name in ("multi", "few"))
     assert (two.model, two.data) == (one.model, one.data)
     assert two.sampler.stochasticity == 1.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_prints_every_value_with_its_source(name, capsys):
+    main(["presets", name])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{name}: ") and max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    for key, (value, source) in recipe_of(name).items():
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown = shown.lower() if value in (None, True) else shown
+        assert f" {key.partition('.')[2]} {shown} {source}" in text
+    objective = preset(name)
+    assert f" label_dropout {objective.label_dropout} " in text
+    assert " target_decay " in text or not objective.needs_target
+    assert (" second_time true " in text) == objective.two_time
+
+
+def test_the_command_prints_all_and_refuses_what_is_none(capsys):
+    main(["presets"])
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{out}" for name in PRESETS) and "rectified" not in out
+    assert f"\n    {PRESETS['meanflow'].title}\n" in out and "1.00 gradient" in out
+    for words in (["presets", "rectified"], ["presets", "--name", "rectified"]):
+        with pytest.raises(SystemExit) as refused:
+            main(words)
+        error = capsys.readouterr().err
+        assert refused.value.code == 2 and error.count("\n") == 1
+        assert "unknown preset 'rectified'; there are ddpm, " in error
+    main(["models", "DDT"])  # the first word is the name there, too
+    assert "DDT-XL/2" in capsys.readouterr().out

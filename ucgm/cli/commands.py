@@ -34,7 +34,7 @@ _FUNCTIONS = {
     "models": ("ucgm.nn.cost", "print_models"),
     "ema": ("ucgm.runs.averages", "make_averages"),
     "plot": ("ucgm.training.plot", "plot_runs"),
-    "presets": ("ucgm.objective.presets", "print_presets"),
+    "presets": ("ucgm.runs.presets", "print_presets"),
     "demo": ("ucgm.cli.demo", "demo"),
 }
 COMMANDS = ("train", *_FUNCTIONS)

@@ -39,6 +39,8 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     given: dict[str, Any] = {}
     if "changes" in names:
         given["changes"], words = _split(words, _CHANGES)
+    if names[:1] == ["name"] and words and not words[0].startswith("-"):  # presets NAME
+        words = [f"--name={words[0]}", *words[1:]]
     lists = [k for k, hint in hints.items() if re.search(r"\b(list|tuple)\[", str(hint))]
     if names[:1] == lists[:1]:  # plot RUN RUN ...
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), words))

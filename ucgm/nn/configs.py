@@ -168,6 +168,8 @@ class DiTConfig(TransformerConfig):
     """Modulate with a shift beside the scale."""
     guidance_interval: bool = False
     """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
+    guidance_output: bool = False
+    """Multiply F by the guidance scale (TVM, arXiv 2511.19797); needs guidance_input."""
     velocity_blocks: Annotated[int, Range(0, 1000)] = 0
     """Last blocks that exist twice: the others end in a second head, the velocity's (iMF)."""
     decoupled_depth: Depth | None = None

@@ -80,6 +80,7 @@ class DiT(EmbeddedNetwork):
         second_time: bool = False,
         guidance_input: bool = False,
         guidance_interval: bool = False,
+        guidance_output: bool = False,
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
         convention: str = "ucgm",

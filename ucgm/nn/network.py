@@ -94,6 +94,7 @@ class Network(ModelMixin, ConfigMixin):
         self.shape = (config.in_channels, config.input_size, config.input_size)
         self.num_classes, self.second_time = config.num_classes, config.second_time
         self.guidance_interval: bool = config.get("guidance_interval", False)
+        self.guidance_output: bool = config.get("guidance_output", False)
         self.velocity_head = bool(config.get("velocity_blocks"))
         self.decoupled = config.get("decoupled_depth") is not None
         self.convention = config.convention
@@ -134,9 +135,11 @@ class Network(ModelMixin, ConfigMixin):
         h = None if s is None else self.native_time(s) if self.decoupled else t - s
         more = {} if heads == "map" else {"heads": heads}
         raw: Any = self.native(x_t, self.native_time(t), y, h, guidance, **more)
-        if heads == "both":
-            return self.field(raw[0], x_t, t), self.field(raw[1], x_t, t)
-        return self.field(raw, x_t, t)
+        outputs = [self.field(part, x_t, t) for part in (raw if heads == "both" else (raw,))]
+        if self.guidance_output and guidance is not None:
+            scale = guidance.view(len(guidance), -1)[:, 0].to(x_t.dtype).view(-1, 1, 1, 1)
+            outputs = [f * scale for f in outputs]
+        return (outputs[0], outputs[1]) if heads == "both" else outputs[0]
 
     def field(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """F like `x_t` (B, C, H, W) of the native output (B, C or more, H, W) at `t` (B,)."""
@@ -198,8 +201,8 @@ class EmbeddedNetwork(Network):
         gap = self.second_time and not self.decoupled
         self.h_embedder = ScalarEmbedder(*times) if gap else None
         interval = self.guidance_interval
-        if interval and not config.guidance_input:
-            raise ValueError("guidance_interval needs guidance_input=True")
+        if (interval or self.guidance_output) and not config.guidance_input:
+            raise ValueError("guidance_interval and guidance_output need guidance_input=True")
         self.g_embedder, self.low_embedder, self.high_embedder = (
             ScalarEmbedder(width, 1.0, 10000.0) if wanted else None
             for wanted in (config.guidance_input, interval, interval)

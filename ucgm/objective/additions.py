@@ -5,6 +5,7 @@ own_samples        TwinFlow's rows of the network's own samples, at negative tim
 matching_term      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
                    (arXiv 2512.05150)
 Alignment          features of the network follow those of an encoder (REPA, arXiv 2410.06940)
+flow_anchor_term   flow matching at s = t beside a flow map (FACM, arXiv 2507.03738; TVM)
 terminal_velocity  the flow map matched at its destination (TVM, arXiv 2511.19797)
 """
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ucgm.objective.draw import Draw
-from ucgm.objective.losses import power_loss
+from ucgm.objective.fields import field_at
+from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import TwinFlowSplit
@@ -123,6 +125,35 @@ class Alignment(nn.Module):
         return -functional.cosine_similarity(projected, features, dim=-1).mean()
 
 
+def flow_anchor_term(
+    objective: ObjectiveSettings, passes: Passes, draw: Draw, at_t: Tensor | None, field: Tensor
+) -> Tensor:
+    """Mean of |F(x_t, t, t) - F*|^2, with the cosine where the settings say so: a scalar.
+
+    Args:
+        objective: the settings; with ``flow_anchor_law`` the term has times of its own, and the
+            passes at (t, t), F and F*, are made here.
+        passes: makes the passes; this one goes through the wrapper of the network.
+        draw: the complete draw.
+        at_t: (B, ...) F at (t, t), where the term shares the times of the rows.
+        field: (B, ...) F* there.
+    """
+    if at_t is None:
+        host, t = draw.host, draw.flow_time
+        assert host is not None and host.flow_time is not None and t is not None
+        own = host._replace(t=host.flow_time, s=host.flow_time, m=host.flow_time)
+        x_t = objective.transport.mix(draw.x, draw.z, t)
+        at_t = prediction = passes.call("online", x_t, t, draw.y, t, wrapped=True)
+        with torch.no_grad():
+            here = replace(draw, t=t, s=t, m=t, host=own)
+            field = field_at(objective, passes, here, x_t, prediction.detach(), None)
+    assert at_t is not None
+    rows = mean_flat((at_t - field).square())
+    if objective.flow_anchor_cosine:
+        rows = rows + cosine_loss(at_t, field, objective.cosine_floor)
+    return over_scale(objective, rows, draw).mean()
+
+
 def terminal_velocity(
     objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -138,6 +169,8 @@ def terminal_velocity(
         F' = (v(X; F = 0) - dX/ds) / b(s)       dX/ds = A' x_t + B' F + B dF/ds, with gradient
         F' = F at s = t, where the field is the target: flow matching, no derivative
 
+    With a ``flow_anchor`` no row has s = t, and flow matching is a term of its own.
+
     The gradient goes through dF/ds, a forward derivative that is then differentiated backward.
 
     Args:
@@ -152,16 +185,18 @@ def terminal_velocity(
     host, transport, nothing = draw.host, objective.transport, torch.zeros_like(x_t)
     assert host is not None and draw.s is not None
     jumping = host.s < host.t
-    index = passes.index(~jumping)
-    x, t, y = (take(v, index) for v in (x_t, draw.t, draw.y))
-    at_same_time = passes.call("online", x, t, y, t, index, wrapped=True)
-    prediction = place(nothing, ~jumping, index, at_same_time)
+    prediction = nothing
+    if not objective.flow_anchor:
+        index = passes.index(~jumping)
+        x, t, y = (take(v, index) for v in (x_t, draw.t, draw.y))
+        at_same_time = passes.call("online", x, t, y, t, index, wrapped=True)
+        prediction = place(nothing, ~jumping, index, at_same_time)
     if not bool(jumping.any()):
         return prediction, nothing
     index = passes.index(jumping)
     x, t, s, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.y))
     # At s = 0 a jump ends at the data (Transport.map) and not on the path: no derivative there.
-    s = s.clamp(min=1e-6)
+    s = s.clamp(min=1e-12)
 
     def jump(later: Tensor) -> Tensor:
         return transport.jump(x, passes.call("online", x, t, y, later, index), t, later)

@@ -14,6 +14,8 @@ class HostTimes(NamedTuple):
     m: Tensor
     dropped: Tensor
     guidance: Tensor | None = None
+    """scales of the field: 1 outside the drawn interval."""
+    flow_time: Tensor | None = None
 
 
 class Twin(NamedTuple):
@@ -42,7 +44,9 @@ class Draw:
         dropped: (B,) bool, rows whose label was dropped; None: no row.
         null_label: the label of the unconditional pass.
         m: (B,) anchors, s <= m <= t, m = t for the limit; None: what the objective prescribes.
-        guidance: (B,) guidance scales of an objective that draws them.
+        guidance: (B,) guidance scales of an objective that draws them; or (B, 3), the scale and the
+            ends of its interval of t.
+        flow_time: (B,) times of a flow-matching term that has its own.
         twin: more numbers of a TwinFlow batch.
         host: CPU copies, which a draw has when nothing of it is left open.
     """
@@ -56,6 +60,7 @@ class Draw:
     null_label: int | None = None
     m: Tensor | None = None
     guidance: Tensor | None = None
+    flow_time: Tensor | None = None
     twin: Twin | None = None
     host: HostTimes | None = None
 

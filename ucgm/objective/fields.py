@@ -12,30 +12,43 @@ source is evaluated on exactly the rows where its coefficient is not 0.
     data                            (1, 0, 0)                 (1, 0, 0)      (1, 0, 0)
     enhanced      online, target    (1, w, -w)                (1/2, 1/2, 0)  (1/2, 0, 1/2)
     guided        target, target    (1, w, -w)                (1, 0, 0)      (1, 0, 0)
+    guided_online online, online    (1, w, -w)                (1, 0, 0)      (1, 0, 0)
     teacher       teacher           (1 - w, w, 0)             (1/2, 1/2, 0)  (1, 0, 0)
     teacher_cfg   teacher, teacher  (1, w, -w)                (1/2, 1/2, 0)  (1, 0, 0)
     distillation  teacher, teacher  (0, w, 1 - w)             (0, 1, 0)      (0, 1, 0)
+    cfg           online, online    (w, 0, 1 - w)             (w, 1 - w, 0)  (1, 0, 0)
+    cfg_target    target, target    (w, 0, 1 - w)             (1, 0, 0)      (1, 0, 0)
     mixed         online, online    (w, k, 1 - w - k)         (1, 0, 0)      (1, 0, 0)
+    mixed_dropped online, online    (w, k, 1 - w - k)         (1, 0, 0)      (w, k, 1 - w - k)
+    faded         online, online    (k + e, 1 - k, -e)        (1, 0, 0)      (1, 0, 0)
     scaled        online, online    (1, 1 - 1/w, -(1 - 1/w))  (1, 0, 0)      (1, 0, 0)
-    jump          target at (t, m)  the network's own jump, where s < t      data
+    jump          target at (t, m)  the network's own jump, where s < m      data
 
-w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow) and k ``guidance_mix`` (kappa).
+w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow), or the row's drawn guidance scale, and
+k ``guidance_mix`` (kappa); e = k f(t) (w - 1), where f = 1 - exp(-d / (40 (1 - d))) fades the
+guidance out above t = 0.8, with d = (1 - t) / 0.2, and is 1 below.
 
     rule          method                                      guidance scale of the fixed point
     enhanced      UCGM multi-step (arXiv 2505.07447, sec 3.2) 1 / (1 - w)
     guided        RCGM, TwinFlow                              1 / (1 - w) for its own EMA
+    guided_online decoupled MeanFlow (arXiv 2510.24474)       1 / (1 - w)
     teacher       UCGM few-step, a teacher that is guided     1 + w k0, k0 that of the teacher
     teacher_cfg   few-step tuning of an unguided model        1 + w
     distillation  consistency distillation, any teacher       w
+    cfg           FACM without a teacher (arXiv 2507.03738)   w
+    cfg_target    TVM (arXiv 2511.19797)                      w
     mixed         MeanFlow (arXiv 2505.13447, equation 21)    w / (1 - k)
+    mixed_dropped AlphaFlow (arXiv 2510.20771, its code)      w / (1 - k)
+    faded         SoFlow (arXiv 2512.15657)                   w, where f = 1
     scaled        improved MeanFlow, w an input of the network  w
+    jump          Shortcut: w guides its smallest jumps       w
 
-Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.
+Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.  Where the two
+predictions are of one network and there are no labels, one pass is both.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +58,36 @@ from ucgm.objective.passes import Passes, Source, place
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
 
-Affine = tuple[float, float, float]
-DATA: Affine = (1.0, 0.0, 0.0)
+Affine = tuple[float | Tensor, float | Tensor, float | Tensor]
+Rule = Callable[[Tensor, float, Tensor], Affine]
+
+
+def data(w: Tensor, k: float, t: Tensor) -> Affine:
+    """F_data alone; w, t (B,)."""
+    return 1.0, 0.0, 0.0
+
+
+def extrapolated(w: Tensor, k: float, t: Tensor) -> Affine:
+    """F_data and w times the guidance; w, t (B,)."""
+    return 1.0, w, -w
+
+
+def half(w: Tensor, k: float, t: Tensor) -> Affine:
+    """The mean of data and prediction; w, t (B,)."""
+    return 0.5, 0.5, 0.0
+
+
+def mixed(w: Tensor, k: float, t: Tensor) -> Affine:
+    """MeanFlow's rule; w, t (B,)."""
+    return w, k, 1.0 - w - k
+
+
+def faded(w: Tensor, k: float, t: Tensor) -> Affine:
+    """SoFlow's rule; w, t (B,)."""
+    late = ((1.0 - t) / 0.2).clamp(0.0, 1.0 - 1e-6)
+    share = torch.where(t > 0.8, -torch.expm1(-0.025 * late / (1.0 - late)), 1.0)
+    extra = k * share * (w - 1.0)
+    return k + extra, 1.0 - k, -extra
 
 
 @dataclass(frozen=True)
@@ -55,23 +96,41 @@ class FieldRule:
 
     conditional: Source
     unconditional: Source
-    inside: Callable[[Tensor, float], tuple[Any, Any, Any]]
-    outside: Affine = DATA
-    dropped: Affine = DATA
+    inside: Rule
+    outside: Rule = data
+    dropped: Rule = data
+    closed: bool = False
+    """the ends of the interval are inside, by published code."""
 
 
 FIELD_RULES: dict[str, FieldRule] = {
-    "enhanced": FieldRule(
-        "online", "target", lambda w, k: (1.0, w, -w), (0.5, 0.5, 0.0), (0.5, 0.0, 0.5)
-    ),
-    "guided": FieldRule("target", "target", lambda w, k: (1.0, w, -w)),
-    "teacher": FieldRule("teacher", "teacher", lambda w, k: (1.0 - w, w, 0.0), (0.5, 0.5, 0.0)),
-    "teacher_cfg": FieldRule("teacher", "teacher", lambda w, k: (1.0, w, -w), (0.5, 0.5, 0.0)),
+    "enhanced": FieldRule("online", "target", extrapolated, half, lambda w, k, t: (0.5, 0.0, 0.5)),
+    "guided": FieldRule("target", "target", extrapolated),
+    "guided_online": FieldRule("online", "online", extrapolated, closed=True),
+    "teacher": FieldRule("teacher", "teacher", lambda w, k, t: (1.0 - w, w, 0.0), half),
+    "teacher_cfg": FieldRule("teacher", "teacher", extrapolated, half),
     "distillation": FieldRule(
-        "teacher", "teacher", lambda w, k: (0.0, w, 1.0 - w), (0.0, 1.0, 0.0), (0.0, 1.0, 0.0)
+        "teacher",
+        "teacher",
+        lambda w, k, t: (0.0, w, 1.0 - w),
+        lambda w, k, t: (0.0, 1.0, 0.0),
+        lambda w, k, t: (0.0, 1.0, 0.0),
+        closed=True,
     ),
-    "mixed": FieldRule("online", "online", lambda w, k: (w, k, 1.0 - w - k)),
-    "scaled": FieldRule("online", "online", lambda w, k: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w))),
+    "cfg": FieldRule(
+        "online",
+        "online",
+        lambda w, k, t: (w, 0.0, 1.0 - w),
+        lambda w, k, t: (w, 1.0 - w, 0.0),
+        closed=True,
+    ),
+    "cfg_target": FieldRule("target", "target", lambda w, k, t: (w, 0.0, 1.0 - w)),
+    "mixed": FieldRule("online", "online", mixed, closed=True),
+    "mixed_dropped": FieldRule("online", "online", mixed, data, mixed),
+    "faded": FieldRule("online", "online", faded, closed=True),
+    "scaled": FieldRule(
+        "online", "online", lambda w, k, t: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w)), closed=True
+    ),
 }
 # Under these rules a ratio of 0 switches enhancement off altogether.
 OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
@@ -90,19 +149,48 @@ def sources_of(objective: ObjectiveSettings) -> set[str]:
 
 def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
     """(3, B) coefficients of (data, conditional, unconditional) on the CPU."""
-    rule = FIELD_RULES[objective.field]
-    w = torch.full_like(host.t, objective.enhancement_ratio)
+    rule, t = FIELD_RULES[objective.field], host.t
+    w = torch.full_like(t, objective.enhancement_ratio)
     if host.guidance is not None:
         w = host.guidance
-    inside = torch.stack(
-        [torch.as_tensor(a).expand_as(host.t) for a in rule.inside(w, objective.guidance_mix)]
-    )
-    outside, dropped = (
-        torch.tensor(region, dtype=host.t.dtype)[:, None] for region in (rule.outside, rule.dropped)
+    inside, outside, dropped = (
+        torch.stack(
+            [
+                torch.as_tensor(a, dtype=t.dtype).expand_as(t)
+                for a in region(w, objective.guidance_mix, t)
+            ]
+        )
+        for region in (rule.inside, rule.outside, rule.dropped)
     )
     low, high = objective.enhancement_interval
-    table = torch.where((host.t > low) & (host.t < high), inside, outside)
-    return torch.where(host.dropped, dropped, table)
+    within = (t >= low) & (t <= high) if rule.closed else (t > low) & (t < high)
+    return torch.where(host.dropped, dropped, torch.where(within, inside, outside))
+
+
+def guided_jump(
+    objective: ObjectiveSettings, passes: Passes, draw: Draw, x: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """Half a jump from t to s by the target network, on the rows with m > s, 0 on the others.
+
+    The halves of the grid's smallest jumps are guided, larger ones learn it from them (Shortcut,
+    arXiv 2410.12557, its code).  x, F (B, ...), t, s (B,).
+    """
+    host, w = draw.host, objective.enhancement_ratio
+    assert host is not None
+    rows = host.m > host.s
+    jump = passes.on_rows("target", rows, x, t, draw.y, s)
+    if w in (0.0, 1.0) or objective.destination is None or null_labels(draw) is None:
+        return jump
+    rows = rows & (host.t - host.s <= 2.001 * objective.destination.smallest)
+    null = passes.on_rows("target", rows, x, t, null_labels(draw), s)
+    return place(jump, rows, None, null + w * (jump - null))
+
+
+def null_labels(draw: Draw) -> Tensor | None:
+    """(B,) null labels, or None without classes."""
+    if draw.y is None or draw.null_label is None:
+        return None
+    return torch.full_like(draw.y, draw.null_label)
 
 
 def field_at(
@@ -120,7 +208,8 @@ def field_at(
         passes: makes the passes.
         draw: the complete draw.
         x_t: (B, ...) states.
-        prediction: (B, ...) F of the gradient pass, detached; it serves where it is the source.
+        prediction: (B, ...) F of the gradient pass where s = t, detached; it serves where it is the
+            source.
         velocity: (B, ...) F of the trained network at s = t on the rows with m > s, if it is known.
 
     Raises:
@@ -134,34 +223,64 @@ def field_at(
             f"objective.field = {objective.field!r} needs a teacher: start from a trained run"
         )
     if objective.field == "jump":
-        rows = host.s < host.t
-        jump = passes.on_rows("target", rows, x_t, t, draw.y, draw.m)
-        return place(data, rows, None, jump)
+        jump = guided_jump(objective, passes, draw, x_t, t, draw.m)
+        return place(data, host.m > host.s, None, jump)
     if objective.field not in FIELD_RULES or (not sources and objective.field in OFF_AT_ZERO):
         return data
     rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
+    null = null_labels(draw)
+    if null is None and rule.conditional == rule.unconditional:
+        table[1], table[2] = table[1] + table[2], 0.0
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
     own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
-    table[:, own] = torch.tensor(DATA, dtype=table.dtype)[:, None]
+    table[:, own] = torch.tensor([[1.0], [0.0], [0.0]], dtype=table.dtype)
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
     field = a_data * data
-    rows = table[1] != 0
-    if passes.anywhere(rows):
-        known = torch.zeros_like(x_t)
+    scale = scale_at(draw)
+    one = None if scale is None else torch.ones_like(scale)
+    if passes.anywhere(table[1] != 0):
+        rows, known = table[1] != 0, torch.zeros_like(x_t)
         if rule.conditional == "online":
-            # A network of one time, and one of two at s = t, has predicted it already.
-            later = rows & (host.s < host.t) & objective.two_time
-            known = place(known, rows & ~later, None, prediction)
-            rows = later
-            if velocity is not None:
-                known, rows = place(known, later, None, velocity), torch.zeros_like(later)
-        field = field + a_cond * (known + passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t))
-    rows = table[2] != 0
-    if passes.anywhere(rows):
-        null = draw.y
-        if draw.y is not None and draw.null_label is not None:
-            null = torch.full_like(draw.y, draw.null_label)
-        field = field + a_uncond * passes.on_rows(rule.unconditional, rows, x_t, t, null, t)
+            rows, known = known_already(objective, host, rows, prediction, velocity)
+        cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale)
+        field = field + a_cond * (known + cond)
+    if passes.anywhere(table[2] != 0):
+        heads = "velocity" if objective.velocity_head else "map"
+        inputs = (x_t, t, draw.y if null is None else null, t, one, heads)
+        field = field + a_uncond * passes.on_rows(rule.unconditional, table[2] != 0, *inputs)
     return field
+
+
+def scale_at(draw: Draw) -> Tensor | None:
+    """(B,) guidance scales of the field, 1 outside their intervals; None: they are no input."""
+    if draw.host is None or draw.host.guidance is None:
+        return None
+    return draw.host.guidance.to(draw.t, non_blocking=True)
+
+
+def own_velocity(objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: Tensor) -> Tensor:
+    """F (B, ...) of the trained network at s = t, on the rows with m > s; x_t (B, ...)."""
+    assert draw.host is not None
+    heads = "velocity" if objective.velocity_head else "map"
+    inputs = (x_t, draw.t, draw.y, draw.t, scale_at(draw), heads)
+    return passes.on_rows("online", draw.host.m > draw.host.s, *inputs)
+
+
+def known_already(
+    objective: ObjectiveSettings,
+    host: HostTimes,
+    rows: Tensor,
+    prediction: Tensor,
+    velocity: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Of ``rows``, a CPU mask (B,), those that still need a pass, and (B, ...) F on the others.
+
+    A network of one time, and one of two at s = t, has predicted it; ``velocity`` is it elsewhere.
+    """
+    later = rows & (host.s < host.t) & objective.two_time
+    known = place(torch.zeros_like(prediction), rows & ~later, None, prediction)
+    if velocity is None:
+        return later, known
+    return torch.zeros_like(later), place(known, later, None, velocity)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ucgm.objective.draw import Draw
-from ucgm.objective.settings import ObjectiveSettings, Weight
-from ucgm.transport import HALF_PI, Transport
+from ucgm.objective.settings import ObjectiveSettings
+from ucgm.transport import HALF_PI
 
 
 def mean_flat(x: Tensor) -> Tensor:
@@ -37,10 +37,11 @@ def power_loss(error: Tensor, power: float, epsilon: float, total: bool) -> Tens
     return q if power == 0.0 else q * (q.detach() + epsilon).pow(-power)
 
 
-def pseudo_huber_loss(error: Tensor, c: float) -> Tensor:
-    """(B,) sqrt(mean(error^2) + c^2) - c."""
+def pseudo_huber_loss(error: Tensor, c: float, total: bool) -> Tensor:
+    """(B,) sqrt(q + c^2) - c, q the mean of the squares over a sample; with ``total`` their sum."""
+    q = error.flatten(1).square().sum(1) if total else mean_flat(error.square())
     # Below the smallest number the root has no gradient, and needs none.
-    return torch.sqrt((mean_flat(error.square()) + c**2).clamp(min=1e-30)) - c
+    return torch.sqrt((q + c**2).clamp(min=1e-30)) - c
 
 
 def cosine_loss(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
@@ -58,36 +59,39 @@ def cosine_loss(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
     return mean_flat(1.0 - functional.cosine_similarity(prediction, target, dim=1, eps=floor))
 
 
-def mse_and_cosine(prediction: Tensor, target: Tensor, floor: float) -> Tensor:
-    """(B,) mean squared error plus the cosine term."""
-    return mean_flat((prediction - target).square()) + cosine_loss(prediction, target, floor)
-
-
 def per_sample_loss(objective: ObjectiveSettings, prediction: Tensor, target: Tensor) -> Tensor:
     """(B,) unweighted losses of F against F_tgt, each (B, ...)."""
     error = prediction - target
     if objective.pseudo_huber_c is not None:
-        loss = pseudo_huber_loss(error, objective.pseudo_huber_c)
+        loss = pseudo_huber_loss(error, objective.pseudo_huber_c, objective.loss_sum)
     else:
         power, epsilon = objective.loss_power, objective.loss_epsilon
         loss = power_loss(error, power, epsilon, objective.loss_sum)
     if not objective.cosine_loss:
         return loss
-    return loss + cosine_loss(prediction, target, objective.cosine_floor)
+    cosine = cosine_loss(prediction, target, objective.cosine_floor)
+    if not objective.cosine_powered:
+        return loss + cosine
+    total = mean_flat(error.square()) + cosine
+    return total * (total.detach() + objective.loss_epsilon).pow(-objective.loss_power)
 
 
-def time_weight(
-    name: Weight | None, transport: Transport, t: Tensor, s: Tensor, m: Tensor
-) -> Tensor:
+def time_weight(objective: ObjectiveSettings, t: Tensor, s: Tensor, m: Tensor) -> Tensor:
     """(B,) weights of the rows.
 
-    cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), the
-    squared error of X over the gap of noise levels (ECT), and 1 where there is none; share:
-    (t - m) / (t - s), 1 at m = t (AlphaFlow); twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1
-    where s = t.
+    cosine: cos(pi t / 2) (UCGM); sine: sin(pi t / 2) (FACM); gap: B(t, s)^2 / (nu_t - nu_m), or
+    abs(B) in place of its square with a pseudo-Huber loss: the loss of X over the gap of noise
+    levels (ECT), and 1 where there is none; share: (t - m) / (t - s), 1 at m = t (AlphaFlow);
+    twinflow: tan((1 - (t - s)) pi / 2.5) + 1, and 1 where s = t; half: 1/2 where s < t (SoFlow);
+    tan: 1 / sqrt(tan t - tan s + 1) (TiM).
     """
+    name, transport = objective.time_weight, objective.transport
     if name is None:
         return torch.ones_like(t)
+    if name == "half":
+        return torch.where(s < t, 0.5, 1.0).to(t)
+    if name == "tan":
+        return (torch.tan(t) - torch.tan(s) + 1.0).rsqrt()
     if name == "cosine":
         return torch.cos(HALF_PI * t)
     if name == "sine":
@@ -100,33 +104,45 @@ def time_weight(
     level_t, level_m = (torch.exp(-0.5 * transport.log_snr(v)) for v in (t, m))
     gap = level_t - torch.where(m > 0, level_m, 0.0)
     there = gap > 0
-    ratio = transport.map(t, s)[1] ** 2 / torch.where(there, gap, 1.0)
+    power = 2 if objective.pseudo_huber_c is None else 1
+    ratio = transport.map(t, s)[1].abs() ** power / torch.where(there, gap, 1.0)
     return torch.where(there, ratio, torch.ones_like(t))
 
 
 class LogVariance(nn.Module):
-    """u(t): a linear map of random Fourier features of t, zero at the start (EDM2, appendix B.1).
+    """u(t) or u(t, s): a linear map of random Fourier features, zero at the start (EDM2, app. B.1).
 
     Args:
-        features: number of Fourier features.
+        features: number of Fourier features of a time.
+        two_time: of t and s; t alone otherwise.
     """
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, features: int = 128) -> None:
+    def __init__(self, features: int = 128, two_time: bool = False) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         frequencies = 2.0 * torch.pi * torch.randn(features, generator=generator)
         self.register_buffer("frequencies", frequencies)
         self.register_buffer("phases", 2.0 * torch.pi * torch.rand(features, generator=generator))
-        self.linear = nn.Linear(features, 1, bias=False)
+        self.two_time = two_time
+        self.linear = nn.Linear(features * (1 + two_time), 1, bias=False)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """(B,) log-variances at the times (B,)."""
-        waves = torch.cos(t[:, None].to(self.frequencies) * self.frequencies + self.phases)
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:
+        """(B,) log-variances at the times t, s (B,)."""
+        times = torch.stack((t, s) if self.two_time else (t,), 1).to(self.frequencies)
+        waves = torch.cos(times[:, :, None] * self.frequencies + self.phases).flatten(1)
         return self.linear(waves * math.sqrt(2.0 / waves.shape[1]))[:, 0]
+
+
+def over_scale(objective: ObjectiveSettings, rows: Tensor, draw: Draw) -> Tensor:
+    """Losses (B,) over the squares of the rows' guidance scales, where the settings say so."""
+    if not objective.over_scale or draw.guidance is None:
+        return rows
+    scale = draw.guidance if draw.guidance.ndim == 1 else draw.guidance[:, 0]
+    return rows / scale.square()
 
 
 def weighted_mean(
@@ -138,11 +154,12 @@ def weighted_mean(
         ValueError: the objective learns a variance, and there is no module for it.
     """
     assert draw.s is not None and draw.m is not None
-    weight = time_weight(objective.time_weight, objective.transport, draw.t, draw.s, draw.m)
-    rows = weight * per_sample
+    weight = time_weight(objective, draw.t, draw.s, draw.m)
+    rows = over_scale(objective, weight * per_sample, draw)
     if objective.log_variance:
         if log_variance is None:
             raise ValueError("objective.log_variance needs a LogVariance module")
-        u = log_variance(draw.t)
-        rows = rows * torch.exp(-u) + u
+        u = log_variance(draw.t, draw.s)
+        rows = rows * torch.exp(-u)
+        rows = (rows if objective.log_loss is None else torch.log(rows + objective.log_loss)) + u
     return rows.mean()

@@ -11,26 +11,36 @@ a pure function of them, so every formula can be tested with given numbers:
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.additions import (
     Alignment,
+    flow_anchor_term,
     matching_term,
     own_samples,
     terminal_velocity,
     transported,
 )
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
-from ucgm.objective.fields import field_at, sources_of
-from ucgm.objective.losses import LogVariance, mse_and_cosine, per_sample_loss, weighted_mean
+from ucgm.objective.fields import field_at, own_velocity, sources_of
+from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import anchor, consistency_target
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
+
+
+def scale_of_field(guidance: Tensor | None, t: Tensor) -> Tensor | None:
+    """(B,) guidance scales at t (B,): those of (B,), or of (B, 3), 1 outside their intervals."""
+    if guidance is None or guidance.ndim == 1:
+        return guidance
+    scale, low, high = guidance.unbind(1)
+    return torch.where((low <= t) & (t <= high), scale, 1.0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,17 @@ class Objective(ObjectiveSettings):
         """Whether :meth:`terms` needs an EMA (target) network."""
         second = self.residual_network == "target" and not self.diffusion
         return second or "target" in sources_of(self)
+
+    @property
+    def network_inputs(self) -> dict[str, Any]:
+        """Settings that a network needs beside those of a plain one, such as a second time."""
+        needed = {
+            "second_time": self.two_time,
+            "guidance_input": self.guidance_range is not None,
+            "guidance_interval": self.guidance_interval,
+            "velocity_blocks": 2 if self.velocity_head else 0,
+        }
+        return {name: value for name, value in needed.items() if value}
 
     def _destination(self) -> Destination:
         return self.destination or (SameTime() if self.diffusion else Data())
@@ -83,15 +104,23 @@ class Objective(ObjectiveSettings):
         dropped = torch.zeros(len(x), dtype=torch.bool)
         if y is not None and null_label is not None:
             dropped = numbers.uniform() < self.label_dropout
-            y = torch.where(dropped.to(y.device, non_blocking=True), null_label, y)
         u = numbers.uniform(3, dtype=torch.float64)
         t, s = destination.pair(t, u, self.time_law, self.transport)
         t, s = t.to(dtype), s.to(dtype)
-        guidance = None
-        if self.guidance_range is not None:
-            low, high = self.guidance_range
-            guidance = (low * (high / low) ** numbers.uniform(dtype=torch.float64)).to(dtype)
-        host = HostTimes(t, s, anchor(self, t, s, progress), dropped, guidance)
+        m = anchor(self, t, s, progress)
+        if self.dropped_rows == "field":
+            dropped &= m == s
+        elif self.dropped_rows == "inside":
+            low, high = self.enhancement_interval
+            dropped &= (t > low) & (t < high)
+        if y is not None and null_label is not None:
+            y = torch.where(dropped.to(x.device, non_blocking=True), null_label, y)
+        guidance = self._guidance(numbers, s == t, dropped, dtype)
+        flow_time = None
+        if self.flow_anchor_law is not None:
+            uniform = numbers.uniform(dtype=torch.float64)
+            flow_time = self.flow_anchor_law.quantile(uniform, self.transport).to(dtype)
+        host = HostTimes(t, s, m, dropped, scale_of_field(guidance, t), flow_time)
         z = noise.normal(*x.shape[1:], dtype=dtype)
         if self.coupling == "optimal_transport":
             z = transported(x, z)
@@ -100,9 +129,26 @@ class Objective(ObjectiveSettings):
             source, again = (noise.normal(*x.shape[1:], dtype=dtype) for _ in range(2))
             twin = Twin(destination.part(u), source, again, noise.uniform(dtype=dtype))
         t, s, m, dropped = (v.to(x.device, non_blocking=True) for v in host[:4])
-        if guidance is not None:
-            guidance = guidance.to(x.device, non_blocking=True)
-        return Draw(x, y, z, t, s, dropped, null_label, m, guidance, twin, host)
+        guidance, flow_time = (
+            None if v is None else v.to(x.device, non_blocking=True) for v in (guidance, flow_time)
+        )
+        return Draw(x, y, z, t, s, dropped, null_label, m, guidance, flow_time, twin, host)
+
+    def _guidance(
+        self, numbers: RowRandom, same_time: Tensor, dropped: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
+        """(B,) guidance scales, or (B, 3) with the ends of their intervals; None: none is drawn."""
+        if self.guidance_range is None:
+            return None
+        low, high = self.guidance_range
+        scale = low * (high / low) ** numbers.uniform(dtype=torch.float64)
+        if self.over_scale:
+            scale = torch.where(dropped, 1.0, scale)
+        if not self.guidance_interval:
+            return scale.to(dtype)
+        ends = numbers.uniform(2, dtype=torch.float64) * 0.5 + torch.tensor([0.0, 0.5])
+        ends = torch.where(same_time[:, None], torch.tensor([0.0, 1.0], dtype=ends.dtype), ends)
+        return torch.cat((scale[:, None], ends), 1).to(dtype)
 
     def complete(self, draw: Draw) -> Draw:
         """A draw made by hand, with the destinations and anchors that the settings prescribe."""
@@ -112,8 +158,12 @@ class Objective(ObjectiveSettings):
         s = draw.s if draw.s is not None else draw.t if same_time else torch.zeros_like(draw.t)
         m = draw.m if draw.m is not None else anchor(self, draw.t, s, 1.0)
         dropped = draw.dropped if draw.dropped is not None else torch.zeros_like(draw.t).bool()
-        guidance = None if draw.guidance is None else draw.guidance.cpu()
-        host = HostTimes(draw.t.cpu(), s.cpu(), m.cpu(), dropped.cpu(), guidance)
+        t, guidance, flow_time = (
+            None if v is None else v.cpu() for v in (draw.t, draw.guidance, draw.flow_time)
+        )
+        assert t is not None
+        scale = scale_of_field(guidance, t)
+        host = HostTimes(t, s.cpu(), m.cpu(), dropped.cpu(), scale, flow_time)
         return replace(draw, s=s, m=m, dropped=dropped, host=host)
 
     def terms(
@@ -144,19 +194,14 @@ class Objective(ObjectiveSettings):
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        at_destination = at_t = velocity = None
-        if self.terminal:
-            prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
-        elif self.flow_anchor:
-            prediction, at_t = passes.gradient_at_two(x_t, draw.t, draw.y, draw.s)
-        else:
-            prediction = passes.call("online", x_t, draw.t, draw.y, draw.s, wrapped=True)
+        prediction, at_destination, at_t, at_velocity = self._gradient_pass(passes, draw, x_t)
+        velocity = None
         with torch.no_grad():
             known = prediction.detach()
             if self.own_velocity:
-                rows = draw.host.m > draw.host.s
-                velocity = passes.on_rows("online", rows, x_t, draw.t, draw.y, draw.t)
-            field = field_at(self, passes, draw, x_t, known, velocity)
+                velocity = own_velocity(self, passes, draw, x_t)
+            at_same_time = known if at_velocity is None else at_velocity.detach()
+            field = field_at(self, passes, draw, x_t, at_same_time, velocity)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
             elif self.diffusion:
@@ -168,8 +213,10 @@ class Objective(ObjectiveSettings):
                 )
         per_sample = per_sample_loss(self, prediction, f_target)
         loss = weighted_mean(self, per_sample, draw, log_variance)
-        if at_t is not None:
-            loss = loss + self.flow_anchor * mse_and_cosine(at_t, field, self.cosine_floor).mean()
+        if self.flow_anchor:
+            loss = loss + self.flow_anchor * flow_anchor_term(self, passes, draw, at_t, field)
+        if at_velocity is not None:
+            loss = loss + self.velocity_head * per_sample_loss(self, at_velocity, field).mean()
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
         if self.alignment:
@@ -177,3 +224,22 @@ class Objective(ObjectiveSettings):
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, f_target)
+
+    def _gradient_pass(
+        self, passes: Passes, draw: Draw, x_t: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """F (B, ...) with gradient, and what comes with it under some settings, each (B, ...).
+
+        These are the velocity where a jump ends, F at (t, t), and the second head's velocity.
+        """
+        assert draw.s is not None
+        inputs = (x_t, draw.t, draw.y, draw.s)
+        if self.terminal:
+            return *terminal_velocity(self, passes, draw, x_t), None, None
+        if self.flow_anchor and self.flow_anchor_law is None:
+            prediction, at_t = passes.gradient_at_two(*inputs)
+            return prediction, None, at_t, None
+        if self.velocity_head:
+            prediction, velocity = passes.call("online", *inputs, wrapped=True, heads="both")
+            return prediction, None, None, velocity
+        return passes.call("online", *inputs, wrapped=True), None, None, None

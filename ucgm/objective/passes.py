@@ -12,6 +12,7 @@ forgets the result.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from ucgm.transport import expand
 
 Network = Callable[..., Tensor]
 Source = Literal["online", "target", "teacher"]
+Heads = Literal["map", "velocity", "both"]
 
 
 class Passes:
@@ -92,7 +94,9 @@ class Passes:
         index: Tensor | None = None,
         signed: bool = True,
         wrapped: bool = False,
-    ) -> Tensor:
+        scale: Tensor | None = None,
+        heads: Heads = "map",
+    ) -> Any:
         """A pass for rows that are already selected; its result is in full precision.
 
         Args:
@@ -104,28 +108,45 @@ class Passes:
             index: (R,) which rows of the draw these are; None: all.
             signed: give own samples of TwinFlow their negative times.
             wrapped: with gradient, through the wrapper of data-parallel training, if there is one.
+            scale: (R,) guidance scales, at every time, in place of the drawn ones.
+            heads: what is wanted of a network with a velocity head: F, the velocity, or both.
         """
         if self.sign is not None and signed:
             sign = take(self.sign, index)
             t, s = sign * t, sign * s
         inputs = (x, t, y, s) if self.two_time else (x, t, y)
-        extra = {} if self.guidance is None else {"guidance": take(self.guidance, index)}
+        extra: dict[str, Any] = {}
+        if self.guidance is not None:
+            extra["guidance"] = take(self.guidance, index)
+            if scale is not None:
+                extra["guidance"] = _at_every_time(scale, extra["guidance"])
         modules = (n if wrapped else getattr(n, "module", n) for n in self.networks[source])
+        if heads != "map":
+            modules = (partial(module, heads=heads) for module in modules)
         results = [self._run(module, inputs, extra) for module in modules]
-        # Residuals and losses are never formed in half precision.
-        results = [r if r.dtype == torch.float64 else r.float() for r in results]
+        if heads == "both":
+            return tuple(full_precision(part) for part in results[0])
+        results = [full_precision(r) for r in results]
         return results[0] if len(results) == 1 else torch.stack(results).mean(0)
 
     def on_rows(
-        self, source: Source, rows: Tensor, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
+        self,
+        source: Source,
+        rows: Tensor,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        s: Tensor,
+        scale: Tensor | None = None,
+        heads: Heads = "map",
     ) -> Tensor:
-        """A pass for ``rows``, a CPU mask (B,), 0 on the others; x (B, ...), t, y, s (B,)."""
+        """A pass for ``rows``, a CPU mask (B,), 0 on the others; x (B, ...), the others (B,)."""
         nothing = torch.zeros_like(x)
         if not self.anywhere(rows):
             return nothing
         index = self.index(stand_in(rows))
-        x, t, y, s = (take(v, index) for v in (x, t, y, s))
-        part = self.call(source, x, t, y, s, index)
+        x, t, y, s, scale = (take(v, index) for v in (x, t, y, s, scale))
+        part = self.call(source, x, t, y, s, index, scale=scale, heads=heads)
         return place(nothing, rows, index, part)
 
     def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:
@@ -148,6 +169,18 @@ def forward_mode() -> Iterator[None]:
     """
     with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
         yield
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """x (B, ...) in float32 or wider: residuals and losses are never formed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _at_every_time(scale: Tensor, drawn: Tensor) -> Tensor:
+    """Guidance of ``scale`` (R,) on all of [0, 1], in the form of the drawn, (R,) or (R, 3)."""
+    if drawn.ndim == 1:
+        return scale
+    return torch.stack((scale, torch.zeros_like(scale), torch.ones_like(scale)), 1)
 
 
 def in_slices(module: Network, *inputs: Any, **extra: Any) -> Tensor:

@@ -1,21 +1,23 @@
-"""Presets: the methods of :mod:`ucgm.objective.methods`, to start from and to print.
+"""Presets: the published methods, to start from, and what they cost.
 
-``ucgm presets`` prints them; docs/objective.md derives them.  A preset holds the objective
-alone; the optimizer, batch and schedules of a paper are in ``configs/``.
+docs/objective.md derives them.  A preset here is the objective alone; its optimizer, batch,
+averages and sampler are in :mod:`ucgm.runs.recipes`, and ``ucgm presets`` prints all of it.
 """
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ucgm.objective.flow_maps import FLOW_MAPS
 from ucgm.objective.losses import LogVariance
-from ucgm.objective.methods import PRESETS
+from ucgm.objective.methods import SINGLE_TIME
 from ucgm.objective.objective import Objective
 from ucgm.objective.passes import kinds_of_pass
 from ucgm.runtime.randomness import RowRandom
+
+PRESETS = SINGLE_TIME | FLOW_MAPS
 
 
 def preset(name: str, **settings: Any) -> Objective:
@@ -38,44 +40,6 @@ def preset(name: str, **settings: Any) -> Objective:
         raise ValueError(f"preset {name!r}: {error}") from error
 
 
-def _described() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Name, method, passes and settings, where they are not those of flow matching."""
-    plain, names = Objective(), [f.name for f in fields(Objective) if f.name != "preset"]
-    for name, (title, objective) in PRESETS.items():
-        counts = count_passes(objective)
-        passes = ", ".join(f"{value:.2f} {kind}" for kind, value in counts.items() if value)
-        changed = [n for n in names if getattr(objective, n) != getattr(plain, n)]
-        yield name, title, passes, {n: getattr(objective, n) for n in changed}
-
-
-def preset_table() -> str:
-    """The presets as Markdown: method, passes per row of the batch, settings."""
-    lines = ["| preset | method | passes | settings |", "|---|---|---|---|"]
-    for name, method, passes, settings in _described():
-        changes = "<br>".join(f"`{k} = {v}`" for k, v in settings.items())
-        lines.append(f"| `{name}` | {method} | {passes} | {changes} |")
-    return "\n".join(lines)
-
-
-def print_presets(markdown: bool = False) -> None:
-    """Print every preset: its passes, and the settings in which it differs from flow matching.
-
-    Passes are per row of the batch: ``gradient`` a forward and its backward, ``forward`` without
-    gradient, ``tangent`` a forward with its derivative; a row that a pass skips counts 0.
-
-    Args:
-        markdown: print the table of docs/objective.md.
-    """
-    if markdown:
-        print(preset_table())
-        return
-    for name, method, passes, settings in _described():
-        print(f"{name}: {method}")
-        print(f"    passes: {passes}")
-        for key, value in settings.items():
-            print(f"    {key} = {value}")
-
-
 def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
     """Passes of a step per row, counted over a batch of ``rows`` and not declared.
 
@@ -91,11 +55,12 @@ def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
 
     rows_of: dict[str, int] = {"gradient": 0, "forward": 0, "tangent": 0}
 
-    def network(*inputs: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def network(*inputs: Tensor, guidance: Tensor | None = None, heads: str = "map") -> Any:
         for kind in kinds_of_pass(*inputs):
             rows_of[kind] += len(inputs[0])
-        return torch.zeros_like(inputs[0])
+        f = torch.zeros_like(inputs[0])
+        return (f, f) if heads == "both" else f
 
-    variance = LogVariance() if objective.log_variance else None
+    variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
     objective.terms(network, draw, target=network, teacher=network, log_variance=variance)
     return {kind: count / rows for kind, count in rows_of.items()}

@@ -9,13 +9,14 @@ flow map X = A x + B F of the network is asked to agree with itself along the fi
     m < t     consistency models, Shortcut, UCGM at 0 < lambda < 1 (arXiv 2505.07447, section 3.1)
     m -> t    G = T / b(t),  T = dX/dt along the field: continuous-time consistency, MeanFlow
 
-The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Two methods
-move it with the progress p of the run, from 0 to 1:
+The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Some
+methods move it with the progress p of the run, from 0 to 1:
 
     ect     the noise level nu = sigma / alpha of m is nu_t (1 - q^-(k+1) (1 + 8 sigmoid(-nu_t))),
             with q = 2 and k = floor(8 p) doublings (arXiv 2406.14548, section 4)
-    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p (arXiv 2510.20771): a = 1 is
-            flow matching, a = 0 MeanFlow
+    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p between the two shares of
+            ``anchor_window`` (arXiv 2510.20771): a = 1 is flow matching, a = 0 MeanFlow
+    soflow  lambda = 1 - r,  r = 0.1 (0.002 / 0.1)^p, and m <= t - 1e-4 (arXiv 2512.15657)
 
 The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
 
@@ -26,27 +27,38 @@ The regression target is F_tgt = F - c phi(k G), without gradient, by one of the
     relaxed   k = 1      c = 1 - sqrt(1 - t)                      (FACM, arXiv 2507.03738)
 
 with b = B(t, m) / (t - m) where m < t, and phi an elementwise clamp, a division by the sample's
-root mean square plus a constant, or the identity.  Sums are in full precision; so are the passes
-under finite differences, while those under a forward derivative keep the autocast of the step.
+root mean square plus a constant, or the identity; ``target_clamp`` then clamps F_tgt itself.  Sums
+are in full precision; so are the passes under finite differences, while those under a forward
+derivative keep the autocast of the step.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw
-from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
+from ucgm.objective.fields import guided_jump
+from ucgm.objective.passes import Passes, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
+from ucgm.objective.tangents import (
+    LIMITS,
+    finite_tangent,
+    first_part,
+    speed,
+)
 from ucgm.transport import HALF_PI, Transport, expand
 
-Evaluate = Callable[[Tensor, Tensor], Tensor]
 
-
-def alpha_of_progress(progress: float) -> float:
-    """AlphaFlow's a: a sigmoid of steepness 25 over the run, set to 1 and 0 within 0.005."""
-    a = 1.0 / (1.0 + float(torch.exp(torch.tensor(25.0 * (progress - 0.5)))))
+def alpha_of_progress(progress: float, window: tuple[float, float] = (0.0, 1.0)) -> float:
+    """AlphaFlow's a: a sigmoid of steepness 25 over the window, set to 1 and 0 within 0.005."""
+    start, end = window
+    if not start <= progress <= end:
+        return 1.0 if progress < start else 0.0
+    share = (progress - start) / max(end - start, 1e-9)
+    a = 1.0 / (1.0 + math.exp(25.0 * (share - 0.5)))
     return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
 
 
@@ -65,77 +77,20 @@ def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) 
         earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
         m = torch.where(shrink > 0, torch.maximum(earlier, s), s)
     else:
-        if schedule == "alpha":
-            ratio = 1.0 - alpha_of_progress(progress)
+        if schedule == "soflow":
+            ratio = 1.0 - 0.1 * 0.02**progress
+        elif schedule == "alpha":
+            ratio = 1.0 - alpha_of_progress(progress, objective.anchor_window)
         m = t if ratio == 1.0 else s + ratio * (t - s)
+        if schedule == "soflow":
+            m = torch.maximum(torch.minimum(m, t - 1e-4), s)
+        if objective.destination is not None and objective.destination.smallest:
+            m = torch.where(t - s <= 1.001 * objective.destination.smallest, s, m)
     if schedule == "ect" or ratio < 1.0:  # a gap below the last digit of t is none
         m = torch.where(m == t, s, m)
     if objective.tangent == "forward":
         m = torch.where(m == t, torch.maximum(t - objective.tangent_step, s), m)
     return m
-
-
-def finite_tangent(
-    transport: Transport,
-    prediction: Tensor,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    times: tuple[Tensor, Tensor, Tensor],
-    field: Tensor,
-) -> Tensor:
-    """T = (X - X^-) / (t - m) for an anchor m < t, of ``times`` (t, s, m), each (B,).
-
-    x_t, F there (the ``prediction``), F* (B, ...); ``evaluate(x, time)`` is F^- for the jump to s.
-    """
-    t, s, m = times
-    x_m = transport.jump(x_t, field, t, m)
-    late = transport.jump(x_t, prediction, t, s)
-    early = transport.jump(x_m, evaluate(x_m, m), m, s)
-    return (late - early) / expand(t - m, x_t)
-
-
-def difference_tangent(
-    transport: Transport,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    field: Tensor,
-    step: float,
-) -> Tensor:
-    """T = dX/dt along the field by central differences with ``step`` to each side.
-
-    x_t, F* (B, ...), t, s (B,).  The points stay in [s, 1]: at the borders one side is shorter.
-    """
-    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
-    ends = []
-    for time in (late, early):
-        x = transport.jump(x_t, field, t, time)
-        ends.append(transport.jump(x, evaluate(x, time), time, s))
-    return (ends[0] - ends[1]) / expand(late - early, x_t)
-
-
-def jvp_tangent(
-    transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
-) -> Tensor:
-    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
-
-    x_t, F* (B, ...), t, s (B,).
-    """
-
-    def flow_map(x: Tensor, time: Tensor) -> Tensor:
-        return transport.jump(x, evaluate(x, time), time, s)
-
-    direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
-    with forward_mode():
-        return torch.func.jvp(flow_map, (x_t, t), direction)[1]
-
-
-def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
-    """b (B,): B(t, m) / (t - m) at t, m (B,), and its limit where m = t."""
-    same = m == t
-    gap = torch.where(same, torch.ones_like(t), t - m)
-    return torch.where(same, transport.rate(t), transport.map(t, m)[1] / gap)
 
 
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
@@ -164,6 +119,43 @@ def step_factors(
         # In the limit the jump cannot be resolved from its anchor: the step is that of G itself.
         return one, torch.where(m == t, one, transport.map(t, m)[1] / transport.map(t, s)[1])
     return one, one
+
+
+def stepped(
+    objective: ObjectiveSettings,
+    prediction: Tensor,
+    residual: Tensor,
+    t: Tensor,
+    s: Tensor,
+    m: Tensor,
+) -> Tensor:
+    """F - c phi(k G) (B, ...), clamped where m < t; F, G (B, ...), t, s, m (B,)."""
+    k, c = step_factors(objective.transport, objective.step_rule, t, s, m)
+    change = phi(expand(k, residual) * residual, objective.clamp, objective.normalize)
+    target, limit = prediction - expand(c, residual) * change, objective.target_clamp
+    return (
+        target
+        if limit is None
+        else torch.where(expand(m < t, target), target.clamp(-limit, limit), target)
+    )
+
+
+def without_anchor(
+    objective: ObjectiveSettings, prediction: Tensor, field: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """F_tgt (B, ...) where m = s and G = F - F*: the field, or F - c phi(k G), if s < t.
+
+    F, F* (B, ...), t, s (B,).  Rows of a grid's smallest jump learn the field as it is.
+    """
+    if not objective.clamp_near and objective.target_clamp is None:
+        return field
+    smallest = 0.0 if objective.destination is None else objective.destination.smallest
+    target = field
+    if objective.clamp_near:
+        target = stepped(objective, prediction, prediction - field, t, s, s)
+    elif objective.target_clamp is not None:
+        target = field.clamp(-objective.target_clamp, objective.target_clamp)
+    return torch.where(expand(t - s > 1.001 * smallest, field), target, field)
 
 
 def composed(
@@ -201,7 +193,7 @@ def consistency_target(
     direction: Tensor,
     progress: float,
 ) -> Tensor:
-    """F_tgt = F - c phi(k G) (B, ...) on the rows with m > s, the field itself where m = s.
+    """F_tgt = F - c phi(k G) (B, ...); the field itself where m = s and phi is the identity.
 
     Args:
         objective: the settings; X^- is of their ``residual_network``.
@@ -213,42 +205,41 @@ def consistency_target(
         direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
         progress: share of the run that is done, for the tangent warm-up.
     """
-    host, transport = draw.host, objective.transport
-    assert host is not None and draw.s is not None and draw.m is not None
+    host, at_m, at_s = draw.host, draw.m, draw.s
+    assert host is not None and at_s is not None and at_m is not None
+    simple = without_anchor(objective, prediction, field, draw.t, at_s)
     rows = host.m > host.s
     if not passes.anywhere(rows):
-        return field
+        return simple
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
-    index = passes.index(stand_in(rows))
-    x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, draw.s, draw.m, draw.y))
-    prediction, direction = take(prediction, index), take(direction, index)
-    selected_field = take(field, index)
+    index, path = passes.index(stand_in(rows)), objective.transport
+    x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, at_s, at_m, draw.y))
+    prediction, direction, at_rows = (take(v, index) for v in (prediction, direction, field))
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
+        if objective.state_clamp is not None:
+            state = state.clamp(-objective.state_clamp, objective.state_clamp)
+        if objective.field == "jump":
+            state = place(x_t, stand_in(rows), index, state)
+            return take(guided_jump(objective, passes, draw, state, at_m, at_s), index)
         return passes.call(objective.residual_network, state, now, y, later, index)
 
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
-        return composed(transport, step, state, time, s, objective.compose_steps)
+        return composed(path, step, state, time, s, objective.compose_steps)
 
-    # The gradient pass of an autocast is too coarse for the difference over a small step.
-    repeated = objective.tangent == "forward" and objective.consistency_ratio == 1.0
-    repeated &= torch.is_autocast_enabled(x_t.device.type)
     # A difference of two outputs over a small gap needs float32; a derivative does not.
+    coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
     derived = continuous and objective.tangent == "jvp"
     with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
-        if derived:
-            tangent = jvp_tangent(transport, evaluate, x, t, s, direction)
-        elif continuous:
-            width = objective.tangent_step
-            tangent = difference_tangent(transport, evaluate, x, t, s, direction, width)
+        if continuous:
+            inputs = (x, t, s, direction, objective.tangent_step, prediction)
+            tangent = LIMITS[objective.tangent](path, evaluate, *inputs)
         else:
-            late = passes.call("online", x, t, y, s, index) if repeated else prediction
-            tangent = finite_tangent(transport, late, evaluate, x, (t, s, m), direction)
-        residual = tangent / expand(speed(transport, t, m), x) + (direction - selected_field)
+            late = passes.call("online", x, t, y, s, index) if coarse else prediction
+            tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
+        residual = tangent / expand(speed(path, t, m), x) + (direction - at_rows)
         if progress < objective.tangent_warmup:
-            plain = prediction - selected_field
-            residual = plain + (progress / objective.tangent_warmup) * (residual - plain)
-        k, c = step_factors(transport, objective.step_rule, t, s, m)
-        change = phi(expand(k, x) * residual, objective.clamp, objective.normalize)
-        target = prediction - expand(c, x) * change
-    return place(field, rows, index, target)
+            plain = first_part(path, x, prediction, t, s, at_rows)
+            residual = torch.lerp(plain, residual, progress / objective.tangent_warmup)
+        target = stepped(objective, prediction, residual, t, s, m)
+    return place(simple, rows, index, target)

@@ -17,14 +17,19 @@ FieldName = Literal[
     "teacher",
     "teacher_cfg",
     "distillation",
+    "cfg",
+    "cfg_target",
     "mixed",
+    "mixed_dropped",
+    "guided_online",
+    "faded",
     "scaled",
     "jump",
 ]
-TangentMethod = Literal["central", "forward", "jvp"]
+TangentMethod = Literal["central", "central_prediction", "forward", "jvp"]
 StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
-AnchorSchedule = Literal["constant", "ect", "alpha"]
-Weight = Literal["cosine", "sine", "gap", "share", "twinflow"]
+AnchorSchedule = Literal["constant", "ect", "alpha", "soflow"]
+Weight = Literal["cosine", "sine", "gap", "share", "twinflow", "half", "tan"]
 Scale = Annotated[float, Range(1.0, 1000.0)]
 
 
@@ -48,8 +53,11 @@ class ObjectiveSettings:
     """lambda of the anchor m = s + lambda (t - s): 0 multi-step, 1 consistency (the limit)."""
     anchor_schedule: AnchorSchedule = "constant"
     """how the anchor moves with the progress of the run."""
+    anchor_window: Interval = (0.0, 1.0)
+    """shares of the run between which it moves (AlphaFlow)."""
     tangent: TangentMethod = "central"
-    """how the limit is taken: central or forward difference, or forward mode (jvp)."""
+    """how the limit is taken: central or forward difference of X, central difference of F alone,
+    or forward mode (jvp)."""
     tangent_step: Annotated[float, Range(1e-5, 0.499)] = 0.005
     """width of the differences in t."""
     tangent_warmup: Share = 0.0
@@ -66,6 +74,12 @@ class ObjectiveSettings:
     """the factors k and c of F_tgt = F - c phi(k G)."""
     clamp: Positive | None = None
     """phi clamps elementwise to [-clamp, clamp]; null: identity."""
+    clamp_near: bool = False
+    """phi is also about rows with s < t that have no room for an anchor, m = s (RCGM)."""
+    target_clamp: Positive | None = None
+    """clamp F_tgt elementwise to [-target_clamp, target_clamp] where m < t; null: not at all."""
+    state_clamp: Positive | None = None
+    """clamp the states that networks see at an anchor m < t in the same way."""
     normalize: Positive | None = None
     """phi divides by the root mean square of the sample plus this number."""
     field: FieldName = "data"
@@ -76,10 +90,18 @@ class ObjectiveSettings:
     """kappa of the ``mixed`` field."""
     guidance_range: Annotated[tuple[Scale, Scale], "rising"] | None = None
     """draw the guidance scale of each row log-uniformly and give it to the network."""
+    guidance_interval: bool = False
+    """draw the interval of t of that guidance as well, from U(0, 1/2) to U(1/2, 1), and give it to
+    the network (improved MeanFlow)."""
+    over_scale: bool = False
+    """divide losses by the square of the row's guidance scale, 1 on dropped rows (TVM)."""
     enhancement_interval: Interval = (0.0, 1.0)
-    """open interval of t in which the field is enhanced."""
+    """interval of t in which the field is enhanced; whether its ends count, the rule says."""
     label_dropout: Share = 0.1
     """probability with which a label is replaced by the null label."""
+    dropped_rows: Literal["all", "field", "inside"] = "all"
+    """rows that it is about: all, those that learn the field (m = s), or those whose t is inside
+    the enhancement interval."""
     loss_power: Annotated[float, Range(0.0, 2.0)] = 0.0
     """p of q stopgrad[(q + eps)^-p]: 0 squared error, 1 MeanFlow's adaptive weight."""
     loss_epsilon: NotNegative = 1e-3
@@ -90,15 +112,27 @@ class ObjectiveSettings:
     """c of the pseudo-Huber loss, in place of the power family."""
     cosine_loss: bool = False
     """add one minus the cosine over channels."""
+    cosine_powered: bool = False
+    """add it to q, before the power (TiM)."""
     cosine_floor: Annotated[float, Range(1e-8, 1e3)] = 0.1
     """smallest norm the cosine divides by; 1e-8 in published code, which makes the first gradient
     of a network with zero output a million times too large."""
     time_weight: Weight | None = None
     """weight of the loss over the times."""
     log_variance: bool = False
-    """divide the loss by a learned variance of t."""
+    """divide the loss by a learned variance of t, or of t and s with ``two_time``."""
+    log_loss: Positive | None = None
+    """eps of log(rho e^-u + eps) + u in place of rho e^-u + u, u the log-variance (decoupled
+    MeanFlow)."""
     flow_anchor: NotNegative = 0.0
-    """weight of a flow-matching term at s = t on the same rows (FACM)."""
+    """weight of a flow-matching term at s = t on the same rows (FACM, TVM)."""
+    flow_anchor_law: times.TimeDistribution | None = None
+    """law of the times of that term, drawn apart from t; null: they are t."""
+    flow_anchor_cosine: bool = True
+    """it has the cosine over channels as well."""
+    velocity_head: NotNegative = 0.0
+    """weight of the loss of the network's second head, which learns the field (improved
+    MeanFlow)."""
     alignment: NotNegative = 0.0
     """weight of the representation alignment term (REPA)."""
     matching: NotNegative = 0.0
@@ -133,6 +167,13 @@ class ObjectiveSettings:
                 "objective.time_weight gap divides by the gap between t and its anchor m, which is "
                 "not there: set anchor_schedule: ect, or a consistency_ratio between 0 and 1"
             )
+        if (self.guidance_interval or self.over_scale) and not drawn:
+            raise ValueError(
+                "objective.guidance_interval and over_scale are about a guidance scale that the "
+                "network is given: set guidance_range"
+            )
+        if self.log_loss is not None and not self.log_variance:
+            raise ValueError("objective.log_loss is about a log_variance: set log_variance: true")
         if self.terminal:
             self._check_terminal()
 
@@ -143,15 +184,19 @@ class ObjectiveSettings:
                 "objective.terminal differentiates a network of two times by the second: set "
                 "two_time: true and tangent: jvp"
             )
-        if self.flow_anchor:
+        # Where the laws of t and s leave no row with s = t, flow matching is a term of its own.
+        apart = isinstance(self.destination, times.GapFirst | times.Below)
+        if not apart and not isinstance(self.destination, times.SortedPair | times.Apart):
             raise ValueError(
-                "objective.terminal learns flow matching on its rows with s = t: set flow_anchor: 0"
+                "objective.terminal needs rows with s < t: set destination to GapFirst, Below, "
+                f"SortedPair or Apart, got {self.destination}"
             )
-        without = times.SameTime | times.Data | times.Below | None
-        if isinstance(self.destination, without):
+        own = self.flow_anchor > 0 and self.flow_anchor_law is not None
+        if not own if apart else self.flow_anchor > 0:
             raise ValueError(
-                "objective.terminal needs rows with s < t and rows with s = t, where it learns the "
-                f"velocity: set destination to SortedPair or Dyadic, got {self.destination}"
+                "objective.terminal learns flow matching on its rows with s = t, or where the "
+                f"destination {self.destination} makes none, by a flow_anchor with a "
+                "flow_anchor_law: set the one or the other"
             )
         neutral = {"own_velocity": False, "clamp": None, "normalize": None, "tangent_warmup": 0.0}
         for name, value in (neutral | {"step_rule": "one"}).items():

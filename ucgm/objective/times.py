@@ -136,6 +136,9 @@ Pair = tuple[Tensor, Tensor]
 class Destination:
     """Base of the laws of the destination time s <= t: subclasses give :meth:`pair`."""
 
+    smallest: ClassVar[float] = 0.0
+    """jumps as short as this learn the field: their anchor is m = s."""
+
     def __post_init__(self) -> None:
         check_values(self)
 
@@ -184,12 +187,65 @@ class SortedPair(Destination):
 
     equal: Share = 0.75
     """share of the rows with s = t."""
+    single: bool = False
+    """these rows take one draw of the law, and not the later of two (AlphaFlow)."""
+    to_data: Share = 0.0
+    """share of the rows with s = 0 (TiM)."""
 
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
-        """(max, min) of two draws, or (max, max)."""
+        """(max, min) of two draws, (max, max), or with ``single`` (t, t), or (max, 0)."""
         other = law.quantile(u[:, 0], transport)
         late, early = torch.maximum(t, other), torch.minimum(t, other)
-        return late, torch.where(u[:, 1] < self.equal, late, early)
+        equal = u[:, 1] < self.equal
+        late = torch.where(equal, t, late) if self.single else late
+        early = torch.where(u[:, 1] >= 1.0 - self.to_data, torch.zeros_like(early), early)
+        return late, torch.where(equal, late, early)
+
+
+@dataclass(frozen=True)
+class GapFirst(Destination):
+    """The gap t - s first, then s, of its own law below 1 - gap (TVM, arXiv 2511.19797, code)."""
+
+    gap: LogitNormal = LogitNormal(-0.8, 1.0)
+    """law of t - s."""
+    start: LogitNormal = LogitNormal(-0.4, 1.0)
+    """law of s, cut off at 1 - gap."""
+
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
+        """(s + gap, s)."""
+        gap = self.gap.quantile(u[:, 0], transport)
+        room = torch.special.ndtr((torch.logit(1.0 - gap) - self.start.mean) / self.start.std)
+        s = self.start.quantile(u[:, 1] * room, transport)
+        return (s + gap).clamp(max=1.0), s
+
+
+@dataclass(frozen=True)
+class Apart(Destination):
+    """t and s of laws of their own; on a share of the rows s = t, of the law of the objective.
+
+    SoFlow (arXiv 2512.15657) and decoupled MeanFlow (arXiv 2510.24474), by their published code.
+    """
+
+    equal: Share = 0.75
+    """share of the rows with s = t."""
+    late: LogitNormal = LogitNormal(0.2, 0.8)
+    """law of t on the others."""
+    early: LogitNormal = LogitNormal(-1.0, 0.8)
+    """law of s on the others."""
+    swap: bool = False
+    """swap the two where s would come after t; or else s is 1e-4 before t there."""
+
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
+        """(late, early) in that order, or (t, t)."""
+        late = self.late.quantile(u[:, 0], transport)
+        early = self.early.quantile(u[:, 2], transport)
+        if self.swap:
+            late, early = torch.maximum(late, early), torch.minimum(late, early)
+        else:
+            late = late.clamp(min=1e-4)
+            early = torch.minimum(early, late - 1e-4)
+        equal = u[:, 1] < self.equal
+        return torch.where(equal, t, late), torch.where(equal, t, early)
 
 
 @dataclass(frozen=True)
@@ -200,13 +256,23 @@ class Dyadic(Destination):
     """share of the rows that jump; the others have s = t."""
     levels: Annotated[int, Range(1, 20)] = 7
     """jumps of 1, 1/2, ..., 2^-(levels - 1)."""
+    on_grid: bool = False
+    """the others are on the grid as well: they jump by its step 2^-levels."""
+
+    @property
+    def smallest(self) -> float:  # pyright: ignore
+        """The step of the grid, where rows are on it."""
+        return 2.0**-self.levels if self.on_grid else 0.0
 
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
-        """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t)."""
+        """((j + 1) d, j d) with d = 2^-k, k and j uniform; or (t, t), or on the grid (t, t - d)."""
         size = torch.exp2(-(u[:, 0] * self.levels).floor())
         start = (u[:, 2] / size).floor() * size
-        jumps = u[:, 1] < self.share
-        return torch.where(jumps, start + size, t), torch.where(jumps, start, t)
+        jumps, later = u[:, 1] < self.share, t
+        if self.on_grid:
+            t = (t / self.smallest).ceil().clamp(min=1.0) * self.smallest
+            later = t - self.smallest
+        return torch.where(jumps, start + size, t), torch.where(jumps, start, later)
 
 
 @dataclass(frozen=True)

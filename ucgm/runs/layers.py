@@ -160,14 +160,10 @@ def _with_inputs(config: Config, given: set[str]) -> Config:
         ValueError: a network that cannot say what the preset learns.
     """
     objective, model = config.objective, config.model
-    inputs = {
-        "second_time": objective.two_time,
-        "guidance_input": objective.guidance_range is not None,
-    }
     missing = {
-        name: True
-        for name, needed in inputs.items()
-        if needed and name not in given and getattr(model, name, True) is False
+        name: value
+        for name, value in objective.network_inputs.items()
+        if name not in given and not getattr(model, name, value)
     }
     for name, value in model_inputs(objective.preset).items():
         if not hasattr(model, name):

@@ -13,7 +13,10 @@ from ucgm.sampler import Grid, Sampler
 
 Recipe = dict[str, tuple[Any, str]]
 
-BUDGET = {"optimizer.lr", "optimizer.warmup_steps", "train.global_batch", "ema.decay"}
+BUDGET = {
+    *(f"optimizer.{name}" for name in ("lr", "schedule", "warmup_steps", "reference_steps")),
+    *("train.global_batch", "ema.decay", "ema.warmup"),
+}
 """Settings of a length, a network and a machine; a file that says others means them."""
 
 # The ramp ends where the decay is reached; short runs need it.
@@ -37,16 +40,21 @@ def _adam(
         beta: decay of the second moment; that of the first is 0.9 in all of them.
         batch: samples per step.
         name: of the optimizer; Adam is adamw with weight decay 0.
-        more: further settings of the same source; ``ema__decay`` is 0.9999 when left out.
+        more: further settings of the same source; without them the decay of the average is 0.9999,
+            and there is no weight decay, no warm-up, no schedule and no clipping.
     """
-    optimizer = {"optimizer__name": name, "optimizer__lr": lr, "optimizer__betas": (0.9, beta)}
-    average = {} if "ema__std" in more else {"ema__decay": 0.9999}
-    return _from(source, train__global_batch=batch, **optimizer, **average | more)
+    optimizer = {"name": name, "lr": lr, "betas": (0.9, beta), "weight_decay": 0.0}
+    optimizer |= {"schedule": "constant", "warmup_steps": 0}
+    settings = {f"optimizer__{key}": value for key, value in optimizer.items()}
+    settings |= {"train__global_batch": batch, "train__grad_clip": None}
+    settings |= {} if "ema__std" in more else {"ema__decay": 0.9999}
+    return _from(source, **settings | more)
 
 
 def _jumps(source: str) -> Recipe:
     """Two equal jumps along the path, from pure noise on."""
-    return _from(source, sampler__steps=2, sampler__solver="jump", sampler__grid__gap=(0.0, 0.0))
+    settings = {"sampler__stochasticity": 0.0, "sampler__grid__gap": (0.0, 0.0)}
+    return _from(source, sampler__steps=2, sampler__solver="jump", **settings)
 
 
 def _renoised(source: str, solver: str, start: float, middle: float) -> Recipe:
@@ -129,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "ucgm_multi": _adam(f"{_UCGM}/training_multi_steps", 2e-4, 0.95, 1024, ema__target_decay=0.999)
     | _from(
-        f"{_UCGM}/training_few_steps/in1k256_tit_xl_vavae.yaml (its start)",
+        f"{_UCGM}/training_few_steps/in1k256_tit_xl_vavae.yaml",
         sampler__steps=30,
         sampler__extrapolation=0.5,
     ),
@@ -147,7 +155,7 @@ RECIPES: dict[str, Recipe] = {
     "scd": _adam(f"{_FASTGEN}/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
     | _renoised(f"{_FASTGEN}/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652),
     "meanflow": _adam(_MEANFLOW, 1e-4, 0.95, 256)
-    | _jumps("arXiv 2505.13447, table 2: 1 and 2 steps"),
+    | _jumps("arXiv 2505.13447, section 5: 1 and 2 steps"),
     # 200 epochs of 48 steps.
     "pixel_meanflow": _adam(
         "Gsunshine/py-meanflow scripts/cifar10_v0.sh, train_arg_parser.py",
@@ -178,6 +186,7 @@ RECIPES: dict[str, Recipe] = {
     "terminal_velocity": _adam(
         "lumalabs/tvm configs/im256_w1p75.yaml", 1e-4, 0.95, 2048, ema__target_decay=0.99
     )
+    | _from("lumalabs/tvm configs/im256_w2.yaml: do_scale_param", model__guidance_output=True)
     | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4"),
     "lsd": _adam(
         "nmboffi/flow-maps configs/cifar10.py (in a fork)",
@@ -257,13 +266,13 @@ def preset_layers(preset: str) -> tuple[Layer, Layer]:
     """What a preset brings beside its objective and :func:`model_inputs`, as two trees.
 
     Returns:
-        Settings that belong to a budget, which any file may set; and those that belong to the
-        method, above the files before it.
+        Settings that belong to a budget or say what is not used, which any file may set; and those
+        that belong to the method, above the files before it.
     """
     layers: tuple[Layer, Layer] = {}, {}
     for name, (value, _) in recipe_of(preset).items():
         *sections, key = name.split(".")
-        place = layers[name not in BUDGET]
+        place = layers[name not in BUDGET and (bool(value) or sections[0] == "sampler")]
         for section in sections:
             place = place.setdefault(section, {})
         place[key] = value

@@ -214,14 +214,16 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
         )
     settings = getattr(network, "config", {})
-    for name, needed in (
-        ("second_time", objective.two_time),
-        ("guidance_input", objective.guidance_range is not None),
-    ):
-        if needed and not getattr(settings, name, False):
+    if getattr(settings, "velocity_blocks", 0) and not objective.velocity_head:
+        raise ValueError(
+            f"the preset {objective.preset} would never train the network's velocity head: set "
+            "velocity_blocks: 0 in the model section, or objective.velocity_head: 1"
+        )
+    for name, value in objective.network_inputs.items():
+        if not getattr(settings, name, None):
             raise ValueError(
-                f"the preset {objective.preset} gives the network an input that it does "
-                f"not have: set {name}: true in the model section"
+                f"the preset {objective.preset} needs an input or output that this network does "
+                f"not have: set {name}: {str(value).lower()} in the model section"
             )
 
 

@@ -66,7 +66,7 @@ def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Net
     if config.objective.needs_teacher:
         teacher = place(frozen_copy(network))
     if config.objective.log_variance:
-        place(log_variance := LogVariance())
+        place(log_variance := LogVariance(two_time=config.objective.two_time))
     place(network)
     networks = Networks(network, ema, target, tracked, teacher, log_variance)
     compiled = config.train.compile
