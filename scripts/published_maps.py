@@ -134,7 +134,8 @@ def alpha_flow(
         limit = field - wide(t - s) * total(net, b, field)
         target = torch.where(wide(finite), jump, limit)
     q = mean_square(net(xt, t, y, s) - target)
-    return Published(target, torch.where(finite, alpha, 1.0) * adaptive(q, 1.0, epsilon))
+    weight = torch.where(finite, alpha * torch.ones_like(t), 1.0)
+    return Published(target, weight * adaptive(q, 1.0, epsilon))
 
 
 def terminal_velocity(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.special import expit, logit, ndtr, ndtri
 
-from ucgm.objective import preset
+from ucgm.objective import PRESETS, preset
 
 LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 TOLERANCE, ROWS, GRID = 0.004, 400_000, 800
@@ -189,6 +189,10 @@ def drawn(name):
 
 def close(found, wanted, what=""):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE, err_msg=what)
+
+
+def test_every_preset_has_a_law():
+    assert set(LAWS) == set(PRESETS) - {"ucgm_paper"}
 
 
 @pytest.mark.parametrize("name", LAWS)
