@@ -222,7 +222,7 @@ BAD = [
     ({"solver": "jump"}, "two times"),
     ({"solver": "adams", "order": 9}, "1 to 4"),
     ({"gap": (0.7, 0.7)}, "gap"),
-    ({"prediction_type": "epsilon", "beta_schedule": "sigmoid"}, "beta_schedule"),
+    ({"prediction_type": "epsilon", "beta_schedule": "sigmoid"}, "schedule must be one of linear"),
     ({"transport": "Straight"}, "not a Transport"),
 ]
 

@@ -80,11 +80,6 @@ class ChunkFolder:
             warnings.warn(f"{path} is damaged ({error}): it is made again.", stacklevel=2)
             return None
 
-    def facts(self, number: int) -> dict[str, Any]:
-        """Counts, image hash and times of a finished chunk."""
-        with safe_open(self.path(number), framework="pt") as file:
-            return json.loads(file.metadata()["facts"])
-
     def rows(self, number: int, name: str) -> Tensor:
         """The rows ``name`` (n, ...) of a finished chunk."""
         with safe_open(self.path(number), framework="pt") as file:

@@ -9,7 +9,7 @@ The first process sums up in the order of the chunks, in float64 (count, sum, ou
 that the result does not depend on the number of processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ucgm.evaluation.chunks import (
     STAGES,
+    Chunk,
     ChunkFolder,
     FeatureExtractor,
     ImageSource,
@@ -74,16 +75,18 @@ class FeatureExtraction:
         """
         folder, moments = ChunkFolder(self.folder / "chunks" / name), empty_moments(self.extractor)
         parts = indices.split(self.chunk_size)
-        for rows in self._chunks(folder, name.replace("_", " "), source, parts):
+        made = []
+        for rows, facts in self._chunks(folder, name.replace("_", " "), source, parts):
             for output, running in moments.items():
                 running.update(rows[output])
+            made.append(facts)
         if not self.world.first:
             return None
         statistics = FeatureStatistics(
             {output: running.gaussian() for output, running in moments.items()},
             lambda output: torch.cat([folder.rows(n, output) for n in range(len(parts))]),
         )
-        return statistics, facts_of(folder, parts)
+        return statistics, facts_of(made, len(indices))
 
     def moments(
         self, name: str, source: ImageSource, indices: Tensor, kept: Tensor
@@ -101,7 +104,7 @@ class FeatureExtraction:
         """
         folder, moments = ChunkFolder(self.folder, "moments"), empty_moments(self.extractor)
         rows = []
-        for found in self._chunks(folder, name, source, indices.split(self.chunk_size), kept):
+        for found, _ in self._chunks(folder, name, source, indices.split(self.chunk_size), kept):
             for output, running in moments.items():
                 running.state += found[output]
             rows.append(found["rows"])
@@ -116,7 +119,7 @@ class FeatureExtraction:
         source: ImageSource,
         parts: tuple[Tensor, ...],
         kept: Tensor | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> Iterator[Chunk]:
         """Make what is missing of this process's share; the first gets all chunks, in order."""
         extractor = FeatureExtractor(source, self.extractor)
         mine = self.world.share(range(len(parts)))
@@ -133,13 +136,11 @@ class FeatureExtraction:
             if found is None:
                 path = folder.path(number)
                 raise ValueError(f"{path} is missing or damaged: run the same command again.")
-            yield found[0]
+            yield found
 
 
-def facts_of(folder: ChunkFolder, parts: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Counts, image hash and times of a finished set of ``parts`` (n,), from its files."""
-    count = sum(map(len, parts))
-    facts = [folder.facts(number) for number in range(len(parts))]
+def facts_of(facts: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Counts, image hash and times of a set of ``count`` images from those of its chunks."""
     cost: dict[str, float | None] = {}
     for stage in STAGES:
         timed = sum(chunk["timed"][stage] for chunk in facts)

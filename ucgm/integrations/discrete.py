@@ -41,12 +41,7 @@ class DiscreteVP(Transport):
     """alpha of that level; solvers in sigma / alpha take the default."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown schedules."""
-        if self.schedule not in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-            raise ValueError(
-                f"beta_schedule {self.schedule!r} is not known: use linear, scaled_linear or "
-                "squaredcos_cap_v2, or give trained_betas"
-            )
+        """Refuse betas that do not fit."""
         super().__post_init__()
         if self.betas is not None and len(self.betas) != self.num_levels:
             raise ValueError(f"{len(self.betas)} betas are none of {self.num_levels} levels")

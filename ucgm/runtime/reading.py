@@ -202,19 +202,15 @@ def refuse_bomb(value: Any, most: int) -> None:
     Raises:
         ValueError: they are, or a key is no text.
     """
-    _count(value, [most], 0)
-
-
-def _count(value: Any, left: list[int], depth: int) -> None:
-    """Count values off ``left``; YAML's aliases may stand for many."""
-    left[0] -= 1
-    if left[0] < 0 or depth > _DEEPEST:
-        raise ValueError("it expands to too many values, or too deep")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"{key!r} is no name of a setting")
-            _count(inner, left, depth + 1)
-    elif isinstance(value, list):
-        for inner in value:
-            _count(inner, left, depth + 1)
+    waiting, count = [(value, 0)], 0
+    while waiting:  # YAML's aliases may stand for many
+        (value, depth), count = waiting.pop(), count + 1
+        if count > most or depth > _DEEPEST:
+            raise ValueError("it expands to too many values, or too deep")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise ValueError(f"{key!r} is no name of a setting")
+            value = list(value.values())
+        if isinstance(value, list):
+            waiting += [(inner, depth + 1) for inner in value]

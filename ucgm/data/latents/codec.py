@@ -143,7 +143,10 @@ class Codec:
         try:
             found = open_autoencoder(self.place or self.vae)
         except ValueError as error:
-            raise ValueError(f"{error} A copy elsewhere can be named as data.vae_path.") from error
+            raise ValueError(
+                f"{error} A copy elsewhere can be named as data.vae_path, of a run in its "
+                "config.yaml; `ucgm sample --format latents` needs none."
+            ) from error
         if self.digest and found.digest != self.digest:
             raise ValueError(
                 f"the autoencoder at {self.place or self.vae} has weights {found.digest[:12]} and "

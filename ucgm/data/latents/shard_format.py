@@ -24,6 +24,7 @@ from ucgm.runtime.files import sha256, sync, write_atomic
 from ucgm.runtime.reading import reading
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}
+REMEDY = "copy it again, or run its `ucgm encode` again, which makes this shard anew."
 _ALIGN = 4096
 
 
@@ -58,7 +59,9 @@ def read_header(path: Path) -> Shard:
             safe_open(path, "np")
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"shard {error}: {REMEDY}") from error
+    except OSError as error:
         raise ValueError(f"shard {error}") from error
     header.pop("__metadata__", None)
     arrays = {}

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.labels import check_labels
-from ucgm.data.latents.shard_format import DTYPES, read_header
+from ucgm.data.latents.shard_format import DTYPES, REMEDY, read_header
 
 KEEP_BELOW = 2**28  # bytes of a set that is kept in memory
 
@@ -163,8 +163,7 @@ class ShardSet:
                     if found != self.digests[number]:
                         raise ValueError(
                             f"shard {path} is not what was written (SHA-256 {found[:12]}, in the "
-                            f"manifest {self.digests[number]:.12}): delete it and run its `ucgm "
-                            "encode` again, which makes this shard anew."
+                            f"manifest {self.digests[number]:.12}): delete it and {REMEDY}"
                         )
                 if not self.kept and self._handles[number] < 0:
                     self._handles[number] = os.dup(file.fileno())
@@ -187,10 +186,7 @@ class ShardSet:
 
 
 def _shorter(path: Path) -> ValueError:
-    return ValueError(
-        f"shard {path} has become shorter: copy it again, or run its `ucgm encode` again, which "
-        "makes this shard anew."
-    )
+    return ValueError(f"shard {path} has become shorter: {REMEDY}")
 
 
 def _allow_open_files(count: int) -> None:

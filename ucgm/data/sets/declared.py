@@ -58,15 +58,7 @@ class DataSpecDataset(Dataset):
                 f"the autoencoder of {self.name} or its scaling is not known: import it again "
                 "with --vae and --stats, or write latents with `ucgm sample --format latents`."
             )
-        try:
-            return super().decode(x)
-        except ValueError as error:
-            if self.codec is None:
-                raise
-            raise ValueError(
-                f"{error} (In config.yaml of the run; or import again with --vae, or write latents "
-                "with `ucgm sample --format latents`.)"
-            ) from error
+        return super().decode(x)
 
     def describe(self) -> str:
         """Two lines for the log."""

@@ -60,13 +60,15 @@ class LatentDataset(Dataset):
         self.lossless = codec.kind == "identity"
         self.sampled = codec.store == "moments"
         digests = [record["sha256"] for record in manifest["shards"]] if checksums else None
-        self.rows = ShardSet(shard_paths(folder, manifest), self.num_classes, digests)
+        paths = [folder / record["file"] for record in manifest["shards"]]
+        self.rows = ShardSet(paths, self.num_classes, digests)
         for shard, record in zip(self.rows.shards, manifest["shards"], strict=True):
-            if shard.rows != record["rows"]:
-                raise ValueError(
-                    f"shard {shard.path} has {shard.rows} rows, in {MANIFEST_FILE} "
-                    f"{record['rows']}: one of them is of another set."
-                )
+            for name, found in (("rows", shard.rows), ("bytes", shard.bytes)):
+                if found != record[name]:
+                    raise ValueError(
+                        f"shard {shard.path} has {found} {name}, in {MANIFEST_FILE} "
+                        f"{record[name]}: one of them is of another set."
+                    )
         if self.rows.row_shape != codec.stored_shape:
             raise ValueError(
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
@@ -189,27 +191,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if problem is not None:
         raise ValueError(f"{path} has {problem}: it is not what `ucgm encode` wrote.")
     return manifest
-
-
-def shard_paths(folder: Path, manifest: dict[str, Any]) -> list[Path]:
-    """The files of a manifest, each of the size it says.
-
-    Raises:
-        ValueError: naming the first shard that is missing or of another size.
-    """
-    paths = []
-    for record in manifest["shards"]:
-        path = folder / record["file"]
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            size = None
-        except OSError as error:
-            raise ValueError(f"shard {path} cannot be read: {error}") from error
-        if size != record["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} bytes of {record['bytes']:,}"
-            raise ValueError(
-                f"shard {path} {state}: run its `ucgm encode` again, which makes this shard anew."
-            )
-        paths.append(path)
-    return paths
