@@ -5,6 +5,7 @@ nothing was published or because it belongs to another network or budget.  The f
 :mod:`ucgm.runs.fitted`, files and flags lie above; ``configs/methods`` has the rows of ImageNet.
 """
 
+from fractions import Fraction
 from typing import Any
 
 from ucgm.runs.config import to_dict
@@ -168,6 +169,7 @@ RECIPES: dict[str, Recipe] = {
     "decoupled_meanflow": _adam(
         "kyungmnlee/dmf train_dmf.py", 1e-4, 0.95, 256, train__grad_clip=1.0
     )
+    | _from("kyungmnlee/dmf README: of the blocks", model__decoupled_depth=Fraction(2, 3))
     | _jumps("kyungmnlee/dmf scripts/eval_dmf_xl_2_256.sh: 1, 2 and 4"),
     # 10 epochs of 1,251 steps.
     "imf": _adam(
@@ -285,7 +287,9 @@ def preset_layers(preset: str) -> tuple[Layer, Layer]:
     return budget, method
 
 
-def model_inputs(preset: str) -> dict[str, Any]:
-    """Settings of the network without which it is another method."""
+def model_inputs(preset: str, depth: int) -> dict[str, Any]:
+    """Settings of a network of ``depth`` blocks without which it is another method."""
     named = ((name.partition("."), value) for name, (value, _) in recipe_of(preset).items())
-    return {key: value for (section, _, key), value in named if section == "model"}
+    found = {key: value for (section, _, key), value in named if section == "model"}
+    shares = {key: round(v * depth) for key, v in found.items() if isinstance(v, Fraction)}
+    return found | shares
