@@ -69,6 +69,38 @@ SAMPLE = {
 
 # name: (preset, optimizer, batch, steps, target average, sampler steps, millions of parameters)
 METHODS = {
+    "alpha_flow": (
+        "alpha_flow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 1_200_000, None, 1, 677,
+    ),
+    "decoupled_meanflow": (
+        "decoupled_meanflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 400_000, None, 4,
+        675,
+    ),
+    "facm": ("facm", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 1024, 125_100, None, 2, 677),
+    "imf": (
+        "imf", OptimizerConfig("adamw", 1e-4, (0.9, 0.95), warmup_steps=12_510), 1024, 800_640,
+        None, 1, 1070,
+    ),
+    "jit": (
+        "jit", OptimizerConfig("adamw", 2e-4, (0.9, 0.95), warmup_steps=6255), 1024, 750_600, None,
+        50, 132,
+    ),
+    "pixel_meanflow": (
+        "pixel_meanflow", OptimizerConfig("adamw", 6e-4, (0.9, 0.999), warmup_steps=9600), 1024,
+        800_000, None, 1, 36,
+    ),
+    "shortcut": (
+        "shortcut", OptimizerConfig("adamw", 1e-4, (0.9, 0.999), weight_decay=0.1), 256, 810_000,
+        0.999, 4, 677,
+    ),
+    "soflow": ("soflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.99)), 256, 1_200_000, None, 2, 677),
+    "terminal_velocity": (
+        "terminal_velocity", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 2048, 400_000, 0.99, 1,
+        678,
+    ),
+    "tim": (
+        "tim", OptimizerConfig("adamw", 2e-4, (0.9, 0.95), 1e-6, 0.01), 512, 750_000, None, 2, 677,
+    ),
     "ddpm": ("ddpm", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 256, 7_000_000, None, 250, 675),
     "edm2": (
         "edm2",
@@ -242,7 +274,7 @@ def test_method_rows(name, resolve):
     assert (config.train.global_batch, config.train.steps) == (batch, steps)
     assert (config.ema.target_decay, config.sampler.steps) == (target, nfe)
     assert config.sampler.plan() and "Published" in path.read_text()
-    classes = 0 if isinstance(config.data, Images) else 1000
+    classes = 0 if "flat" in config.data.path else 1000
     with torch.device("meta"):
         network = config.model.build(latent_shape(config), classes)
     assert count_parameters(network) / 1e6 == pytest.approx(size, abs=1.0)

@@ -76,7 +76,7 @@ def _recipe_lines(name: str, objective: Objective) -> Iterator[str]:
     rows |= {k: (defaults[k], "ours: the default") for k in _ALWAYS} | recipe
     if not objective.needs_target and "ema.target_decay" not in recipe:
         del rows["ema.target_decay"]
-    for section in ("model", "sampler", "optimizer", "train", "ema"):
+    for section in ("model", "sampler", "guidance", "optimizer", "train", "ema"):
         own = {k: row for k, row in rows.items() if k.startswith(f"{section}.")}
         if own:
             yield f"\n{section}"

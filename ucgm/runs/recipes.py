@@ -187,7 +187,8 @@ RECIPES: dict[str, Recipe] = {
         "lumalabs/tvm configs/im256_w1p75.yaml", 1e-4, 0.95, 2048, ema__target_decay=0.99
     )
     | _from("lumalabs/tvm configs/im256_w2.yaml: do_scale_param", model__guidance_output=True)
-    | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4"),
+    | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4")
+    | _from("lumalabs/tvm configs/im256_w2.yaml", guidance__scale=2.0, guidance__kind="input"),
     "lsd": _adam(
         "nmboffi/flow-maps configs/cifar10.py (in a fork)",
         1e-4,
