@@ -35,11 +35,7 @@ _MANIFEST = {"num_classes": int, "classes": [str], "rows": int, "shards": [RECOR
 class LatentDataset(Dataset):
     """Rows of shards as normalised latents (or as pixels, with the identity codec).
 
-    Args:
-        folder: made by ``ucgm encode``.
-        place: where the autoencoder is, when not where the codec says.
-        mirrored: use flips, where the set can give them; None: unless they change the class.
-        checksums: compare those of the manifest when a shard is first read.
+    The arguments are ``path``, ``vae_path``, ``flips`` and ``checksums`` of :class:`Latents`.
     """
 
     codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]
