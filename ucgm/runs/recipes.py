@@ -151,12 +151,16 @@ RECIPES: dict[str, Recipe] = {
     "ucgm_paper": _adam(f"{_UCGM}/training_multi_steps", 2e-4, 0.95, 1024, ema__target_decay=0.999),
     "ect": _adam("locuslab/ect run_ecm.sh, ct_train.py", 1e-4, 0.999, 128, name="radam")
     | _renoised("locuslab/ect ct_eval.py: sigma 80 and 0.821", "ucgm", 0.0, 0.575),
-    "scm": _adam(f"{_FASTGEN}/EDM/config_sct_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(f"{_FASTGEN}/EDM/config_sct_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652),
-    "scd": _adam(f"{_FASTGEN}/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(f"{_FASTGEN}/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652),
+    "scm": _adam(f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py", 1e-4, 0.99, 512, name="radam")
+    | _renoised(
+        f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
+    ),
+    "scd": _adam(f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
+    | _renoised(
+        f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
+    ),
     "meanflow": _adam(_MEANFLOW, 1e-4, 0.95, 256)
-    | _jumps("arXiv 2505.13447, section 5: 1 and 2 steps"),
+    | _jumps(f"{_FASTGEN}/experiments/DiT/config_mf_b.py: 0.5"),
     # 200 epochs of 48 steps.
     "pixel_meanflow": _adam(
         "Gsunshine/py-meanflow scripts/cifar10_v0.sh, train_arg_parser.py",
