@@ -38,6 +38,30 @@ def test_declared_deviations_are_deviations(name):
         assert f"{setting} {getattr(shipped, setting):g}" in case.deviations
 
 
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        ("meanflow", {"guidance_mix": 0.499}),
+        ("alpha_flow", {"target_clamp": 4.01}),
+        ("shortcut", {"state_clamp": 4.01}),
+        ("rcgm", {"clamp": 1.01}),
+        ("ect", {"pseudo_huber_c": 0.01}),
+        ("imf", {"velocity_head": 0.99}),
+        ("ucgm_few", {"enhancement_interval": (0.0, 0.7500001)}),
+    ],
+)
+def test_the_comparison_notices_a_setting(name, setting):
+    assert max(parity.compare(name, SEED, **setting).values()) > 1e3 * parity.LIMIT
+
+
+def test_the_page_is_of_these_comparisons():
+    rows = [line for line in parity.PAGE.read_text().splitlines() if line.startswith("| `")]
+    for row, name in zip(rows, parity.CASES, strict=True):
+        assert row.startswith(parity.start(name)) and row.endswith(parity.end(name))
+        found = [float(cell) for cell in row.split(" | ")[2:5]]
+        assert max(found) < parity.LIMIT
+
+
 def test_the_draws_have_the_rows_that_matter():
     draw, y = parity.drawn(preset("ucgm_multi"), SEED, 1.0)
     assert 3 < draw.dropped.sum() < 30 and torch.equal(draw.y[~draw.dropped], y[~draw.dropped])
