@@ -216,10 +216,7 @@ class FeatureExtractor:
         self.watch = Stopwatch()
 
     def chunk(
-        self,
-        indices: Tensor,
-        report: Callable[[int], object] = int,
-        kept: Tensor | None = None,
+        self, indices: Tensor, report: Callable[[int], object] = int, kept: Tensor | None = None
     ) -> Chunk:
         """Outputs and labels of the samples ``indices`` (n,), and facts of their making.
 
