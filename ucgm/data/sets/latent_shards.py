@@ -132,10 +132,8 @@ class Latents(DataConfig):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: make it with `ucgm encode`.")
         dataset = LatentDataset(folder, self.vae_path, self.flips, self.checksums)
-        codec, wanted = (
-            dataset.codec,
-            self.codec and self.codec.resolved(dataset.codec.kind != "kl"),
-        )
+        codec = dataset.codec
+        wanted = self.codec and self.codec.resolved(codec.kind != "kl")
         for name, asked in asdict(wanted).items() if wanted else ():
             if asked != (there := getattr(codec, name)):
                 raise ValueError(
