@@ -47,16 +47,15 @@ class ChunkFolder:
 
     Args:
         folder: is made when missing.
-        kind: first word of the file names.
     """
 
-    def __init__(self, folder: Path, kind: str = "chunk") -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, number: int) -> Path:
         """File of chunk ``number``."""
-        return self.folder / f"{self.kind}_{number:05d}.safetensors"
+        return self.folder / f"chunk_{number:05d}.safetensors"
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Save a chunk with its checksum, whole or not at all, see ``files.write_atomic``."""
