@@ -132,9 +132,10 @@ class Latents(DataConfig):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: make it with `ucgm encode`.")
         dataset = LatentDataset(folder, self.vae_path, self.flips, self.checksums)
-        codec = dataset.codec
-        wanted = self.codec and self.codec.resolved(codec.kind != "kl")
-        for name, asked in asdict(wanted).items() if wanted else ():
+        if self.codec is None:
+            return dataset
+        codec, wanted = dataset.codec, self.codec.resolved(dataset.codec.kind != "kl")
+        for name, asked in asdict(wanted).items():
             if asked != (there := getattr(codec, name)):
                 raise ValueError(
                     f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds "
