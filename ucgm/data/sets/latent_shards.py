@@ -132,25 +132,17 @@ class Latents(DataConfig):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: make it with `ucgm encode`.")
         dataset = LatentDataset(folder, self.vae_path, self.flips, self.checksums)
-        if self.codec is not None:
-            check_settings(self.codec, dataset.codec, folder)
+        if self.codec is None:
+            return dataset
+        codec, wanted = dataset.codec, self.codec.resolved(dataset.codec.kind != "kl")
+        for name, asked in asdict(wanted).items():
+            if asked != (there := getattr(codec, name)):
+                raise ValueError(
+                    f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds "
+                    f"{name} {there} (of {codec.vae}): set data.path to the right set, or "
+                    f"data.codec.{name} to {there}."
+                )
         return dataset
-
-
-def check_settings(settings: CodecSettings, codec: Codec, folder: Path) -> None:
-    """Refuse shards of another codec than the settings ask for.
-
-    Raises:
-        ValueError: naming both sides.
-    """
-    wanted = settings.resolved(codec.kind != "kl")
-    for name, asked in asdict(wanted).items():
-        if asked != (there := getattr(codec, name)):
-            raise ValueError(
-                f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds {name} "
-                f"{there} (of {codec.vae}): set data.path to the right set, or "
-                f"data.codec.{name} to {there}."
-            )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
