@@ -239,15 +239,20 @@ def ucgm(
 # ----------------------------------------------------------------------------------- consistency
 
 
-def ect(net: Net, b: Batch, doublings: int, q: float = 2.0, k: float = 8.0) -> Published:
+def ect_anchor(level: Tensor, doublings: int, q: float = 2.0, k: float = 8.0) -> Tensor:
+    """(B,) noise levels of ect's anchors, 0 for data, of noise levels (B,)."""
+    shrink = 1 - (1 + k * torch.sigmoid(-level)) / q ** (doublings + 1)
+    return (level * shrink).clamp(min=0)
+
+
+def ect(net: Net, b: Batch, doublings: int) -> Published:
     """Easy consistency tuning (locuslab/ect, training/loss.py) with its default c = 0.
 
     The anchor's level is n (1 - q^-(doublings + 1) (1 + k sigmoid(-n))); the loss is the norm of
     the difference of the two denoised images over the gap of the levels.
     """
     level = edm_level(b.t)
-    shrink = 1 - (1 + k * torch.sigmoid(-level)) / q ** (doublings + 1)
-    earlier = (level * shrink).clamp(min=0)
+    earlier = ect_anchor(level, doublings)
     noisy = b.x + wide(level) * b.z
     said = denoiser(net, noisy, level, b.labels)
     with torch.no_grad():

@@ -134,7 +134,8 @@ def alpha_flow(
         limit = field - wide(t - s) * total(net, b, field)
         target = torch.where(wide(finite), jump, limit)
     q = mean_square(net(xt, t, y, s) - target)
-    return Published(target, torch.where(finite, alpha, 1.0) * adaptive(q, 1.0, epsilon))
+    weight = torch.where(finite, alpha * torch.ones_like(t), 1.0)
+    return Published(target, weight * adaptive(q, 1.0, epsilon))
 
 
 def terminal_velocity(
@@ -346,11 +347,11 @@ def tim(net: Net, b: Batch, step: float = 0.005) -> Published:
     return Published(target, weight * adaptive(error, 1.0, 1e-5))
 
 
-def lsd(net: Net, b: Batch) -> Published:
-    """Lagrangian self-distillation (arXiv 2505.18825): flow matching at s = t, the end's velocity.
+def lsd(net: Net, b: Batch, log_variance: Net) -> Published:
+    """Lagrangian self-distillation (nmboffi/flow-maps, py/common/losses.py).
 
-    Mean over elements; the learned weight of the public code is not in it.  The gradient goes
-    through dF/ds; the network that is asked at the end is the trained one.
+    Flow matching at s = t, else the velocity of the end of the jump, where the trained network
+    itself is asked.  The gradient goes through dF/ds; ``log_variance(t, s)`` is (B,).
     """
     xt, t, s, y = b.mixed, b.t, b.s, b.labels
 
@@ -361,7 +362,9 @@ def lsd(net: Net, b: Batch) -> Published:
     with torch.no_grad():
         wanted = net(xt + wide(s - t) * f, s, y, s)
         target = torch.where(wide(t == s), b.velocity, wanted)
-    return Published(target, mean_square(f + wide(s - t) * change - target))
+    u = log_variance(t, s)
+    error = sum_square(f + wide(s - t) * change - target)
+    return Published(target, error / u.exp() + u)
 
 
 def decoupled_meanflow(

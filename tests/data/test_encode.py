@@ -363,7 +363,7 @@ def test_latents_that_are_not_finite(encode, tmp_path, value):
 
 
 def test_label_out_of_range(encode, tmp_path):
-    with pytest.raises(ValueError, match="row 3 of .* has label 3, out of range: .* 0 to 2"):
+    with pytest.raises(ValueError, match="row 3 in .* has label 3, out of range: .* 0 to 2"):
         encode(lightningdit(tmp_path / "source"), num_classes=3)
 
 

@@ -93,7 +93,7 @@ def test_columns_of_the_hub_that_are_no_labels(labels):
     datasets = pytest.importorskip("datasets")
     cells = [{"bytes": toys.jpeg(i), "path": None} for i in range(3)]
     rows = datasets.Dataset.from_dict({"image": cells, "label": labels})
-    with pytest.raises(ValueError, match="row [012] of hub:x has label .*--label-column"):
+    with pytest.raises(ValueError, match="row [012] in hub:x has label .*--label-column"):
         HubSource("hub:x", rows, "image", "label")
 
 

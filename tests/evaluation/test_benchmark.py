@@ -345,7 +345,7 @@ def test_the_command_takes_every_setting(monkeypatch):
     assert seen["metrics_config"] == MetricConfig(
         extractor=names, reference=("a, b.npz", "default")
     )
-    assert [choice.reference for choice in seen["metrics_config"].each()] == ["a, b.npz", None]
+    assert [row[2] for row in seen["metrics_config"].each()] == ["a, b.npz", None]
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "RUN", "--tiles", "8"])
 

@@ -47,6 +47,8 @@ def test_a_recipe_is_what_a_training_gets(name):
     words = ["--objective.preset", name, "--model.size", "N/2", "--train.steps", "1000000"]
     found = flat(config_of(words))
     for key, (value, _) in recipe_of(name).items():
+        if key == "model.decoupled_depth":
+            value = 1  # two thirds of two
         if key.startswith("sampler.grid"):
             key = f"sampler.grid.{key.rpartition('.')[2]}"
         assert found[key] == (list(value) if isinstance(value, tuple) else value), key
@@ -67,7 +69,7 @@ def test_a_small_folder_on_a_cpu_gets_rates_and_lengths_of_its_own(name, tmp_pat
         assert found[key] == recipe[key][0] and key not in BUDGET
     assert config.sampler.nfe < 100
     assert from_dict(type(config), to_dict(config)) == config
-    for key, value in model_inputs(name).items():
+    for key, value in model_inputs(name, 4).items():
         assert getattr(config.model, key) == value
 
 
@@ -82,6 +84,14 @@ def test_a_preset_brings_its_inputs_and_a_sampler_of_its_kind(name):
     assert (config.sampler.solver == "jump") == (maps and objective.two_time)
     # The second of two steps begins where there is work left, not at the end.
     assert not maps or 0.3 <= float(config.sampler.grid.times(2)[1]) <= 0.75
+
+
+def test_what_a_preset_needs_of_the_network():
+    words = ["--objective.preset", "decoupled_meanflow", "--model.size"]
+    assert config_of([*words, "B/2"]).model.decoupled_depth == 8
+    assert config_of([*words, "B/2", "--model.decoupled_depth", "5"]).model.decoupled_depth == 5
+    with pytest.raises(ValueError, match="jit needs model.convention jit, which EDM2Config does"):
+        config_of(["--objective.preset", "jit", "--model", "EDM2Config"])
 
 
 def test_files_below_the_preset_give_way_and_flags_win(tmp_path):
@@ -124,6 +134,12 @@ def test_an_older_run_keeps_what_its_preset_brought(tmp_path):
         assert after == before
     longer, _ = training_config(layers_of([*words, "--train.steps", "7"]), tmp_path / "run")
     assert longer.train.steps == 7 and longer.optimizer == before.optimizer
+    # Also what it brought to the network: an older TVM had no factor on its prediction.
+    words = ["--objective.preset", "terminal_velocity", "--model.size", "N/2"]
+    before = config_of([*words, "--model.guidance_output", "false"])
+    (tmp_path / "tvm").mkdir()
+    write_config(before, tmp_path / "tvm" / "config.yaml")
+    assert training_config(layers_of(words), tmp_path / "tvm")[0].model == before.model
     other, _ = training_config(layers_of(["--objective.preset", "meanflow"]), tmp_path / "run")
     assert other.objective.preset == "meanflow" and other.sampler.steps == 2
 

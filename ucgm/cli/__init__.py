@@ -1,5 +1,3 @@
 """The command line: commands, their options, and the texts of their help."""
 
-from ucgm.cli.commands import main
-
-__all__ = ["main"]
+from ucgm.cli.commands import main as main

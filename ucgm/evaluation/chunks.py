@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ucgm.evaluation.extractors import Extractor, Extractors
 from ucgm.evaluation.metrics import RunningMoments
-from ucgm.generation.samples import SampleSet
+from ucgm.generation.samples import RowCounter, SampleSet
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
 from ucgm.runtime.reading import reading
@@ -47,16 +47,15 @@ class ChunkFolder:
 
     Args:
         folder: is made when missing.
-        kind: first word of the file names.
     """
 
-    def __init__(self, folder: Path, kind: str = "chunk") -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, number: int) -> Path:
         """File of chunk ``number``."""
-        return self.folder / f"{self.kind}_{number:05d}.safetensors"
+        return self.folder / f"chunk_{number:05d}.safetensors"
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Save a chunk with its checksum, whole or not at all, see ``files.write_atomic``."""
@@ -141,15 +140,12 @@ class ImageSource(ABC):
         labels: (N,) int64, None where there are none.
         tile: images that are made together, see :mod:`ucgm.runtime.fixed_batches`.
         batch_size: images held at a time.
+        counter: of the rows that a network evaluates for them.
     """
 
     labels: Tensor | None = None
     tile, batch_size = 1, 256
-
-    @property
-    def network_rows(self) -> int:
-        """Rows that a network has evaluated for them so far."""
-        return 0
+    counter = RowCounter()
 
     @abstractmethod
     def images(self, indices: Tensor) -> Tensor:
@@ -175,12 +171,7 @@ class GeneratedImages(ImageSource):
 
     def __init__(self, samples: SampleSet, batch_size: int) -> None:
         self.samples, self.batch_size = samples, batch_size
-        self.tile = samples.settings.tile
-
-    @property
-    def network_rows(self) -> int:
-        """Rows the network has evaluated so far."""
-        return self.samples.counter.rows
+        self.tile, self.counter = samples.settings.tile, samples.counter
 
     def images(self, indices: Tensor) -> Tensor:
         """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
@@ -216,10 +207,7 @@ class FeatureExtractor:
         self.watch = Stopwatch()
 
     def chunk(
-        self,
-        indices: Tensor,
-        report: Callable[[int], object] = int,
-        kept: Tensor | None = None,
+        self, indices: Tensor, report: Callable[[int], object] = int, kept: Tensor | None = None
     ) -> Chunk:
         """Outputs and labels of the samples ``indices`` (n,), and facts of their making.
 
@@ -232,7 +220,7 @@ class FeatureExtractor:
         if kept is not None:
             return self._moments(indices, report, kept), {}
         self.watch.clear()
-        before = self.source.network_rows
+        before = self.source.counter.rows
         hashes: list[str] = []
         outputs: list[dict[str, Tensor]] = []
         for part in indices.split(self.held):
@@ -245,7 +233,7 @@ class FeatureExtractor:
         rows["labels"] = self.source.labels_at(indices)
         return rows, {
             "images_hash": add_hashes(hashes),
-            "network_rows": self.source.network_rows - before,
+            "network_rows": self.source.counter.rows - before,
             "seconds": self.watch.seconds,
             "timed": self.watch.images,
         }

@@ -47,25 +47,20 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         if metric not in result["metrics"]:
             raise ValueError(f"{folder} has no {metric}: choose from {result['metrics']}.")
     check_comparable(results, metric)
-    with sole_writer(Path(out_dir), "ucgm compare"):
-        return _write(results, Path(out_dir), metric)
-
-
-def _write(results: Sequence[tuple[dict[str, Any], Path]], folder: Path, metric: str) -> Path:
-    """The page, the picture and the record."""
-    if holds_files(folder) and not (folder / "comparison.json").is_file():
-        raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = distinct([result["name"] for result, _ in results])
+    folder, names = Path(out_dir), distinct([result["name"] for result, _ in results])
     runs = {name: result for name, (result, _) in zip(names, results, strict=True)}
     differences = paired_differences(runs, metric)
     shown = _shown(runs, differences, metric)
-    curve = save_curves(runs, [metric], folder / "curves.png")
-    title = " against ".join(names)
-    text = page(runs, [home for _, home in results], metric, curve, title, shown)
     content = {"metric": metric, "base": names[0], "differences": differences}
-    write_atomic(folder / "comparison.html", text)
-    write_atomic(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
+    with sole_writer(folder, "ucgm compare"):
+        if holds_files(folder) and not (folder / "comparison.json").is_file():
+            raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
+        folder.mkdir(exist_ok=True)
+        curve = save_curves(runs, [metric], folder / "curves.png")
+        homes, title = [home for _, home in results], " against ".join(names)
+        text = page(runs, homes, metric, curve, title, shown)
+        write_atomic(folder / "comparison.html", text)
+        write_atomic(folder / "comparison.json", json.dumps(content, indent=2) + "\n")
     print("", aligned(*matrix(runs, metric)), "", headline(runs, metric)[0], "", sep="\n")
     print(aligned(shown["head"], shown["rows"]), "", shown["note"], sep="\n")
     print(f"page: {folder / 'comparison.html'}")

@@ -147,10 +147,10 @@ def _write_reference(
     protocol |= {"shard_size": extraction.chunk_size}
     extraction.claim(protocol)
     kept = torch.arange(num_rows) * count // max(1, num_rows)
-    found = extraction.moments("reference", images, torch.arange(count), kept)
+    found = extraction.measure("reference", images, torch.arange(count), kept)
     if found is None:
         return
-    moments, rows = found
+    moments, rows = found[0].moments, found[0].rows("rows")
     reference = Reference(
         name,
         moments["features"],

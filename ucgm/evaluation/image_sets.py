@@ -131,8 +131,7 @@ class FileImages(ImageSet):
     """
 
     def __init__(self, where: str, size: int | None) -> None:
-        self.where, self.size = where, size
-        self.source = open_source(where)
+        self.source, self.size = open_source(where), size
         if self.source.content != "images":
             raise ValueError(f"{where} holds {self.source.content}: name a folder of images.")
         if not self.source.unlabelled:
@@ -162,19 +161,16 @@ class FileImages(ImageSet):
             image = decode_image(self.source.content_of(index))
             return image if self.size is None else center_crop(image, self.size)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{self._name(index)} cannot be read: {error}.") from error
-
-    def _name(self, index: int) -> str:
-        return f"{self.source.entry(index)} in {self.where}"
+            raise ValueError(f"{self.source.place(index)} cannot be read: {error}.") from error
 
     def _pixels(self, index: int) -> np.ndarray:
         """(C, H, W), of the channels and size of the first image."""
         image = self._file(index)
         if self.mode == "L" and image.mode != "L":
-            raise ValueError(f"{self._name(index)} is in colour, the first image is grey.")
+            raise ValueError(f"{self.source.place(index)} is in colour, the first image is grey.")
         if image.size != self.shape:
             raise ValueError(
-                f"{self._name(index)} is {image.width}x{image.height}, the first image "
+                f"{self.source.place(index)} is {image.width}x{image.height}, the first image "
                 f"{self.shape[0]}x{self.shape[1]}: give --size to crop all to one."
             )
         pixels = np.asarray(image.convert(self.mode))

@@ -12,14 +12,7 @@ from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
-from ucgm.evaluation.scoring import (
-    METRICS,
-    Evaluator,
-    Evaluators,
-    ExtractorChoice,
-    FeatureStatistics,
-    MetricConfig,
-)
+from ucgm.evaluation.scoring import METRICS, Evaluator, Evaluators, FeatureStatistics, MetricConfig
 from ucgm.runs.config import is_allowed
 
 # Images from which on a reference should be a file.
@@ -68,7 +61,7 @@ def open_evaluators(
 
 
 def _evaluator(
-    choice: ExtractorChoice, config: DataConfig | None, data: Dataset | None, device: str
+    choice: tuple[str | None, ...], config: DataConfig | None, data: Dataset | None, device: str
 ) -> Evaluator:
     """Extractor and references of one choice, without metrics so far."""
     name, weights, file, other = choice

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,15 +56,6 @@ class FeatureStatistics:
 Names = tuple[str, ...] | str | None
 
 
-class ExtractorChoice(NamedTuple):
-    """An extractor and the files that belong to it; None: what fits."""
-
-    extractor: str | None
-    weights: str | None
-    reference: str | None
-    held_out: str | None
-
-
 @dataclass(frozen=True)
 class MetricConfig:
     """What samples are measured with; None means what fits the data.
@@ -87,8 +78,8 @@ class MetricConfig:
     held_out: Names = None
     """statistics of real images that training did not see."""
 
-    def each(self) -> list[ExtractorChoice]:
-        """One choice per extractor.
+    def each(self) -> list[tuple[str | None, ...]]:
+        """Extractor, weights, reference and held_out of each extractor; None: what fits.
 
         Raises:
             ValueError: when there are more files than extractors.
@@ -102,7 +93,7 @@ class MetricConfig:
                 raise ValueError(f"{len(names)} files for {key}, but {count} extractor(s).")
             names = [None if name == "default" else name for name in names]
             columns.append(names + [None] * (count - len(names)))
-        return [ExtractorChoice(*row) for row in zip(*columns, strict=True)]
+        return list(zip(*columns, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

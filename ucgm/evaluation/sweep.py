@@ -2,8 +2,7 @@
 
     chunks of consecutive indices, chunk c on process c mod size, no collective in the loop
 
-    measure   chunks of 1,024 with all rows
-    moments   chunks of 50,000 with moments and few rows
+    all rows in chunks of 1,024, or moments and few rows in chunks of 50,000
 
 The first process sums up in the order of the chunks, in float64 (count, sum, outer product), so
 that the result does not depend on the number of processes.
@@ -27,7 +26,6 @@ from ucgm.evaluation.chunks import (
     empty_moments,
 )
 from ucgm.evaluation.extractors import Extractors
-from ucgm.evaluation.metrics import Gaussian
 from ucgm.evaluation.scoring import FeatureStatistics
 from ucgm.runtime.files import claim_folder
 from ucgm.runtime.processes import Progress, World
@@ -60,7 +58,7 @@ class FeatureExtraction:
         self.world.wait()
 
     def measure(
-        self, name: str, source: ImageSource, indices: Tensor
+        self, name: str, source: ImageSource, indices: Tensor, kept: Tensor | None = None
     ) -> tuple[FeatureStatistics, dict[str, Any]] | None:
         """Make what is missing of one set, and sum it up.
 
@@ -68,17 +66,21 @@ class FeatureExtraction:
             name: of the set; its chunks are in ``chunks/name``.
             source: of the images.
             indices: (n,) consecutive.
+            kept: (k,) indices; given, moments are kept, and their feature rows (k, d) as ``rows``,
+                but no others.
 
         Returns:
-            the moments and rows; count, image hash and times.  None on other processes than the
-            first.
+            the moments and rows; count, image hash and times, unless ``kept``.  None on other
+            processes than the first.
         """
         folder, moments = ChunkFolder(self.folder / "chunks" / name), empty_moments(self.extractor)
-        parts = indices.split(self.chunk_size)
-        made = []
-        for rows, facts in self._chunks(folder, name.replace("_", " "), source, parts):
+        parts, made = indices.split(self.chunk_size), []
+        for rows, facts in self._chunks(folder, name.replace("_", " "), source, parts, kept):
             for output, running in moments.items():
-                running.update(rows[output])
+                if kept is None:
+                    running.update(rows[output])
+                else:
+                    running.state += rows[output]
             made.append(facts)
         if not self.world.first:
             return None
@@ -86,31 +88,7 @@ class FeatureExtraction:
             {output: running.gaussian() for output, running in moments.items()},
             lambda output: torch.cat([folder.rows(n, output) for n in range(len(parts))]),
         )
-        return statistics, facts_of(made, len(indices))
-
-    def moments(
-        self, name: str, source: ImageSource, indices: Tensor, kept: Tensor
-    ) -> tuple[dict[str, Gaussian], Tensor] | None:
-        """Make what is missing of one set, of which only moments and a few rows are kept.
-
-        Args:
-            name: of the set, for the progress line.
-            source: of the images.
-            indices: (n,) consecutive.
-            kept: (k,) indices whose feature rows are kept.
-
-        Returns:
-            the moments of each output, and the rows (k, d); None on other processes than the first.
-        """
-        folder, moments = ChunkFolder(self.folder, "moments"), empty_moments(self.extractor)
-        rows = []
-        for found, _ in self._chunks(folder, name, source, indices.split(self.chunk_size), kept):
-            for output, running in moments.items():
-                running.state += found[output]
-            rows.append(found["rows"])
-        if not self.world.first:
-            return None
-        return {name: running.gaussian() for name, running in moments.items()}, torch.cat(rows)
+        return statistics, facts_of(made, len(indices)) if kept is None else {}
 
     def _chunks(
         self,
@@ -118,7 +96,7 @@ class FeatureExtraction:
         label: str,
         source: ImageSource,
         parts: tuple[Tensor, ...],
-        kept: Tensor | None = None,
+        kept: Tensor | None,
     ) -> Iterator[Chunk]:
         """Make what is missing of this process's share; the first gets all chunks, in order."""
         extractor = FeatureExtractor(source, self.extractor)

@@ -4,9 +4,7 @@ The classes are known to the outside as ``ucgm.UCGMScheduler`` and so on: that i
 pipeline gives them, whatever file they live in, so ``import ucgm`` is all that loading needs.
 """
 
-from ucgm.integrations.discrete import DiscreteVP
-from ucgm.integrations.network import DiffusersNetwork
-from ucgm.integrations.pipeline import UCGMPipeline
-from ucgm.integrations.scheduler import UCGMScheduler
-
-__all__ = ["DiffusersNetwork", "DiscreteVP", "UCGMPipeline", "UCGMScheduler"]
+from ucgm.integrations.discrete import DiscreteVP as DiscreteVP
+from ucgm.integrations.network import DiffusersNetwork as DiffusersNetwork
+from ucgm.integrations.pipeline import UCGMPipeline as UCGMPipeline
+from ucgm.integrations.scheduler import UCGMScheduler as UCGMScheduler

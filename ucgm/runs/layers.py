@@ -130,7 +130,8 @@ def layered(
     if base is not None:
         return config
     given = {key for layer in layers for key in _section(layer, "model")}
-    config = _with_inputs(config, given)
+    same = run is not None and run.objective.preset == config.objective.preset
+    config = _with_inputs(config, given, run if same else None)
     if run is not None or any("warmup_steps" in _section(layer, "optimizer") for layer in layers):
         return config
     # The published warm-up belongs to the published length.
@@ -153,8 +154,13 @@ def _of_preset(name: str, run: Config | None) -> tuple[Objective, Layer, Layer]:
     return objective, budget, method
 
 
-def _with_inputs(config: Config, given: set[str]) -> Config:
+def _with_inputs(config: Config, given: set[str], run: Config | None) -> Config:
     """The network takes what the objective gives it, unless the setting was ``given``.
+
+    Args:
+        config: without it.
+        given: settings of the network that the user named.
+        run: one of the same preset that goes on, and keeps what it has.
 
     Raises:
         ValueError: a network that cannot say what the preset learns.
@@ -165,14 +171,15 @@ def _with_inputs(config: Config, given: set[str]) -> Config:
         for name, value in objective.network_inputs.items()
         if name not in given and not getattr(model, name, value)
     }
-    for name, value in model_inputs(objective.preset).items():
+    depth = getattr(model, "depth", None) or model.defaults()[1].get("depth", 1)
+    for name, value in model_inputs(objective.preset, depth).items():
         if not hasattr(model, name):
             raise ValueError(
                 f"the preset {objective.preset} needs model.{name} {value}, which "
                 f"{type(model).__name__} does not have: choose another network"
             )
         if name not in given:
-            missing[name] = value
+            missing[name] = value if run is None else getattr(run.model, name, value)
     return dataclasses.replace(config, model=dataclasses.replace(model, **missing))
 
 

@@ -5,6 +5,7 @@ nothing was published or because it belongs to another network or budget.  The f
 :mod:`ucgm.runs.fitted`, files and flags lie above; ``configs/methods`` has the rows of ImageNet.
 """
 
+from fractions import Fraction
 from typing import Any
 
 from ucgm.runs.config import to_dict
@@ -150,12 +151,16 @@ RECIPES: dict[str, Recipe] = {
     "ucgm_paper": _adam(f"{_UCGM}/training_multi_steps", 2e-4, 0.95, 1024, ema__target_decay=0.999),
     "ect": _adam("locuslab/ect run_ecm.sh, ct_train.py", 1e-4, 0.999, 128, name="radam")
     | _renoised("locuslab/ect ct_eval.py: sigma 80 and 0.821", "ucgm", 0.0, 0.575),
-    "scm": _adam(f"{_FASTGEN}/EDM/config_sct_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(f"{_FASTGEN}/EDM/config_sct_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652),
-    "scd": _adam(f"{_FASTGEN}/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(f"{_FASTGEN}/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652),
+    "scm": _adam(f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py", 1e-4, 0.99, 512, name="radam")
+    | _renoised(
+        f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
+    ),
+    "scd": _adam(f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
+    | _renoised(
+        f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
+    ),
     "meanflow": _adam(_MEANFLOW, 1e-4, 0.95, 256)
-    | _jumps("arXiv 2505.13447, section 5: 1 and 2 steps"),
+    | _jumps(f"{_FASTGEN}/experiments/DiT/config_mf_b.py: 0.5"),
     # 200 epochs of 48 steps.
     "pixel_meanflow": _adam(
         "Gsunshine/py-meanflow scripts/cifar10_v0.sh, train_arg_parser.py",
@@ -168,6 +173,7 @@ RECIPES: dict[str, Recipe] = {
     "decoupled_meanflow": _adam(
         "kyungmnlee/dmf train_dmf.py", 1e-4, 0.95, 256, train__grad_clip=1.0
     )
+    | _from("kyungmnlee/dmf README: of the blocks", model__decoupled_depth=Fraction(2, 3))
     | _jumps("kyungmnlee/dmf scripts/eval_dmf_xl_2_256.sh: 1, 2 and 4"),
     # 10 epochs of 1,251 steps.
     "imf": _adam(
@@ -296,7 +302,9 @@ def preset_layers(preset: str) -> tuple[Layer, Layer]:
     return budget, method
 
 
-def model_inputs(preset: str) -> dict[str, Any]:
-    """Settings of the network without which it is another method."""
+def model_inputs(preset: str, depth: int) -> dict[str, Any]:
+    """Settings of a network of ``depth`` blocks without which it is another method."""
     named = ((name.partition("."), value) for name, (value, _) in recipe_of(preset).items())
-    return {key: value for (section, _, key), value in named if section == "model"}
+    found = {key: value for (section, _, key), value in named if section == "model"}
+    shares = {key: round(v * depth) for key, v in found.items() if isinstance(v, Fraction)}
+    return found | shares

@@ -163,11 +163,7 @@ def new_folder(folder: Path, work: str) -> Iterator[Path]:
 
 def plain(value: Any) -> Any:
     """A tree of mappings and sequences as JSON values; other objects by their text."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    return json.loads(json.dumps(value, default=repr))
 
 
 def claim_folder(

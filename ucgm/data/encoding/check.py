@@ -112,7 +112,13 @@ def _check_shards(folder: Path, problems: list[str]) -> dict[str, Any]:
         centre, spread = torch.tensor([codec.mean, codec.std], dtype=torch.float64)
         mean, std = (mean - centre) / spread * codec.scale, std / spread * codec.scale
         facts["normalised_mean"], facts["normalised_std"] = mean.tolist(), std.tolist()
-        _check_scale(mean, std, codec, problems)
+        off = max(float(mean.abs().max()), float((std / codec.scale - 1.0).abs().max()))
+        if codec.normalise == "channel" and off > 0.01:
+            problems.append(
+                f"normalised latents have means up to {float(mean.abs().max()):.3g} and deviations "
+                f"from {float(std.min()):.3g} to {float(std.max()):.3g} instead of 0 and "
+                f"{codec.scale:g}: {MANIFEST_FILE} and codec.json are not of one set"
+            )
     return facts
 
 
@@ -134,19 +140,6 @@ def _shard_moments(
             if len(stored):
                 parts.append(channel_moments(stored, codec.store))
     return parts
-
-
-def _check_scale(mean: Tensor, std: Tensor, codec: Codec, problems: list[str]) -> None:
-    """A data set normalised by its own channels has mean 0 and deviation ``scale``."""
-    if codec.normalise != "channel":
-        return
-    off = max(float(mean.abs().max()), float((std / codec.scale - 1.0).abs().max()))
-    if off > 0.01:
-        problems.append(
-            f"normalised latents have means up to {float(mean.abs().max()):.3g} and deviations "
-            f"from {float(std.min()):.3g} to {float(std.max()):.3g} instead of 0 and "
-            f"{codec.scale:g}: {MANIFEST_FILE} and codec.json are not of one set"
-        )
 
 
 def _check_images(path: str, size: int, problems: list[str]) -> dict[str, Any]:

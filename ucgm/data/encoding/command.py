@@ -125,10 +125,23 @@ def codec_settings(config: str | None, **flags: Any) -> CodecSettings:
 
 
 def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
-    """Make what is missing of ``job`` in ``folder``, on all processes."""
+    """Make what is missing of ``job`` in ``folder``, on all processes.
+
+    Raises:
+        ValueError: the folder belongs to something else, or the disk is too small.
+    """
     with world.writes(folder, "ucgm encode"):
         if world.first:
-            open_folder(folder, job)
+            claim_folder(folder, job.protocol(), record="encode.json", option="--out")
+            (folder / PROGRESS).mkdir(exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            done = sum(p.stat().st_size for p in folder.glob("shard_*.safetensors"))
+            if job.num_bytes() - done > free:
+                raise ValueError(
+                    f"{folder} needs {(job.num_bytes() - done) / 1e9:.1f} GB more and its disk has "
+                    f"{free / 1e9:.1f} GB free: make room, leave flips out, or choose another "
+                    "--out."
+                )
         world.wait()
         # Every process lists what is missing before any makes a new one: all share the same list.
         there = records_of(folder, job)
@@ -164,23 +177,6 @@ def _encode_shards(
             write_rows(folder, job, number, parts, skipped)
             parts, skipped = [], []
         progress.add(len(items))
-
-
-def open_folder(folder: Path, job: Job) -> None:
-    """Make ``folder`` that of ``job``; take over the shards of a finished or interrupted one.
-
-    Raises:
-        ValueError: it belongs to something else, cannot be written, or the disk is too small.
-    """
-    claim_folder(folder, job.protocol(), record="encode.json", option="--out")
-    (folder / PROGRESS).mkdir(exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    done = sum(p.stat().st_size for p in folder.glob("shard_*.safetensors"))
-    if job.num_bytes() - done > free:
-        raise ValueError(
-            f"{folder} needs {(job.num_bytes() - done) / 1e9:.1f} GB more and its disk has "
-            f"{free / 1e9:.1f} GB free: make room, leave flips out, or choose another --out."
-        )
 
 
 def records_of(folder: Path, job: Job) -> dict[int, dict[str, Any]]:

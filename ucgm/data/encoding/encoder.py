@@ -135,7 +135,7 @@ def encode_rows(job: Job, batch: Batch, device: str) -> dict[str, Tensor]:
             which = int(batch.items[bad][0])
             largest = batch.values[bad][0].float().abs().max()
             raise ValueError(
-                f"the {name} of {source.entry(which)} in {source.where} are not finite in "
+                f"the {name} of {source.place(which)} are not finite in "
                 f"{dtype} ({int(bad.sum())} of this batch; largest value read {largest:.3g}). "
                 "Nothing of its shard was written: remove the item, or try --dtype float32."
             )

@@ -24,16 +24,9 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "uint8": torch.uin
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows are made and cut into shards; every setting changes the files.
+    """How rows are made and cut into shards, see :func:`ucgm.data.encoding.command.encode_data`.
 
-    Attributes:
-        codec: autoencoder, size, what is stored, normalisation.
-        flips: whether mirrored latents are stored.
-        dtype: of the latents.
-        num_classes: labels lie below; None: as the source says.
-        shard_size: items per shard.
-        batch_size: images per forward pass; the last bits of a latent may depend on it.
-        seed: of posterior samples.
+    Every setting changes the files; the last bits of a latent may depend on ``batch_size``.
     """
 
     codec: CodecSettings

@@ -61,8 +61,8 @@ class ImageDataset(Dataset):
                 # What the system does not let read may be whole.
                 remedy = "" if isinstance(error, OSError) else ": delete it, or save it anew"
                 raise ValueError(
-                    f"{self.source.entry(item)} in {self.source.where} cannot be read ({error})"
-                    f"{remedy}. `ucgm data` lists all such files."
+                    f"{self.source.place(item)} cannot be read ({error}){remedy}. `ucgm data` "
+                    "lists all such files."
                 ) from error
         stored, flipped = torch.from_numpy(images), torch.from_numpy(wanted >= len(self))
         stored[flipped] = stored[flipped].flip(-1)

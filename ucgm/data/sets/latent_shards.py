@@ -35,11 +35,7 @@ _MANIFEST = {"num_classes": int, "classes": [str], "rows": int, "shards": [RECOR
 class LatentDataset(Dataset):
     """Rows of shards as normalised latents (or as pixels, with the identity codec).
 
-    Args:
-        folder: made by ``ucgm encode``.
-        place: where the autoencoder is, when not where the codec says.
-        mirrored: use flips, where the set can give them; None: unless they change the class.
-        checksums: compare those of the manifest when a shard is first read.
+    The arguments are ``path``, ``vae_path``, ``flips`` and ``checksums`` of :class:`Latents`.
     """
 
     codec: Codec  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -136,25 +132,17 @@ class Latents(DataConfig):
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}: make it with `ucgm encode`.")
         dataset = LatentDataset(folder, self.vae_path, self.flips, self.checksums)
-        if self.codec is not None:
-            check_settings(self.codec, dataset.codec, folder)
+        if self.codec is None:
+            return dataset
+        codec, wanted = dataset.codec, self.codec.resolved(dataset.codec.kind != "kl")
+        for name, asked in asdict(wanted).items():
+            if asked != (there := getattr(codec, name)):
+                raise ValueError(
+                    f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds "
+                    f"{name} {there} (of {codec.vae}): set data.path to the right set, or "
+                    f"data.codec.{name} to {there}."
+                )
         return dataset
-
-
-def check_settings(settings: CodecSettings, codec: Codec, folder: Path) -> None:
-    """Refuse shards of another codec than the settings ask for.
-
-    Raises:
-        ValueError: naming both sides.
-    """
-    wanted = settings.resolved(codec.kind != "kl")
-    for name, asked in asdict(wanted).items():
-        if asked != (there := getattr(codec, name)):
-            raise ValueError(
-                f"data.codec asks for {name} {asked} (of {wanted.vae}) and {folder} holds {name} "
-                f"{there} (of {codec.vae}): set data.path to the right set, or "
-                f"data.codec.{name} to {there}."
-            )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class HubSource(Source):
             return
         values = list(rows[label_column])
         try:
-            self.labels = check_labels(values, self._place)
+            self.labels = check_labels(values, self.place)
         except ValueError as error:
             raise ValueError(f"{error} Name another --label-column, or null for none.") from None
         self.classes = tuple(getattr(rows.features[label_column], "names", None) or ())

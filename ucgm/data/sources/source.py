@@ -53,10 +53,11 @@ class Source:
         """
         if self.unlabelled:
             return 0
-        return count_classes(self.labels, self._place, self.where, self.classes, asked)
+        return count_classes(self.labels, self.place, self.where, self.classes, asked)
 
-    def _place(self, index: int) -> str:
-        return f"{self.entry(index)} of {self.where}"
+    def place(self, index: int) -> str:
+        """An item and where it is, for errors."""
+        return f"{self.entry(index)} in {self.where}"
 
     def names_digest(self) -> str:
         """SHA-256 over names, order and labels: changes when the list changes."""

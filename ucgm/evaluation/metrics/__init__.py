@@ -1,25 +1,13 @@
 """Distances between sets of images, computed from their features."""
 
-from ucgm.evaluation.metrics.frechet import frechet_distance
-from ucgm.evaluation.metrics.moments import Gaussian, RunningMoments, moments_of
-from ucgm.evaluation.metrics.reference import Reference, load_reference, save_reference
-from ucgm.evaluation.metrics.scores import (
-    conditional_accuracy,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
-
-__all__ = [
-    "Gaussian",
-    "Reference",
-    "RunningMoments",
-    "conditional_accuracy",
-    "frechet_distance",
-    "inception_score",
-    "kernel_distance",
-    "load_reference",
-    "moments_of",
-    "precision_recall",
-    "save_reference",
-]
+from ucgm.evaluation.metrics.frechet import frechet_distance as frechet_distance
+from ucgm.evaluation.metrics.moments import Gaussian as Gaussian
+from ucgm.evaluation.metrics.moments import RunningMoments as RunningMoments
+from ucgm.evaluation.metrics.moments import moments_of as moments_of
+from ucgm.evaluation.metrics.reference import Reference as Reference
+from ucgm.evaluation.metrics.reference import load_reference as load_reference
+from ucgm.evaluation.metrics.reference import save_reference as save_reference
+from ucgm.evaluation.metrics.scores import conditional_accuracy as conditional_accuracy
+from ucgm.evaluation.metrics.scores import inception_score as inception_score
+from ucgm.evaluation.metrics.scores import kernel_distance as kernel_distance
+from ucgm.evaluation.metrics.scores import precision_recall as precision_recall

@@ -19,8 +19,6 @@ from ucgm.generation.samples import SampleSet
 from ucgm.generation.writers import grid_indices, save_grid, save_strip
 from ucgm.runtime.files import write_atomic
 
-__all__ = ["summarise", "write_report"]
-
 
 def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> None:
     """Write all files of a report into ``folder``, and print the table and the result.
