@@ -201,8 +201,6 @@ RECIPES: dict[str, Recipe] = {
     | _from(
         "lumalabs/tvm configs/im256_w2.yaml: do_scale_param, cfg",
         model__guidance_output=True,
-        guidance__kind="input",
-        guidance__scale=2.0,
     )
     | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4")
     | _from("lumalabs/tvm configs/im256_w2.yaml", guidance__scale=2.0, guidance__kind="input"),
