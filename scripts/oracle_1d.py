@@ -148,30 +148,38 @@ def rms(x: Tensor) -> float:
 
 
 OFF = dict(field="data")
+NO_SCALE = dict(guidance_range=None, guidance_interval=False, over_scale=False, velocity_head=0.0)
 EXACT = dict(field="distillation", enhancement_ratio=1.0)
 # name -> (note, settings, what is compared)
 ROWS: dict[str, list[tuple[str, dict, str]]] = {
     **{name: [("", {}, "field")] for name in ("ddpm", "v_prediction", "edm", "edm2")},
-    **{name: [("", {}, "field")] for name in ("flow_matching", "lightningdit")},
+    **{name: [("", {}, "field")] for name in ("flow_matching", "lightningdit", "jit")},
     "ot_cfm": [("", {}, "samples")],
     "ucgm_multi": [
         ("as published, against its M-estimate", OFF, "field*"),
         ("squared error", OFF | dict(pseudo_huber_c=None), "field"),
     ],
     "ucgm_few": [("exact teacher", EXACT, "map")],
-    "ect": [("", {}, "map")],
+    # In one dimension the norm of its loss is an absolute value, whose minimiser is a median.
+    "ect": [("squared error", dict(pseudo_huber_c=None), "map")],
     "scm": [
         ("exact teacher", EXACT, "map"),
         ("exact teacher, no normalisation", EXACT | dict(normalize=None), "map"),
     ],
+    "scd": [("exact teacher", EXACT, "map")],
     "meanflow": [
         ("squared error", OFF | dict(loss_power=0.0), "map"),
         ("eps = 1, against its M-estimate", OFF | dict(loss_epsilon=1.0), "field*"),
         ("as published, against its M-estimate", OFF, "field*"),
     ],
-    "imf": [("squared error, no guidance", OFF | dict(loss_power=0.0, guidance_range=None), "map")],
-    "alpha_flow": [("squared error", OFF | dict(loss_power=0.0, clamp=None), "map")],
-    "terminal_velocity": [("", {}, "map")],
+    "imf": [("squared error, no guidance", OFF | NO_SCALE | dict(loss_power=0.0), "map")],
+    "pixel_meanflow": [("squared error", dict(loss_power=0.0), "map")],
+    "decoupled_meanflow": [("squared error", OFF | dict(log_variance=False, log_loss=None), "map")],
+    "alpha_flow": [("squared error", OFF | dict(loss_power=0.0), "map")],
+    "soflow": [("squared error", OFF | dict(loss_power=0.0), "map")],
+    "tim": [("squared error", dict(loss_power=0.0, cosine_loss=False), "map")],
+    "terminal_velocity": [("no guidance", OFF | NO_SCALE, "map")],
+    "lsd": [("", {}, "map")],
     "shortcut": [("", {}, "map")],
     "rcgm": [("exact teacher", EXACT, "map")],
     "facm": [("exact teacher", EXACT, "map")],
@@ -181,7 +189,7 @@ ROWS: dict[str, list[tuple[str, dict, str]]] = {
     ],
 }
 # Consistency models start from a diffusion model on their path, as their papers do.
-TUNED = ("ucgm_few", "ect", "scm", "facm")
+TUNED = ("ucgm_few", "ect", "scm", "scd", "facm")
 # T4: one-step deviation of the lambda family on N(0, 1), a product over lambda^k, in closed form.
 BIASED = {0.5: 0.62001, 0.9: 0.93445}
 
