@@ -6,7 +6,7 @@ warm-up and schedule, and the decay of the sampled average.  Presets that their 
 diffusion or flow model start from ours; the others train from scratch.  Rows below the presets
 change one thing, to show why a preset is where it is.  Running again continues what is unfinished.
 
-    python scripts/digits_presets.py [NAME ...] [--out-dir runs/presets] [--steps 500] [--seeds 0 1 2]
+    python scripts/digits_presets.py [NAME ...] [--steps 500] [--seeds 0 1 2]
 
 The table goes to docs/results/digits.md.
 """

@@ -580,7 +580,7 @@ class TestParts:
 WORKER = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tests.objective.test_presets import batch, tiny_dit
+from tests.objective.test_presets import batch, heads, tiny_dit
 from ucgm.objective import preset
 from ucgm.runtime.randomness import RowRandom
 
@@ -589,14 +589,15 @@ rank, world = dist.get_rank(), dist.get_world_size()
 torch.set_num_threads(1)
 for name, tangent in (("ucgm_few", "jvp"), ("ucgm_few", "central"), ("meanflow", "jvp"),
                       ("facm", "jvp"), ("ucgm_multi", "central"), ("twinflow", "forward"),
-                      ("terminal_velocity", "jvp")):
+                      ("terminal_velocity", "jvp"), ("lsd", "jvp"), ("imf", "jvp"),
+                      ("shortcut", "central"), ("tim", "central_prediction")):
     objective = preset(name, tangent=tangent)
     x, y = batch(16, torch.float64)
 
     def gradient(network, inner, rows):
         keys = RowRandom.for_rows(0, 1, rows)
         draw = objective.draw(x[rows], y[rows], 5, keys)
-        terms = objective.terms(network, draw, target=other, teacher=other)
+        terms = objective.terms(network, draw, target=other, teacher=other, **heads(objective))
         terms.loss.backward()
         return [p.grad.clone() for p in inner.parameters() if p.grad is not None]
 
@@ -627,4 +628,4 @@ def test_two_processes_give_the_gradient_of_one(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok ") == 7
+    assert done.stdout.count("ok ") == 11
