@@ -6,7 +6,7 @@ warm-up and schedule, and the decay of the sampled average.  Presets that their 
 diffusion or flow model start from ours; the others train from scratch.  Rows below the presets
 change one thing, to show why a preset is where it is.  Running again continues what is unfinished.
 
-    python scripts/digits_presets.py [NAME ...] [--steps 500] [--seeds 0 1 2]
+    python scripts/digits_presets.py [NAME ...] [--steps 600] [--seeds 0 1 2]
 
 The table goes to docs/results/digits.md.
 """
@@ -87,7 +87,7 @@ def layer_of(row: Row, init: Path | None, steps: int, seed: int) -> dict[str, An
         "ema": {"decay": decay, "warmup": True},
         "train": {
             "steps": length,
-            "global_batch": 128,
+            "global_batch": 64,
             "seed": seed,
             "init": str(init) if init else None,
             "log_every": 100,
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(ROWS))
     parser.add_argument("--out-dir", type=Path, default=Path("runs/presets"))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     assert {row.preset for row in ROWS.values()} | {"ucgm_paper"} == set(PRESETS)
