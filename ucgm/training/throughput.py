@@ -62,7 +62,11 @@ def count_work(
     passes = count_passes(objective)
     found = cost(model, shape, num_classes)
     weighted = sum(_WEIGHT[kind] * n for kind, n in passes.items())
-    return Work(passes, 2e9 * found.gmacs * weighted, found.parameters)
+    gmacs = found.gmacs * weighted
+    if objective.velocity_head:  # the pass with gradient runs both heads, the others one of them
+        both = cost(model, shape, num_classes, heads="both").gmacs
+        gmacs += _WEIGHT["gradient"] * (both - found.gmacs)
+    return Work(passes, 2e9 * gmacs, found.parameters)
 
 
 @torch.no_grad()
