@@ -59,7 +59,7 @@ from ucgm.nn import DDTConfig, DiTConfig
 from ucgm.nn.cost import cost
 from ucgm.objective import LogVariance, preset
 from ucgm.objective.presets import count_passes
-from ucgm.objective.tangents import difference_tangent, jvp_tangent
+from ucgm.objective.residual import difference_tangent, jvp_tangent
 from ucgm.objective.times import LogitNormal
 from ucgm.runs.config import Config
 from ucgm.runs.saving import host_copies

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.test_transport import MU, TRANSPORTS, S, gaussian_estimates, gaussian_field
 from ucgm.objective import Draw, preset
-from ucgm.objective.tangents import (
+from ucgm.objective.residual import (
     difference_tangent,
     finite_tangent,
     jvp_tangent,

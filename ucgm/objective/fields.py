@@ -179,9 +179,9 @@ def guided_jump(
     assert host is not None
     rows = host.m > host.s
     jump = passes.on_rows("target", rows, x, t, draw.y, s)
-    if w in (0.0, 1.0) or objective.destination is None or null_labels(draw) is None:
+    if w in (0.0, 1.0) or null_labels(draw) is None:
         return jump
-    rows = rows & (host.t - host.s <= 2.001 * objective.destination.smallest)
+    rows = rows & (host.t - host.s <= 2.001 * objective.smallest_jump)
     null = passes.on_rows("target", rows, x, t, null_labels(draw), s)
     return place(jump, rows, None, null + w * (jump - null))
 

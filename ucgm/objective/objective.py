@@ -24,11 +24,12 @@ from ucgm.objective.additions import (
     terminal_velocity,
     transported,
 )
+from ucgm.objective.anchors import anchor
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.fields import field_at, own_velocity, sources_of
 from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
-from ucgm.objective.residual import anchor, consistency_target
+from ucgm.objective.residual import consistency_target
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random

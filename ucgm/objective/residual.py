@@ -9,15 +9,6 @@ flow map X = A x + B F of the network is asked to agree with itself along the fi
     m < t     consistency models, Shortcut, UCGM at 0 < lambda < 1 (arXiv 2505.07447, section 3.1)
     m -> t    G = T / b(t),  T = dX/dt along the field: continuous-time consistency, MeanFlow
 
-The anchor is m = s + lambda (t - s): lambda = 0 is m = s, lambda = 1 the limit m -> t.  Some
-methods move it with the progress p of the run, from 0 to 1:
-
-    ect     the noise level nu = sigma / alpha of m is nu_t (1 - q^-(k+1) (1 + 8 sigmoid(-nu_t))),
-            with q = 2 and k = floor(8 p) doublings (arXiv 2406.14548, section 4)
-    alpha   lambda = 1 - a,  a falling from 1 to 0 along a sigmoid of p between the two shares of
-            ``anchor_window`` (arXiv 2510.20771): a = 1 is flow matching, a = 0 MeanFlow
-    soflow  lambda = 1 - r,  r = 0.1 (0.002 / 0.1)^p, and m <= t - 1e-4 (arXiv 2512.15657)
-
 The regression target is F_tgt = F - c phi(k G), without gradient, by one of the step rules
 
     one       k = 1      c = 1
@@ -33,7 +24,6 @@ derivative keep the autocast of the step.
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -41,56 +31,124 @@ from torch import Tensor
 
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import guided_jump
-from ucgm.objective.passes import Passes, place, stand_in, take
+from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings, StepRule
-from ucgm.objective.tangents import (
-    LIMITS,
-    finite_tangent,
-    first_part,
-    speed,
-)
 from ucgm.transport import HALF_PI, Transport, expand
 
-
-def alpha_of_progress(progress: float, window: tuple[float, float] = (0.0, 1.0)) -> float:
-    """AlphaFlow's a: a sigmoid of steepness 25 over the window, set to 1 and 0 within 0.005."""
-    start, end = window
-    if not start <= progress <= end:
-        return 1.0 if progress < start else 0.0
-    share = (progress - start) / max(end - start, 1e-9)
-    a = 1.0 / (1.0 + math.exp(25.0 * (share - 0.5)))
-    return 1.0 if a > 0.995 else 0.0 if a < 0.005 else a
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+"""F (B, ...) of the jump to s from a state (B, ...) at a time (B,)."""
 
 
-def anchor(objective: ObjectiveSettings, t: Tensor, s: Tensor, progress: float) -> Tensor:
-    """m in [s, t] for t, s (B,) at a share of the run; m = t stands for the limit m -> t.
+def finite_tangent(
+    transport: Transport,
+    prediction: Tensor,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    times: tuple[Tensor, Tensor, Tensor],
+    field: Tensor,
+) -> Tensor:
+    """T = (X - X^-) / (t - m) for an anchor m < t, of ``times`` (t, s, m), each (B,).
 
-    The tangent ``forward`` takes the limit by an anchor of its own, ``tangent_step`` before t.
+    x_t, F there (the ``prediction``), F* (B, ...); ``evaluate(x, time)`` is F^- for the jump to s.
     """
-    schedule, ratio = objective.anchor_schedule, objective.consistency_ratio
-    if schedule == "ect":
-        transport = objective.transport
-        level = torch.exp(-0.5 * transport.log_snr(t))
-        shrink = 1.0 - 2.0 ** -(int(8 * min(progress, 0.999)) + 1) * (
-            1.0 + 8.0 * torch.sigmoid(-level)
-        )
-        earlier = transport.time_at_log_snr(-2.0 * torch.log((level * shrink).clamp(min=1e-12)))
-        m = torch.where(shrink > 0, torch.maximum(earlier, s), s)
-    else:
-        if schedule == "soflow":
-            ratio = 1.0 - 0.1 * 0.02**progress
-        elif schedule == "alpha":
-            ratio = 1.0 - alpha_of_progress(progress, objective.anchor_window)
-        m = t if ratio == 1.0 else s + ratio * (t - s)
-        if schedule == "soflow":
-            m = torch.maximum(torch.minimum(m, t - 1e-4), s)
-        if objective.destination is not None and objective.destination.smallest:
-            m = torch.where(t - s <= 1.001 * objective.destination.smallest, s, m)
-    if schedule == "ect" or ratio < 1.0:  # a gap below the last digit of t is none
-        m = torch.where(m == t, s, m)
-    if objective.tangent == "forward":
-        m = torch.where(m == t, torch.maximum(t - objective.tangent_step, s), m)
-    return m
+    t, s, m = times
+    x_m = transport.jump(x_t, field, t, m)
+    late = transport.jump(x_t, prediction, t, s)
+    early = transport.jump(x_m, evaluate(x_m, m), m, s)
+    return (late - early) / expand(t - m, x_t)
+
+
+def difference_tangent(
+    transport: Transport,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    field: Tensor,
+    step: float,
+    prediction: Tensor | None = None,
+) -> Tensor:
+    """T = dX/dt along the field by central differences with ``step`` to each side.
+
+    x_t, F* (B, ...), t, s (B,).  At the borders of [s, 1] one side is shorter.
+    """
+    late, early = (t + step).clamp(max=1.0), torch.maximum(t - step, s)
+    ends = []
+    for time in (late, early):
+        x = transport.jump(x_t, field, t, time)
+        ends.append(transport.jump(x, evaluate(x, time), time, s))
+    return (ends[0] - ends[1]) / expand(late - early, x_t)
+
+
+def prediction_tangent(
+    transport: Transport,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    field: Tensor,
+    step: float,
+    prediction: Tensor,
+) -> Tensor:
+    """T = A' x_t + B' F + A v* + B dF/dt, with dF/dt alone by central differences.
+
+    x_t, F, F* (B, ...), t, s (B,).  The points may leave [s, 1] (TiM, arXiv 2509.04394, its code).
+    """
+    ends = [evaluate(transport.jump(x_t, field, t, time), time) for time in (t + step, t - step)]
+    rates = torch.func.jvp(lambda t: transport.map(t, s), (t,), (torch.ones_like(t),))[1]
+    b = expand(transport.map(t, s)[1], x_t)
+    first = first_part(transport, x_t, prediction, t, s, field) * expand(transport.rate(t), x_t)
+    return first + expand(rates[0], x_t) * x_t + b * (ends[0] - ends[1]) / (2.0 * step)
+
+
+def jvp_tangent(
+    transport: Transport,
+    evaluate: Evaluate,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    field: Tensor,
+    step: float = 0.0,
+    prediction: Tensor | None = None,
+) -> Tensor:
+    """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
+
+    x_t, F* (B, ...), t, s (B,); neither a step nor F is needed.
+    """
+
+    def flow_map(x: Tensor, time: Tensor) -> Tensor:
+        return transport.jump(x, evaluate(x, time), time, s)
+
+    direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
+    with forward_mode():
+        return torch.func.jvp(flow_map, (x_t, t), direction)[1]
+
+
+def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
+    """b (B,): B(t, m) / (t - m) at t, m (B,), and its limit where m = t."""
+    same = m == t
+    gap = torch.where(same, torch.ones_like(t), t - m)
+    return torch.where(same, transport.rate(t), transport.map(t, m)[1] / gap)
+
+
+def first_part(
+    transport: Transport, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, field: Tensor
+) -> Tensor:
+    """(B' F + A v*) / b (B, ...), the part of G that compares F with F*, B' = dB(t, s)/dt.
+
+    The rest, (A' x_t + B dF/dt) / b, is what a tangent warm-up ramps up (sCM, arXiv 2410.11081,
+    section 4.1).  x_t, F, F* (B, ...), t, s (B,); on the linear path it is F - F*.
+    """
+    rate = torch.func.jvp(lambda t: transport.map(t, s)[1], (t,), (torch.ones_like(t),))[1]
+    moved = expand(transport.map(t, s)[0], x_t) * transport.velocity(x_t, field, t)
+    return (expand(rate, x_t) * prediction + moved) / expand(transport.rate(t), x_t)
+
+
+LIMITS: dict[str, Callable[..., Tensor]] = {
+    "central": difference_tangent,
+    "central_prediction": prediction_tangent,
+    "jvp": jvp_tangent,
+}
 
 
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
@@ -133,11 +191,9 @@ def stepped(
     k, c = step_factors(objective.transport, objective.step_rule, t, s, m)
     change = phi(expand(k, residual) * residual, objective.clamp, objective.normalize)
     target, limit = prediction - expand(c, residual) * change, objective.target_clamp
-    return (
-        target
-        if limit is None
-        else torch.where(expand(m < t, target), target.clamp(-limit, limit), target)
-    )
+    if limit is None:
+        return target
+    return torch.where(expand(m < t, target), target.clamp(-limit, limit), target)
 
 
 def without_anchor(
@@ -147,15 +203,14 @@ def without_anchor(
 
     F, F* (B, ...), t, s (B,).  Rows of a grid's smallest jump learn the field as it is.
     """
-    if not objective.clamp_near and objective.target_clamp is None:
-        return field
-    smallest = 0.0 if objective.destination is None else objective.destination.smallest
-    target = field
+    limit = objective.target_clamp
     if objective.clamp_near:
         target = stepped(objective, prediction, prediction - field, t, s, s)
-    elif objective.target_clamp is not None:
-        target = field.clamp(-objective.target_clamp, objective.target_clamp)
-    return torch.where(expand(t - s > 1.001 * smallest, field), target, field)
+    elif limit is not None:
+        target = field.clamp(-limit, limit)
+    else:
+        return field
+    return torch.where(expand(t - s > 1.001 * objective.smallest_jump, field), target, field)
 
 
 def composed(

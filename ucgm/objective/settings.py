@@ -138,6 +138,11 @@ class ObjectiveSettings:
     matching: NotNegative = 0.0
     """weight of the distribution matching term (TwinFlow)."""
 
+    @property
+    def smallest_jump(self) -> float:
+        """Jumps t - s of this length learn the field, on a grid whose step it is; 0: none."""
+        return 0.0 if self.destination is None else self.destination.smallest
+
     def __post_init__(self) -> None:
         """Refuse settings without a meaning.
 

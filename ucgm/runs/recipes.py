@@ -22,6 +22,7 @@ BUDGET = {
 
 # The ramp ends where the decay is reached; short runs need it.
 _RAMP = "ours: a ramp over the first updates; the public codes copy the first weights"
+_IMF = "Lyy-iiis/imeanflow imf.py: evaluation during training"
 _LR_EDM2 = "ours: the published 0.01 is for EDM2's normalised weights"
 
 
@@ -176,20 +177,10 @@ RECIPES: dict[str, Recipe] = {
     | _from("kyungmnlee/dmf README: of the blocks", model__decoupled_depth=Fraction(2, 3))
     | _jumps("kyungmnlee/dmf scripts/eval_dmf_xl_2_256.sh: 1, 2 and 4"),
     # 10 epochs of 1,251 steps.
-    "imf": _adam(
-        "Lyy-iiis/imeanflow configs/train_config.yml",
-        1e-4,
-        0.95,
-        1024,
-        optimizer__warmup_steps=12_510,
-    )
+    "imf": _adam("Lyy-iiis/imeanflow configs/train_config.yml", 1e-4, 0.95, 1024)
+    | _from("Lyy-iiis/imeanflow configs/train_config.yml", optimizer__warmup_steps=12_510)
     | _jumps("Lyy-iiis/imeanflow README: 1 and 2")
-    | _from(
-        "Lyy-iiis/imeanflow imf.py: evaluation during training",
-        guidance__kind="input",
-        guidance__scale=7.5,
-        guidance__interval=(0.4, 0.65),
-    ),
+    | _from(_IMF, guidance__scale=7.5, guidance__interval=(0.4, 0.65), guidance__kind="input"),
     "alpha_flow": _adam(
         "snap-research/alphaflow infra/experiments/experiments-alphaflow.yaml", 1e-4, 0.95, 256
     )
@@ -198,10 +189,7 @@ RECIPES: dict[str, Recipe] = {
     "terminal_velocity": _adam(
         "lumalabs/tvm configs/im256_w1p75.yaml", 1e-4, 0.95, 2048, ema__target_decay=0.99
     )
-    | _from(
-        "lumalabs/tvm configs/im256_w2.yaml: do_scale_param, cfg",
-        model__guidance_output=True,
-    )
+    | _from("lumalabs/tvm configs/im256_w2.yaml: do_scale_param", model__guidance_output=True)
     | _jumps("lumalabs/tvm configs/im256_w1p75.yaml: 1, 2 and 4")
     | _from("lumalabs/tvm configs/im256_w2.yaml", guidance__scale=2.0, guidance__kind="input"),
     "lsd": _adam(
