@@ -240,14 +240,14 @@ def field_at(
     field = a_data * data
     scale = scale_at(draw)
     one = None if scale is None else torch.ones_like(scale)
+    heads = "velocity" if objective.velocity_head else "map"
     if passes.anywhere(table[1] != 0):
         rows, known = table[1] != 0, torch.zeros_like(x_t)
         if rule.conditional == "online":
             rows, known = known_already(objective, host, rows, prediction, velocity)
-        cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale)
+        cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale, heads)
         field = field + a_cond * (known + cond)
     if passes.anywhere(table[2] != 0):
-        heads = "velocity" if objective.velocity_head else "map"
         inputs = (x_t, t, draw.y if null is None else null, t, one, heads)
         field = field + a_uncond * passes.on_rows(rule.unconditional, table[2] != 0, *inputs)
     return field
