@@ -189,9 +189,9 @@ def relative(a, b):
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
-def tiny(two=True, **more):
+def tiny(**more):
     torch.manual_seed(0)
-    net = DiTConfig(size="N/2", second_time=two, **more).build((4, 8, 8), 10)
+    net = DiTConfig(size="N/2", **{"second_time": True, **more}).build((4, 8, 8), 10)
     with torch.no_grad():
         for p in net.parameters():
             p.normal_(std=0.1)
@@ -251,7 +251,7 @@ def correct():
             found[f"loss and gradient {name}"] = both_devices(name)
         except Exception as error:  # noqa: BLE001
             found[f"loss and gradient {name}"] = f"{type(error).__name__}: {str(error)[:200]}"
-    net = tiny(False).to(DEVICE).train()
+    net = tiny(second_time=False).to(DEVICE).train()
     ema = EMA(net, 0.9)
     optimizer = build_optimizer(OptimizerConfig(), {p: n for n, p in net.named_parameters()})
     skipper, before = (
@@ -275,8 +275,8 @@ def both_devices(name):
     worst = {}
     grads = []
     for device in ("cpu", DEVICE):
-        net = tiny(objective.two_time).to(device).train()
-        average = frozen_copy(tiny(objective.two_time)).to(device)
+        net = tiny(**{"second_time": False, **objective.network_inputs}).to(device).train()
+        average = frozen_copy(tiny(**{"second_time": False, **objective.network_inputs})).to(device)
         g = torch.Generator().manual_seed(1)
         x, y = torch.randn(16, 4, 8, 8, generator=g), torch.randint(0, 10, (16,), generator=g)
         keys = RowRandom.for_rows(0, 1, torch.arange(16))
@@ -325,7 +325,7 @@ def make_latents(folder, shards=2, rows=512):
     (folder / "manifest.json").write_text(json.dumps(facts | {"shards": records, "skipped": []}))
 
 
-def model_config(two=False, family=None, **more):
+def model_config(family=None, **more):
     family = family or A.family
     if DRY:
         return DiTConfig(
@@ -334,10 +334,9 @@ def model_config(two=False, family=None, **more):
             num_heads=4,
             patch_size=2,
             family=family,
-            second_time=two,
             **more,
         )
-    return DiTConfig(size="XL/2", family=family, second_time=two, **more)
+    return DiTConfig(size="XL/2", family=family, **more)
 
 
 def network_of(config):
@@ -372,7 +371,7 @@ def row_flops(config, objective):
 
 def state_of(name, batch, compiled, optimizer=None, family=None, checkpointing=False, **settings):
     objective = preset(name, **settings)
-    model = model_config(objective.two_time, family)
+    model = model_config(family, **objective.network_inputs)
     net = network_of(model)
     if checkpointing:
         net.enable_gradient_checkpointing()
@@ -499,7 +498,7 @@ class Plain:
 
     def __init__(self, name, batch, compiled, family=None):
         self.name, self.batch = name, batch
-        model = model_config(False, family)
+        model = model_config(family)
         self.net = network_of(model)
         self.ema = copy.deepcopy(self.net).requires_grad_(False)
         self.other = (
