@@ -36,6 +36,9 @@ from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
 
 
+_SAME_TIME, _TO_DATA = SameTime(), Data()
+
+
 def scale_of_field(guidance: Tensor | None, t: Tensor) -> Tensor | None:
     """(B,) guidance scales at t (B,): those of (B,), or of (B, 3), 1 outside their intervals."""
     if guidance is None or guidance.ndim == 1:
@@ -76,7 +79,7 @@ class Objective(ObjectiveSettings):
         return {name: value for name, value in needed.items() if value}
 
     def _destination(self) -> Destination:
-        return self.destination or (SameTime() if self.diffusion else Data())
+        return self.destination or (_SAME_TIME if self.diffusion else _TO_DATA)
 
     def draw(
         self,
