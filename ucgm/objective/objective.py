@@ -35,7 +35,6 @@ from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
 
-
 _SAME_TIME, _TO_DATA = SameTime(), Data()
 
 

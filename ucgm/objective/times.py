@@ -15,6 +15,8 @@ from torch import Tensor
 from ucgm.runtime.values import Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport, Trig
 
+_LINEAR, _TRIG = Linear(), Trig()
+
 
 @dataclass(frozen=True)
 class TimeDistribution:
@@ -60,7 +62,7 @@ class LogitNormal(LogNormal):
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
         """The time of the linear path, where sigma / alpha = t / (1 - t), on any path."""
-        return super().quantile(u, Linear())
+        return super().quantile(u, _LINEAR)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ArcTan(LogNormal):
 
     def quantile(self, u: Tensor, transport: Transport) -> Tensor:
         """The time of the trigonometric path, where sigma / alpha is that tangent, on any path."""
-        return super().quantile(u, Trig())
+        return super().quantile(u, _TRIG)
 
 
 @lru_cache(maxsize=32)
