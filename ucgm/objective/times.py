@@ -223,10 +223,7 @@ class GapFirst(Destination):
 
 @dataclass(frozen=True)
 class Apart(Destination):
-    """t and s of laws of their own; on a share of the rows s = t, of the law of the objective.
-
-    SoFlow (arXiv 2512.15657) and decoupled MeanFlow (arXiv 2510.24474), by their published code.
-    """
+    """t and s of laws of their own, or s = t (SoFlow, arXiv 2512.15657; decoupled MeanFlow)."""
 
     equal: Share = 0.75
     """share of the rows with s = t."""
