@@ -41,6 +41,10 @@ class Row(NamedTuple):
     """the seeds below this number."""
     times: int = 1
     """factor on the number of steps."""
+    optimizer: dict[str, Any] = {}
+    """settings of the optimizer beside the recipe's."""
+    scale: float | None = None
+    """guidance scale of sampling, where it is not the recipe's."""
 
 
 # The name of a run -> what it is.
@@ -78,6 +82,9 @@ ROWS: dict[str, Row] = {
     "ddpm_long": Row("ddpm", None, {}, 1, times=4),
     "v_prediction_long": Row("v_prediction", None, {}, 1, times=4),
     "edm_long": Row("edm", None, {"transport": EDM}, 1, times=4),
+    "shortcut_long": Row("shortcut", None, {}, 1, times=4),
+    "lsd_adamw": Row("lsd", None, {}, 1, optimizer={"name": "adamw"}),
+    "imf_scale_1": Row("imf", None, {}, 1, scale=1.0),
     "flow_matching_unlabelled": Row("flow_matching", None, {"label_dropout": 1.0}, 1),
     "ot_cfm_unlabelled": Row("ot_cfm", None, {"label_dropout": 1.0}, 1),
 }
@@ -91,7 +98,12 @@ def layer_of(row: Row, init: Path | None, steps: int, seed: int) -> dict[str, An
     return {
         "model": NETWORK,
         "objective": {"preset": row.preset, **row.objective},
-        "optimizer": {"lr": rate, "warmup_steps": warmup, "schedule": "cosine"},
+        "optimizer": {
+            "lr": rate,
+            "warmup_steps": warmup,
+            "schedule": "cosine",
+            **row.optimizer,
+        },
         "ema": {"decay": decay, "warmup": True},
         "train": {
             "steps": length,
@@ -117,7 +129,7 @@ def run(name: str, arguments: argparse.Namespace, seed: int) -> None:
         train(config, folder)
     wanted = {*STEPS, config.sampler.steps} - scores(folder).keys()
     if wanted:
-        settings = SamplingConfig(seed=seed)
+        settings = SamplingConfig(seed=seed, guidance_scale=row.scale)
         benchmark(str(folder), sorted(wanted), num_images=1000, settings=settings)
 
 
