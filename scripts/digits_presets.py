@@ -85,6 +85,7 @@ ROWS: dict[str, Row] = {
     "shortcut_long": Row("shortcut", None, {}, 1, times=4),
     "lsd_adamw": Row("lsd", None, {}, 1, optimizer={"name": "adamw"}),
     "imf_scale_1": Row("imf", None, {}, 1, scale=1.0),
+    "imf_long": Row("imf", None, {}, 1, times=4),
     "flow_matching_unlabelled": Row("flow_matching", None, {"label_dropout": 1.0}, 1),
     "ot_cfm_unlabelled": Row("ot_cfm", None, {"label_dropout": 1.0}, 1),
 }

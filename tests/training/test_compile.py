@@ -110,7 +110,7 @@ def batch(rows=4):
 
 
 def test_a_forward_derivative_leaves_blocks_to_the_compiler(graphs):
-    objective, (x, t, y) = preset("meanflow", destination=Below()), batch()
+    objective, (x, t, y) = preset("meanflow", destination=Below(), field="data"), batch()
     network = replace(tiny().model, second_time=True).build((1, 28, 28), 10)
     compile_blocks(network)
     for _ in range(2):  # a pass with gradient, then one under a forward derivative
