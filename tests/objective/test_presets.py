@@ -549,6 +549,18 @@ class TestParts:
         t = torch.tensor([0.2, 0.5, 0.8])
         torch.testing.assert_close(head(t, t).exp().sqrt(), 0.1 + t, rtol=0.2, atol=0)
 
+    def test_a_variance_of_two_times_is_bounded(self):
+        """The residual of a flow map may be 0, where a weight e^-u without bound would explode."""
+        head, t = LogVariance(two_time=True), torch.linspace(0.1, 1.0, 64)
+        optimizer = torch.optim.Adam(head.parameters(), 1.0)
+        for _ in range(200):
+            optimizer.zero_grad()
+            head(t, 0.5 * t).sum().backward()
+            optimizer.step()
+        u = head(t, 0.5 * t)
+        assert -(128**0.5) <= u.min() and u.max() < -5.0
+        assert not torch.equal(head(t, 0.3 * t), u)
+
     def test_optimal_coupling(self):
         x, z = torch.randn(16, 1, 2, 2), torch.randn(16, 1, 2, 2)
         paired = transported(x, z)

@@ -114,7 +114,8 @@ class LogVariance(nn.Module):
 
     Args:
         features: number of Fourier features of a time.
-        two_time: of t and s; t alone otherwise.
+        two_time: of t and s; t alone otherwise.  The residual of a flow map may vanish, and u would
+            fall without end: it stays within sqrt(features), as by the unit weights of LSD's code.
     """
 
     frequencies: Tensor
@@ -134,7 +135,9 @@ class LogVariance(nn.Module):
         """(B,) log-variances at the times t, s (B,)."""
         times = torch.stack((t, s) if self.two_time else (t,), 1).to(self.frequencies)
         waves = torch.cos(times[:, :, None] * self.frequencies + self.phases).flatten(1)
-        return self.linear(waves * math.sqrt(2.0 / waves.shape[1]))[:, 0]
+        u = self.linear(waves * math.sqrt(2.0 / waves.shape[1]))[:, 0]
+        bound = math.sqrt(len(self.frequencies))
+        return bound * torch.tanh(u / bound) if self.two_time else u
 
 
 def over_scale(objective: ObjectiveSettings, rows: Tensor, draw: Draw) -> Tensor:
