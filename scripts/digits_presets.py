@@ -78,7 +78,6 @@ ROWS: dict[str, Row] = {
     "twinflow": Row("twinflow", "flow_matching"),
     # What the rows above start from, and what explains them.
     "flow_matching_trig": Row("flow_matching", None, {"transport": TRIG}),
-    "flow_matching_long": Row("flow_matching", None, {}, 1, times=4),
     "ddpm_long": Row("ddpm", None, {}, 1, times=4),
     "v_prediction_long": Row("v_prediction", None, {}, 1, times=4),
     "edm_long": Row("edm", None, {"transport": EDM}, 1, times=4),
@@ -128,8 +127,8 @@ def run(name: str, arguments: argparse.Namespace, seed: int) -> None:
     config, _ = training_config([layer_of(row, init, arguments.steps, seed)], None)
     if not (folder / "checkpoints").exists():
         train(config, folder)
-    wanted = {*STEPS, config.sampler.steps} - scores(folder).keys()
-    if wanted:
+    wanted = {*STEPS, config.sampler.steps}
+    if wanted - scores(folder).keys():  # what was sampled before is not sampled again
         settings = SamplingConfig(seed=seed, guidance_scale=row.scale)
         benchmark(str(folder), sorted(wanted), num_images=1000, settings=settings)
 
