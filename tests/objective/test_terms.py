@@ -96,6 +96,22 @@ def test_expected_gradient_vanishes_at_the_gaussian_optimum(path):
     assert all(abs(g) < 5 * noise * 1.5 for g in gradients)
 
 
+def test_the_limit_of_a_draw_by_hand_needs_no_anchor():
+    """m = t under ``forward``, which makes anchors of its own, is the central difference."""
+    x, z, t = numbers()
+
+    def network(x_t, time, y, s):
+        return torch.tanh(x_t + torch.sin(3 * time + s).reshape(-1, 1, 1, 1))
+
+    targets = [
+        preset("meanflow", field="data", tangent=tangent)
+        .terms(network, Draw(x, None, z, t, 0.3 * t, m=t))
+        .target
+        for tangent in ("forward", "central")
+    ]
+    assert torch.equal(*targets)
+
+
 def test_finite_anchor_tends_to_the_derivative():
     """T6: G of the lambda family goes to the jvp one as lambda goes to 1."""
     x, z, t = numbers()

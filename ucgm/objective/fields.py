@@ -175,14 +175,14 @@ def guided_jump(
     The halves of the grid's smallest jumps are guided, larger ones learn it from them (Shortcut,
     arXiv 2410.12557, its code).  x, F (B, ...), t, s (B,).
     """
-    host, w = draw.host, objective.enhancement_ratio
+    host, w, nothing = draw.host, objective.enhancement_ratio, null_labels(draw)
     assert host is not None
     rows = host.m > host.s
     jump = passes.on_rows("target", rows, x, t, draw.y, s)
-    if w in (0.0, 1.0) or null_labels(draw) is None:
+    if w in (0.0, 1.0) or nothing is None:
         return jump
     rows = rows & (host.t - host.s <= 2.001 * objective.smallest_jump)
-    null = passes.on_rows("target", rows, x, t, null_labels(draw), s)
+    null = passes.on_rows("target", rows, x, t, nothing, s)
     return place(jump, rows, None, null + w * (jump - null))
 
 

@@ -66,7 +66,6 @@ def difference_tangent(
     s: Tensor,
     field: Tensor,
     step: float,
-    prediction: Tensor | None = None,
 ) -> Tensor:
     """T = dX/dt along the field by central differences with ``step`` to each side.
 
@@ -102,18 +101,11 @@ def prediction_tangent(
 
 
 def jvp_tangent(
-    transport: Transport,
-    evaluate: Evaluate,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    field: Tensor,
-    step: float = 0.0,
-    prediction: Tensor | None = None,
+    transport: Transport, evaluate: Evaluate, x_t: Tensor, t: Tensor, s: Tensor, field: Tensor
 ) -> Tensor:
     """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
 
-    x_t, F* (B, ...), t, s (B,); neither a step nor F is needed.
+    x_t, F* (B, ...), t, s (B,).
     """
 
     def flow_map(x: Tensor, time: Tensor) -> Tensor:
@@ -122,6 +114,21 @@ def jvp_tangent(
     direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
     with forward_mode():
         return torch.func.jvp(flow_map, (x_t, t), direction)[1]
+
+
+def limit_tangent(
+    objective: ObjectiveSettings,
+    evaluate: Evaluate,
+    at: tuple[Tensor, Tensor, Tensor, Tensor],
+    prediction: Tensor,
+) -> Tensor:
+    """T in the limit m -> t, by the setting ``tangent``; ``at`` is (x_t, t, s, F*); F (B, ...)."""
+    path, step = objective.transport, objective.tangent_step
+    if objective.tangent == "jvp":
+        return jvp_tangent(path, evaluate, *at)
+    if objective.tangent == "central_prediction":
+        return prediction_tangent(path, evaluate, *at, step, prediction)
+    return difference_tangent(path, evaluate, *at, step)
 
 
 def speed(transport: Transport, t: Tensor, m: Tensor) -> Tensor:
@@ -142,13 +149,6 @@ def first_part(
     rate = torch.func.jvp(lambda t: transport.map(t, s)[1], (t,), (torch.ones_like(t),))[1]
     moved = expand(transport.map(t, s)[0], x_t) * transport.velocity(x_t, field, t)
     return (expand(rate, x_t) * prediction + moved) / expand(transport.rate(t), x_t)
-
-
-LIMITS: dict[str, Callable[..., Tensor]] = {
-    "central": difference_tangent,
-    "central_prediction": prediction_tangent,
-    "jvp": jvp_tangent,
-}
 
 
 def phi(x: Tensor, clamp: float | None, normalize: float | None) -> Tensor:
@@ -287,8 +287,7 @@ def consistency_target(
     derived = continuous and objective.tangent == "jvp"
     with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
         if continuous:
-            inputs = (x, t, s, direction, objective.tangent_step, prediction)
-            tangent = LIMITS[objective.tangent](path, evaluate, *inputs)
+            tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction)
         else:
             late = passes.call("online", x, t, y, s, index) if coarse else prediction
             tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
