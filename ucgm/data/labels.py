@@ -31,13 +31,17 @@ def check_labels(
         ValueError: naming the first item whose label is no class.
     """
     count = MOST_CLASSES if num_classes is None else max(num_classes, 1)
-    values = values.tolist() if isinstance(values, np.ndarray) else values
-    # bool is an int to isinstance, and true is no class.
-    bad = [i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < count]
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        bad = np.flatnonzero((values < 0) | (values >= count)).tolist()
+    else:  # bool is an int to isinstance, and true is no class
+        values = values.tolist() if isinstance(values, np.ndarray) else values
+        bad = [i for i, v in enumerate(values) if type(v) is not int or not 0 <= v < count]
     if bad:
+        found = values[bad[0]]
+        shown = repr(found if isinstance(values, list | tuple) else int(found))
         raise ValueError(
-            f"{name(bad[0])} has label {values[bad[0]]!r:.40}, out of range: a class is a whole "
-            f"number from 0 to {count - 1} ({len(bad)} such items)."
+            f"{name(bad[0])} has label {shown:.40}, out of range: a class is a whole number from "
+            f"0 to {count - 1} ({len(bad)} such items)."
         )
     return np.array(values, dtype=np.int64)
 
