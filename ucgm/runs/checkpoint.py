@@ -34,7 +34,7 @@ from ucgm.runtime.reading import listed, read_json, reading
 from ucgm.runtime.sharding import load_shard
 from ucgm.runtime.values import Range, Side, checked
 
-# Zero-initialised inputs that a network may have and the weights it starts from may lack.
+# Prefixes of the weights that are a table of classes.
 LABEL_TABLES = ("y_embedder.", "emb_label.")
 
 
