@@ -1,4 +1,4 @@
-"""Scores from rows of features and logits, by torch-fidelity's functions.
+"""Scores from rows of features and logits, as torch-fidelity defines them.
 
 KID                 unbiased squared MMD with the kernel (a.b / d + 1)^3, averaged over 100
                     random subsets (1801.01401).  It may come out slightly below zero, and does
@@ -13,9 +13,13 @@ accuracy            how often a classifier names the class that was asked for: t
                     here that sees permuted labels
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 from torch import Tensor
 
-_LARGEST_LOGIT = 700.0  # exp(-700) is not yet 0 in float64
+_SEED = 2020  # of subsets and parts, torch-fidelity's
 
 
 def kernel_distance(
@@ -29,17 +33,32 @@ def kernel_distance(
         subsets: how many subsets.
         subset_size: rows of each; lowered to the smaller set when that is smaller.
 
+    Products are made in the precision of the features, their powers and sums in float64.
+
     Raises:
         ValueError: when a set has fewer than two rows.
     """
-    from torch_fidelity import metric_kid
-
     size = min(subset_size, len(generated), len(reference))
     if size < 2:
         raise ValueError(f"the kernel distance needs at least 2 samples of each set, got {size}.")
-    sizes = {"kid_subsets": subsets, "kid_subset_size": size, "verbose": False}
-    found = metric_kid.kid_features_to_metric(generated.double(), reference.double(), **sizes)
-    return found[metric_kid.KEY_METRIC_KID_MEAN], found[metric_kid.KEY_METRIC_KID_STD]
+    choose, found = np.random.RandomState(_SEED), []
+    sets = [rows.cpu().numpy() / rows.shape[1] ** 0.5 for rows in (generated, reference)]
+    for _ in range(subsets):
+        x, y = (rows[choose.choice(len(rows), size, replace=False)] for rows in sets)
+        squares = [rows @ rows.T for rows in (x, y)]  # numpy makes half of these products
+        within = sum(_kernel_sum(p) - _kernel_sum(p.diagonal()) for p in squares)
+        found.append(within / (size * (size - 1)) - 2.0 * _kernel_sum(x @ y.T) / size**2)
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _kernel_sum(products: np.ndarray) -> float:
+    """Sum over all (p + 1)^3 of ``products`` (n, ...), in float64; rows that a cache can hold."""
+    total = 0.0
+    for some in np.array_split(products, 80):
+        k = some.astype(np.float64)
+        k += 1.0
+        total += float(np.vdot(k * k, k))
+    return total
 
 
 def precision_recall(
@@ -53,13 +72,32 @@ def precision_recall(
     Raises:
         ValueError: when a set has no k-th neighbour.
     """
-    from torch_fidelity.metric_prc import calculate_precision_recall_part
-
     for name, rows in (("generated", generated), ("reference", reference)):
         if len(rows) <= k:
             raise ValueError(f"precision and recall at k={k} need more than {k} {name} samples.")
     centre = reference.double().mean(dim=0).to(reference.dtype)
-    return calculate_precision_recall_part(generated - centre, reference - centre, k, block)
+    ours, theirs = (generated - centre).split(block), (reference - centre).split(block)
+    radii, balls = (_neighbour_distances(parts, k) for parts in (ours, theirs))
+    precise, recalled = ([torch.zeros_like(r, dtype=torch.bool) for r in p] for p in (radii, balls))
+    for i, a in enumerate(ours):
+        for j, b in enumerate(theirs):
+            distances = torch.cdist(a, b)
+            precise[i] |= (distances <= balls[j]).any(dim=1)
+            recalled[j] |= (distances <= radii[i][:, None]).any(dim=0)
+    precision, recall = (float(torch.cat(p).double().mean()) for p in (precise, recalled))
+    return precision, recall
+
+
+def _neighbour_distances(parts: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Distance of every row to its k-th nearest other: (n,) for each part (n, d) of a set."""
+    nearest = [part.new_full((len(part), k + 1), torch.inf) for part in parts]
+    for i, a in enumerate(parts):
+        for j, b in enumerate(parts[: i + 1]):  # one half: the other is the same distances
+            distances = torch.cdist(a, b)
+            for n, found in {i: distances, j: distances.T}.items():
+                both = torch.cat((nearest[n], found), dim=1)
+                nearest[n] = both.topk(k + 1, dim=1, largest=False).values
+    return [rows[:, k] for rows in nearest]
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
@@ -68,13 +106,18 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     Raises:
         ValueError: when there are fewer samples than parts.
     """
-    from torch_fidelity import metric_isc
-
     if len(logits) < splits:
         raise ValueError(f"the inception score needs at least {splits} samples, got {len(logits)}.")
-    below = logits.double() - logits.double().amax(dim=1, keepdim=True)
-    found = metric_isc.isc_features_to_metric(below.clamp_min(-_LARGEST_LOGIT), splits)
-    return found[metric_isc.KEY_METRIC_ISC_MEAN], found[metric_isc.KEY_METRIC_ISC_STD]
+    order = torch.from_numpy(np.random.RandomState(_SEED).permutation(len(logits)))
+    scores = []
+    for i in range(splits):
+        part = order[i * len(logits) // splits : (i + 1) * len(logits) // splits]
+        log_p = logits[part].double().log_softmax(dim=1)
+        p = log_p.exp()
+        q = p.mean(dim=0)  # of a class that never occurs it is 0, and adds nothing
+        divergence = (p * log_p).sum(dim=1).mean() - torch.xlogy(q, q).sum()
+        scores.append(float(divergence.exp()))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def conditional_accuracy(logits: Tensor, labels: Tensor) -> float:
