@@ -1,37 +1,29 @@
-"""How fast, and in how much memory, latents come from shards.
+"""Batches of images and of latents, on the files that both sides read, from the page cache.
 
-    python scripts/bench/loader.py speed     4 shards of 1,024 x (32, 16, 16) float32, batch 256
-    python scripts/bench/loader.py memory    20 GiB in sparse files, one epoch
-
-``speed`` compares the loader of ucgm with opening each sample with ``safetensors.safe_open``, which
-is how LightningDiT's and UCGM's published data sets read (one open and two slices per sample,
-default collate), in the same process, on the same files, in turns.  Both read from the page cache:
-the figures are the cost of the code, not of a disk.  A set this small is kept in memory;
-larger ones are read with pread, which is the last column.
+One process each, so that the cost of the code is compared and not a number of workers.  Images are
+cropped as ADM does on both sides.  ``OpenPerSample`` reads as LightningDiT's and UCGM's published
+data sets do: one open and two slices per sample.
 """
 
-import argparse
 import json
-import os
-import statistics
-import struct
-import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from PIL import Image
 from safetensors import safe_open
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from timing import Pair
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
+from ucgm.data import Images
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.loader import BatchPlan, batches
+from ucgm.data.pixels import center_crop
 from ucgm.data.sets.latent_shards import LatentDataset
-
-SHAPE = (32, 16, 16)
-BATCH = 256
 
 
 class OpenPerSample(Dataset):
@@ -55,133 +47,63 @@ class OpenPerSample(Dataset):
         return latent.squeeze(0), label.squeeze(0)
 
 
-def describe(folder, records):
+def describe(folder: Path, shape: tuple[int, int, int], records: list) -> None:
     """Codec and manifest of a set that nobody encoded."""
-    zeros, ones = (0.0,) * SHAPE[0], (1.0,) * SHAPE[0]
-    Codec("none", "kl", "", 256, SHAPE, "sample", "none", zeros, ones).save(folder)
-    rows = sum(record["rows"] for record in records)
-    manifest = {"num_classes": 1000, "classes": [], "rows": rows, "shards": records, "skipped": []}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
+    Codec("none", "kl", "", 256, shape, "sample", "none", zeros, ones).save(folder)
+    facts = {"num_classes": 1000, "classes": [], "rows": sum(r["rows"] for r in records)}
+    (folder / "manifest.json").write_text(json.dumps(facts | {"shards": records, "skipped": []}))
 
 
-def make_shards(folder, count=4, rows=1024):
-    """Random latents on disk."""
-    generator = torch.Generator().manual_seed(0)
-    records = []
-    for number in range(count):
+def make_latents(folder: Path, shape=(32, 16, 16), shards: int = 4, rows: int = 1024) -> None:
+    """Random latents in shards, as ``ucgm encode`` would leave them."""
+    folder.mkdir()
+    generator, records = torch.Generator().manual_seed(0), []
+    for number in range(shards):
         arrays = {
-            "latents": torch.randn(rows, *SHAPE, generator=generator),
+            "latents": torch.randn(rows, *shape, generator=generator),
             "labels": torch.randint(0, 1000, (rows,), generator=generator),
         }
         records.append(write_shard(folder / f"shard_{number:05d}.safetensors", arrays))
-    describe(folder, records)
+    describe(folder, shape, records)
 
 
-def make_sparse(folder, gib=20, rows=4096):
-    """Shards of zeros that take no space on disk."""
-    size = rows * int(np.prod(SHAPE)) * 4
-    header = {
-        "latents": {"dtype": "F32", "shape": [rows, *SHAPE], "data_offsets": [0, size]},
-        "labels": {"dtype": "I64", "shape": [rows], "data_offsets": [size, size + 8 * rows]},
-    }
-    text = json.dumps(header).encode()
-    records = []
-    for number in range(gib * 2**30 // size):
-        path = folder / f"shard_{number:05d}.safetensors"
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + size + 8 * rows)
-        records.append({"file": path.name, "rows": rows, "bytes": path.stat().st_size})
-    describe(folder, records)
+def make_images(folder: Path, count: int = 64) -> None:
+    """Smooth JPEGs of 500 x 375, the usual size of ImageNet, in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        path = folder / str(i % 2) / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def rate(stream, count):
-    """Samples per second over ``count`` batches, after two that are not counted."""
-    for _ in range(2):
-        next(stream)
-    start = time.perf_counter()
-    for _ in range(count):
-        next(stream)
-    return count * BATCH / (time.perf_counter() - start)
+def endless(dataset: Dataset, batch: int) -> Iterator:
+    """A plain loader in random order that does not end."""
+    sampler = RandomSampler(dataset, replacement=True, num_samples=2**30)
+    return iter(DataLoader(dataset, batch, sampler=sampler))
 
 
-def published(folder, workers):
-    """A long stream of the published way, so that the start of a worker is not timed."""
-    dataset = OpenPerSample(folder)
-    sampler = RandomSampler(dataset, replacement=True, num_samples=BATCH * 1000)
-    return iter(DataLoader(dataset, BATCH, sampler=sampler, num_workers=workers))
-
-
-def ours(folder, workers, kept=True):
-    """An endless stream of ours."""
-    plan = BatchPlan(BATCH, 1, 0, 1)
-    dataset = LatentDataset(folder)
-    assert dataset.rows.kept
-    dataset.rows.kept = kept
-    return batches(dataset, plan, seed=0, num_workers=workers)
-
-
-def speed(folder, repeats):
-    """Rates and their ratio, medians over ``repeats`` turns."""
-    make_shards(folder)
-    print(f"4 shards x 1,024 x {SHAPE} float32, batch {BATCH}, median of {repeats} turns")
-    print("workers   open per sample       ucgm   ratio (lowest to highest)     pread   ratio")
-    for workers in (0, 1):
-        slow, fast, read = [], [], []
-        for _ in range(repeats):
-            slow.append(rate(published(folder, workers), 20))
-            fast.append(rate(ours(folder, workers), 300))
-            read.append(rate(ours(folder, workers, kept=False), 300))
-        ratios = sorted(b / a for a, b in zip(slow, fast, strict=True))
-        others = sorted(b / a for a, b in zip(slow, read, strict=True))
-        print(
-            f"{workers:7d}   {statistics.median(slow):13,.0f}/s {statistics.median(fast):8,.0f}/s"
-            f"   {statistics.median(ratios):5.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-            f"{statistics.median(read):17,.0f}/s   {statistics.median(others):5.1f}"
-        )
-
-
-def memory(folder, workers):
-    """Growth of resident memory over one epoch of a set that does not fit."""
-    make_sparse(folder)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    dataset = LatentDataset(folder)
-    opened = process.memory_info().rss
-    stream = batches(dataset, BatchPlan(BATCH, 1, 0, 1), seed=0, num_workers=workers)
-    for _ in range(4):
-        next(stream)
-    warm = {p.pid: p.memory_info().rss for p in (process, *process.children())}
-    highest = dict(warm)
-    start, steps = time.perf_counter(), len(dataset) // BATCH
-    for _ in range(steps):
-        next(stream)
-        for p in (process, *process.children()):
-            highest[p.pid] = max(highest.get(p.pid, 0), p.memory_info().rss)
-    seconds = time.perf_counter() - start
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**30
-    growth = max(highest[pid] - warm.get(pid, 0) for pid in warm) / 2**20
-    print(f"{size:.1f} GiB, {len(dataset):,} rows, {workers} workers, {steps} batches")
-    print(f"opening:   {(opened - before) / 2**20:6.1f} MiB")
-    print(f"one epoch: {growth:6.1f} MiB more in the process that grew most, above the 4th batch")
-    print(f"all:       {(highest[os.getpid()] - before) / 2**20:6.1f} MiB in the main process")
-    print(f"rate:      {steps * BATCH / seconds:,.0f}/s")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("speed", "memory"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=0, help="of the memory test")
-    parser.add_argument("--folder", help="where to put the files; a temporary folder")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        if options.what == "speed":
-            speed(Path(folder), options.repeats)
-        else:
-            memory(Path(folder), options.workers)
-
-
-if __name__ == "__main__":
-    main()
+def pairs(folder: Path) -> Iterator[Pair]:
+    """Images, then latents."""
+    photos, latents = folder / "photos", folder / "latents"
+    make_images(photos)
+    make_latents(latents)
+    for size in (256, 64):
+        ours = batches(Images(str(photos), size, flips=True).open(), BatchPlan(32, 1, 0, 1), seed=0)
+        transform = transforms.Compose([
+            transforms.Lambda(lambda image, size=size: center_crop(image, size)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3, inplace=True),
+        ])  # fmt: skip
+        theirs = endless(ImageFolder(str(photos), transform), 32)
+        name = f"32 images, 500 x 375 to {size} x {size}"
+        yield Pair(name, "torchvision", lambda o=ours: next(o), lambda t=theirs: next(t))
+    mine = batches(LatentDataset(latents), BatchPlan(256, 1, 0, 1), seed=0)
+    opened, known = OpenPerSample(latents), LatentDataset(latents)
+    x, y = zip(*(known.read(torch.arange(k, k + 1024)) for k in range(0, 4096, 1024)), strict=True)
+    kept = endless(TensorDataset(torch.cat(x), torch.cat(y)), 256)
+    plain, name = endless(opened, 256), "256 latents of 32 x 16 x 16"
+    yield Pair(name, "safe_open per sample", lambda: next(mine), lambda: next(plain))
+    yield Pair(name, "TensorDataset in memory", lambda: next(mine), lambda: next(kept))

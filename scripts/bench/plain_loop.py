@@ -1,30 +1,19 @@
 """The loop that scripts/bench/training.py compares with: a training as it is written by hand.
 
-Data in memory, torch's optimizers as they come, averages in a loop over the parameters, the loss
-read in every step; for UCGM every pass for every row, as the published trainer makes them
-(github.com/LINs-lab/UCGM; the formulas are those of docs/objective.md).
+Data in memory, torch's fused or foreach optimizers, averages by torch, the loss read in every step;
+for UCGM every pass for every row, as the published trainer makes them (github.com/LINs-lab/UCGM;
+the formulas are those of docs/objective.md).
 """
 
 import copy
 import math
 import multiprocessing
-import time
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ucgm.nn import DiTConfig
-
-
-class TimeVariable:
-    """Wall and processor seconds between two moments."""
-
-    def __init__(self):
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def stop(self):
-        """Both, in this order."""
-        return time.perf_counter() - self.wall, time.process_time() - self.cpu
 
 
 class Elsewhere:
@@ -42,7 +31,7 @@ class Elsewhere:
         self.process.start()
 
     def step(self):
-        """One step there; returns its wall and processor seconds."""
+        """One step there."""
         self.connection.send("step")
         return self.connection.recv()
 
@@ -60,9 +49,7 @@ def serve(connection, method, size, shape, classes, batch):
     model = DiTConfig(size=size, family="dit")
     plain = Plain(method, lambda: model.build(shape, classes), batch, classes)
     while connection.recv():
-        time_variable = TimeVariable()
-        plain.step()
-        connection.send(time_variable.stop())
+        connection.send(plain.step())
 
 
 class Plain:
@@ -71,27 +58,22 @@ class Plain:
     def __init__(self, method, build, batch, classes=1000):
         self.method, self.classes = method, classes
         self.network = build()
-        self.ema = copy.deepcopy(self.network).requires_grad_(False)
-        self.target = copy.deepcopy(self.network).requires_grad_(False)  # or the frozen teacher
+        self.ema = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
+        self.target = copy.deepcopy(self.network).requires_grad_(False)  # the frozen teacher
+        parameters = self.network.parameters()
         if method == "ucgm_few":
-            self.optimizer = torch.optim.RAdam(
-                self.network.parameters(), lr=1e-4, betas=(0.9, 0.999)
-            )
+            self.optimizer = torch.optim.RAdam(parameters, lr=1e-4, foreach=True)
         else:
             self.optimizer = torch.optim.AdamW(
-                self.network.parameters(), lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0
+                parameters, lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
             )
+        if method == "ucgm_multi":
+            self.target = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         dataset = torch.utils.data.TensorDataset(
             torch.randn(1024, *self.network.shape), torch.randint(0, classes, (1024,))
         )
         self.loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, drop_last=True)
         self.batches = iter(self.loader)
-
-    @torch.no_grad()
-    def follow(self, average, decay):
-        """Move an average towards the network."""
-        for mine, theirs in zip(average.parameters(), self.network.parameters(), strict=True):
-            mine.mul_(decay).add_(theirs.data, alpha=1 - decay)
 
     def step(self):
         """Data, loss, backward, optimizer, averages; returns the loss."""
@@ -106,9 +88,9 @@ class Plain:
         if self.method == "ucgm_few":
             nn.utils.clip_grad_norm_(self.network.parameters(), 0.1)
         self.optimizer.step()
-        self.follow(self.ema, 0.9999)
+        self.ema.update_parameters(self.network)
         if self.method == "ucgm_multi":
-            self.follow(self.target, 0.999)
+            self.target.update_parameters(self.network)
         return loss.item()
 
     def flow_matching(self, x, y):

@@ -115,7 +115,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 of any shape to float32 in [-1, 1]."""
-    return images.to(torch.float32) / 127.5 - 1.0
+    return (images.to(torch.float32) / 127.5).sub_(1.0)
 
 
 def grid(images: Tensor, columns: int | None = None, upscale: int | None = None) -> Image.Image:

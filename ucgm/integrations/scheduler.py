@@ -30,7 +30,7 @@ from ucgm.runs.config import to_dict
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.values import Count, checked
 from ucgm.sampler import Grid, Sampler
-from ucgm.sampler.plan import History, knots
+from ucgm.sampler.plan import History
 from ucgm.transport import Linear, expand
 
 # Settings with the same name here and in Sampler or Grid.
@@ -214,11 +214,12 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         given = num_inference_steps, sigmas, timesteps, mu
         times, seen = times_of(self.config, self.transport, *given)
-        self.num_inference_steps, self._times = len(times), times
+        self.num_inference_steps, self._times, self._first = len(times), times, -1
         self._begin(0)
         self._levels = [step.t for step in self._plan]
         self.timesteps = seen[[times.index(t) for t in self._levels]].to(device)
-        self.sigmas = torch.tensor([*(k.sigma for k in knots(self.transport, self._levels)), 0.0])
+        levels = torch.tensor(self._levels, dtype=torch.float64, device="cpu")
+        self.sigmas = torch.tensor([*self.transport.coefficients(levels).sigma.tolist(), 0.0])
         self._begin_index = self._step_index = None
 
     def step(
@@ -287,8 +288,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """Plan the evaluations from number ``index`` on, without a history."""
         if index % self.order:
             raise ValueError(f"evaluation {index} is the second of a step: begin at an even number")
-        times = tuple(self._times[index // self.order :])
-        self._plan = self._sampler(len(times), Grid(explicit=times)).plan()
+        if index != self._first:  # the plan that is there begins elsewhere
+            times = tuple(self._times[index // self.order :])
+            self._plan = self._sampler(len(times), Grid(explicit=times)).plan()
         self._history = History(self._plan)
         self._first = self._step_index = index
         self._random: RowRandom | None = None

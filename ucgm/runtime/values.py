@@ -108,7 +108,6 @@ def checked(hint: Any, value: Any, where: str, text: bool = False) -> Any:
 
 def _plain(kind: type, value: Any, where: str, limits: Range, text: bool) -> Any:
     """A bool, whole number, finite number or text."""
-    shown = _shown(value)
     if kind is str and isinstance(value, str | os.PathLike):
         return str(value)
     if kind is bool and isinstance(value, bool):
@@ -122,13 +121,12 @@ def _plain(kind: type, value: Any, where: str, limits: Range, text: bool) -> Any
     elif kind is float and real and abs(number) < 2.0**1023:  # nan is not
         number = float(number)
     else:
-        raise ValueError(f"{where} must be {_KINDS[kind]}, got {shown}")
+        raise ValueError(f"{where} must be {_KINDS[kind]}, got {_shown(value)}")
     if number < limits.low or (limits.above and number == limits.low):
-        raise ValueError(
-            f"{where} must be {'above' if limits.above else 'at least'} {limits.low:g}, got {shown}"
-        )
+        least = "above" if limits.above else "at least"
+        raise ValueError(f"{where} must be {least} {limits.low:g}, got {_shown(value)}")
     if number > limits.high:
-        raise ValueError(f"{where} must be at most {limits.high:g}, got {shown}")
+        raise ValueError(f"{where} must be at most {limits.high:g}, got {_shown(value)}")
     return number
 
 

@@ -9,7 +9,7 @@ def features(n, d, seed=0):
     return torch.randn(n, d, generator=g) @ torch.randn(d, d, generator=g) + 3.0
 
 
-@pytest.mark.parametrize("d", [3, 300])
+@pytest.mark.parametrize("d", [3, 500])
 def test_streamed_equals_two_pass(d):
     rows = features(1003, d)
     running = RunningMoments(d)

@@ -122,7 +122,7 @@ class RunningMoments:
             raise ValueError(f"a covariance needs at least 2 samples, got {count}.")
         mean = self.state[0, 1:] / count
         upper = torch.addr(self.state[1:, 1:], mean, mean, alpha=-count).div_(count - 1).triu_()
-        return Gaussian(mean, upper + upper.triu(1).T, count)
+        return Gaussian(mean, upper.triu(1).T.contiguous().add_(upper), count)
 
 
 def moments_of(features: Tensor) -> Gaussian:

@@ -1,0 +1,101 @@
+"""Memory that does not grow with the data.
+
+python scripts/bench/memory.py loader               one epoch of 20 GiB, in sparse files
+python scripts/bench/memory.py digits 5000 50000    benchmarks of so many images, a process each
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from loader import describe
+
+from ucgm.data.loader import BatchPlan, batches
+from ucgm.data.sets.latent_shards import LatentDataset
+
+SHAPE, BATCH = (32, 16, 16), 256
+
+
+def make_sparse(folder: Path, gib: int = 20, rows: int = 4096) -> None:
+    """Shards of zeros that take no space on disk."""
+    size = rows * int(np.prod(SHAPE)) * 4
+    header = {
+        "latents": {"dtype": "F32", "shape": [rows, *SHAPE], "data_offsets": [0, size]},
+        "labels": {"dtype": "I64", "shape": [rows], "data_offsets": [size, size + 8 * rows]},
+    }
+    text = json.dumps(header).encode()
+    records = []
+    for number in range(gib * 2**30 // size):
+        path = folder / f"shard_{number:05d}.safetensors"
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + size + 8 * rows)
+        records.append({"file": path.name, "rows": rows, "bytes": path.stat().st_size})
+    describe(folder, SHAPE, records)
+
+
+def loader(folder: Path) -> None:
+    """Growth of resident memory over one epoch of a set that does not fit."""
+    make_sparse(folder)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    dataset = LatentDataset(folder)
+    opened = process.memory_info().rss
+    stream = batches(dataset, BatchPlan(BATCH, 1, 0, 1), seed=0)
+    highest = warm = 0
+    for step in range(4 + len(dataset) // BATCH):
+        next(stream)
+        highest = max(highest, process.memory_info().rss)
+        warm = highest if step < 4 else warm
+    print(f"{len(dataset):,} rows; opening {(opened - before) / 2**20:.1f} MiB, one epoch "
+          f"{(highest - warm) / 2**20:.1f} MiB above the fourth batch")  # fmt: skip
+
+
+def digits(samples: int) -> None:
+    """Peak memory of a one-step benchmark above that of the loaded model."""
+    import matplotlib.pyplot  # noqa: F401
+
+    from ucgm.evaluation.benchmark import benchmark
+    from ucgm.nn import DiTConfig
+    from ucgm.runs.checkpoint import Run
+    from ucgm.runs.config import Config
+
+    network = DiTConfig(size="T/2").build((1, 8, 8), 10).eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        run = Run(Path(folder), Config(), network, 0, "ema", "0" * 64, (1, 8, 8), 10)
+        network(torch.zeros(250, 1, 8, 8), torch.ones(250), torch.zeros(250, dtype=torch.int64))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with contextlib.redirect_stdout(io.StringIO()):
+            benchmark(run, (1,), samples)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"benchmark of {samples:,} digits: peak {peak / 1024:,.0f} MiB above the model")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("loader", "digits"))
+    parser.add_argument("counts", type=int, nargs="*", default=[5000, 50_000])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "loader":
+        with tempfile.TemporaryDirectory() as folder:
+            loader(Path(folder))
+    elif len(options.counts) == 1:
+        digits(*options.counts)
+    else:
+        for count in options.counts:
+            subprocess.run([sys.executable, __file__, "digits", str(count)], check=True)
+
+
+if __name__ == "__main__":
+    main()
