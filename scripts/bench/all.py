@@ -13,18 +13,18 @@ import argparse
 import contextlib
 import importlib
 import inspect
+import multiprocessing
 import os
 import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from timing import HEADER, Pair, compare, line
+from timing import HEADER, compare, line
 
-# A training changes how its process frees memory, so it is the last.
 MODULES = ("backbone", "sampler", "loader", "averages", "metrics", "saving", "training")
 
 
@@ -44,13 +44,19 @@ def machine() -> str:
     )
 
 
-def rows_of(module: str, folder: Path) -> Iterator[Pair]:
-    """The pairs of a module of this folder, with a place for its files where it needs one."""
-    pairs = importlib.import_module(module).pairs
-    if "folder" not in inspect.signature(pairs).parameters:
-        return pairs()
-    (folder / module).mkdir()
-    return pairs(folder / module)
+def rows(module: str, seconds: float) -> list[tuple[str, str]]:
+    """Rows of a module of this folder, printed as they come, each with its name if it is slower."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore")
+    pairs, made = importlib.import_module(module).pairs, []
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"folder": Path(folder)} if "folder" in inspect.signature(pairs).parameters else {}
+        for pair in pairs(**place):
+            found = compare(pair, seconds)
+            made.append((line(pair, found), pair.name if found.slower else ""))
+            print(made[-1][0], flush=True)
+    return made
 
 
 def main() -> int:
@@ -60,33 +66,26 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of a row, for at least 5 pairs")
     parser.add_argument("--write", type=Path, help="a file for the table, as Markdown")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    warnings.filterwarnings("ignore")
-    load = os.getloadavg()[0]
     said = [
         "# Ours over theirs", "", "    python scripts/bench/all.py", "",
-        f"{machine()}; float32, one thread. {load:.1f} other processes were running.", "",
-        *HEADER,
+        f"{machine()}; float32, one thread. Load of the machine before: {os.getloadavg()[0]:.1f}.",
+        "", *HEADER,
     ]  # fmt: skip
     print("\n".join(said), flush=True)
-    slower = []
-    with tempfile.TemporaryDirectory() as folder:
+    made = []
+    # A process each: a training changes how its process frees memory.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
         for module in options.only:
-            for pair in rows_of(module, Path(folder)):
-                found = compare(pair, options.seconds)
-                said.append(line(pair, found))
-                print(said[-1], flush=True)
-                if found.slower:
-                    slower.append(pair.name)
-    count = len(said) - said.index(HEADER[-1]) - 1
-    said += [
+            made += pool.submit(rows, module, options.seconds).result()
+    slower = [name for _, name in made if name]
+    end = [
         "",
-        f"Of {count} rows {len(slower)} are slower" + "".join(f"; {n}" for n in slower) + ".",
-        "",
+        f"Of {len(made)} rows {len(slower)} are slower{': ' * bool(slower)}{', '.join(slower)}.",
     ]
-    said += [" ".join(paragraph.split()) for paragraph in __doc__.split("\n\n")[2:]]
-    print("\n".join(said[-3:]))
+    end += ["", *(" ".join(part.split()) for part in __doc__.split("\n\n")[2:])]
+    print("\n".join(end))
+    said += [row for row, _ in made] + end
     if options.write:
         options.write.write_text("\n".join(said) + "\n")
     return 1 if slower else 0

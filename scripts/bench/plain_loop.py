@@ -29,6 +29,7 @@ class Elsewhere:
             target=serve, args=(other, method, size, shape, classes, batch), daemon=True
         )
         self.process.start()
+        self.connection.recv()  # it is built: nothing of its start falls into a time of ours
 
     def step(self):
         """One step there."""
@@ -48,6 +49,7 @@ def serve(connection, method, size, shape, classes, batch):
     torch.set_num_threads(1)
     model = DiTConfig(size=size, family="dit")
     plain = Plain(method, lambda: model.build(shape, classes), batch, classes)
+    connection.send("ready")
     while connection.recv():
         connection.send(plain.step())
 
