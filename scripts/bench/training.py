@@ -36,6 +36,7 @@ from ucgm.training.loop import _checkpoint, _report, _step
 ADAMW = OptimizerConfig(lr=2e-4, betas=(0.9, 0.95))
 RADAM = OptimizerConfig(name="radam", lr=1e-4, betas=(0.9, 0.999))
 NEVER = 10**9
+WARM = 5  # steps: the first of a training are slower, on both sides
 
 
 def configuration(method: str, size: str, data: Path, batch: int, init: str | None) -> Config:
@@ -93,6 +94,9 @@ def pairs(
                 Elsewhere(method, size, shape, 1000, batch) as plain,
                 stepper(config, place / method) as (step, _),
             ):
+                for _ in range(WARM):
+                    step()
+                    plain.step()
                 yield Pair(name, "a plain loop", step, plain.step)
 
 
