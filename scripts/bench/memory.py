@@ -22,6 +22,7 @@ from loader import describe
 
 from ucgm.data.loader import BatchPlan, batches
 from ucgm.data.sets.latent_shards import LatentDataset
+from ucgm.runtime.files import sha256
 
 SHAPE, BATCH = (32, 16, 16), 256
 
@@ -34,13 +35,15 @@ def make_sparse(folder: Path, gib: int = 20, rows: int = 4096) -> None:
         "labels": {"dtype": "I64", "shape": [rows], "data_offsets": [size, size + 8 * rows]},
     }
     text = json.dumps(header).encode()
-    records = []
+    records, digest = [], ""
     for number in range(gib * 2**30 // size):
         path = folder / f"shard_{number:05d}.safetensors"
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             file.truncate(8 + len(text) + size + 8 * rows)
-        records.append({"file": path.name, "rows": rows, "bytes": path.stat().st_size})
+        digest = digest or sha256(path)  # all are alike
+        facts = {"rows": rows, "bytes": path.stat().st_size, "sha256": digest}
+        records.append({"file": path.name} | facts)
     describe(folder, SHAPE, records)
 
 
