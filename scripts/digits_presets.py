@@ -22,6 +22,7 @@ import torch
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.samples import SamplingConfig
 from ucgm.objective import PRESETS
+from ucgm.runs.fitted import DEFAULTS
 from ucgm.runs.layers import training_config
 from ucgm.training.loop import train
 
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    assert {row.preset for row in ROWS.values()} | {"ucgm_paper"} == set(PRESETS)
+    assert {row.preset for row in ROWS.values()} | {"ucgm_paper", *DEFAULTS} == set(PRESETS)
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         for name in arguments.names:

@@ -12,7 +12,7 @@ import yaml
 from ucgm.cli import commands as cli
 from ucgm.cli import options
 from ucgm.objective import PRESETS, preset
-from ucgm.objective.times import Beta, LogitNormal
+from ucgm.objective.times import LogitNormal
 from ucgm.runs.config import Config, differences, from_dict, read_config, to_dict, write_config
 from ucgm.transport import Trig
 
@@ -95,13 +95,12 @@ def test_a_file_that_names_a_preset_starts_the_objective_afresh(trained):
             f"{REPO}/configs/digits_few.yaml",
             "--run-dir",
             "x",
-            "--train.init",
-            "runs/digits",
+            "--objective.clamp",
+            "2",
         ]
     )
     objective = trained[0][0].objective
-    assert objective == preset("ucgm_few", enhancement_ratio=1.0, enhancement_interval=(0.0, 1.0))
-    assert objective.time_law == Beta(0.8, 1.0)
+    assert objective == preset("few_step", clamp=2.0) != preset("multi_step", clamp=2.0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,12 +1,15 @@
 """What a training is set to where nobody said anything."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.toys import image_tree
 from ucgm.cli import main
 from ucgm.data import Digits
 from ucgm.objective.presets import PRESETS, preset
 from ucgm.runs.config import flat, from_dict, read_config, to_dict, write_config
+from ucgm.runs.fitted import DEFAULTS, describe_fitted
 from ucgm.runs.layers import config_of, layers_of, training_config
 from ucgm.runs.recipes import BUDGET, RECIPES, model_inputs, recipe_of
 from ucgm.sampler import Grid, Sampler
@@ -62,7 +65,12 @@ def test_a_small_folder_on_a_cpu_gets_rates_and_lengths_of_its_own(name, tmp_pat
     layers = [{"objective": {"preset": name}, "data": data, "train": {"steps": 100}}]
     config, fitted = training_config(layers, tmp_path / "run")
     recipe, found = recipe_of(name), flat(config)
-    assert fitted is not None and found["optimizer.lr"] == 1e-3 and found["ema.decay"] == 0.999
+    if name in DEFAULTS:
+        assert (found["optimizer.name"], found["optimizer.lr"]) == ("muon", 1e-2)
+        assert found["ema.std"] == 0.1 and found["optimizer.schedule"] == "cosine"
+    else:
+        assert found["optimizer.lr"] == 1e-3 and found["ema.decay"] == 0.999
+    assert fitted is not None
     assert found["train.global_batch"] == 64
     assert 0 < found["optimizer.warmup_steps"] <= config.train.steps // 20
     for key in recipe.keys() & {"optimizer.name", "ema.target_decay", "train.grad_clip"}:
@@ -144,6 +152,21 @@ def test_an_older_run_keeps_what_its_preset_brought(tmp_path):
     assert other.objective.preset == "meanflow" and other.sampler.steps == 2
 
 
+def test_another_solver_leaves_the_settings_of_the_one_before():
+    words = ["--objective.preset", "multi_step", "--model.size", "N/2"]
+    assert config_of(words).sampler == Sampler(
+        steps=16, solver="adams", extrapolation=0.5, grid=Grid(gap=(0.0, 0.0))
+    )
+    heun = config_of([*words, "--sampler.solver", "heun"])
+    assert heun.sampler == Sampler(steps=16, solver="heun", grid=Grid(gap=(0.0, 0.0)))
+    more = config_of(["--sampler.solver", "unipc", "--sampler.order", "2"], heun)
+    assert more.sampler == Sampler(steps=16, solver="unipc", order=2, grid=Grid(gap=(0.0, 0.0)))
+    same = config_of([*words, "--sampler.solver", "adams", "--sampler.steps", "4"])
+    assert same.sampler.extrapolation == 0.5
+    with pytest.raises(ValueError, match="extrapolation is not a setting of solver heun"):
+        config_of([*words, "--sampler.solver", "heun", "--sampler.extrapolation", "0.5"])
+
+
 def test_an_input_that_was_refused_stays_refused():
     words = ["--objective.preset", "meanflow", "--model.second_time", "false"]
     assert config_of(words).model.second_time is False
@@ -155,8 +178,64 @@ def test_size_and_length_fit_the_data(tmp_path):
     model = config.model.build((1, 8, 8), 10)
     assert sum(p.numel() for p in model.parameters()) < 2e6
     assert config.train.steps * config.train.global_batch < 300_000
-    named, nothing = training_config(layers_of(["--model.size", "B/2"]), tmp_path / "run")
+    # A published preset on a network that was named is as it was published.
+    words = ["--model.size", "B/2", "--objective.preset", "lightningdit"]
+    named, nothing = training_config(layers_of(words), tmp_path / "run")
     assert nothing is None and named.train.steps == 100_000
+
+
+def optimizer_of(tmp_path, *words):
+    """Name, rate, warm-up and schedule, and what the default is called."""
+    config, fitted = training_config(layers_of([*words, "--data", "Digits"]), tmp_path / "run")
+    assert fitted is not None and "model" not in fitted and config.ema.std == 0.1
+    assert config.objective.preset == "multi_step" and config.sampler.solver == "adams"
+    chosen = config.optimizer
+    assert chosen.schedule == "cosine" and chosen.betas == (0.9, 0.95)
+    return chosen.name, chosen.lr, chosen.warmup_steps
+
+
+def test_the_default_fits_its_optimizer_to_network_and_length(tmp_path):
+    """The folder of FAULTS.md: nothing is set but the network, the batch and the steps."""
+    network = ["--model.hidden_size", "128", "--model.depth", "4", "--model.num_heads", "4"]
+    words = [*network, "--model.patch_size", "4", "--train.steps", "2500"]
+    assert optimizer_of(tmp_path, *words) == ("muon", 0.0075, 125)
+    assert optimizer_of(tmp_path, "--model.size", "XL/2") == ("muon", 0.00083, 200)
+    # Muon needs whole matrices of transformer blocks.
+    adam = ("adamw", 0.00017, 200)
+    assert optimizer_of(tmp_path, "--model.size", "XL/2", "--train.sharding", "fsdp2") == adam
+    assert optimizer_of(tmp_path, "--model", "UNetConfig")[:2] == ("adamw", 0.00075)
+    assert optimizer_of(tmp_path, "--model", "EDM2Config", "--model.size", "XS")[0] == "adamw"
+    given = optimizer_of(tmp_path, "--model.size", "T/2", "--optimizer.lr", "1e-4")
+    assert given == ("muon", 1e-4, 200)
+
+
+def grey_tree(folder, grey=True):
+    """Class folders of two digits as PNG files."""
+    for name in ("3", "7"):
+        (folder / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8) if grey else (8, 8, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return str(folder)
+
+
+def test_grey_images_have_one_channel_unless_it_is_said(tmp_path):
+    grey, colour = grey_tree(tmp_path / "grey"), grey_tree(tmp_path / "colour", grey=False)
+    run = tmp_path / "run"
+    words = ["--data", "Images", "--data.size", "8", "--model.size", "N/2", "--data.path"]
+    config, fitted = training_config(layers_of([*words, grey]), run)
+    assert fitted["data"] == {"channels": 1} and config.data.channels == 1
+    assert "data.channels 1" in describe_fitted(config, fitted)
+    run.mkdir()
+    write_config(config, run / "config.yaml")
+    again = [*words, grey, "--objective.preset", "multi_step"]
+    assert training_config(layers_of(again), run)[0] == config
+    asked = training_config(layers_of([*words, grey, "--data.channels", "3"]), tmp_path / "new")[0]
+    assert asked.data.channels == 3
+    assert training_config(layers_of([*words, colour]), tmp_path / "new")[0].data.channels == 3
+    # A tuning has the data of its start.
+    few = ["--objective.preset", "few_step", "--train.init", str(run)]
+    assert training_config(layers_of(few), tmp_path / "few")[0].data == config.data
 
 
 def test_the_same_command_continues_what_was_fitted(tmp_path, capsys):
@@ -164,9 +243,9 @@ def test_the_same_command_continues_what_was_fitted(tmp_path, capsys):
     main(["train", "--run-dir", run, "--train.steps", "2", *words])
     assert "model.size T/1" in capsys.readouterr().out
     before = read_config(tmp_path / "run" / "config.yaml")
-    assert before.data == Digits() and before.optimizer.lr == 1e-3
-    preset = ["--objective.preset", "flow_matching", "--train.steps", "3", *words]
-    main(["train", "--run-dir", run, *preset])
+    assert before.data == Digits() and before.optimizer.lr == 1e-2
+    preset = ["--objective.preset", "multi_step", "--train.steps", "2", "--train.log_every", "7"]
+    main(["train", "--run-dir", run, *preset, *words])
     after = read_config(tmp_path / "run" / "config.yaml")
     assert after.model == before.model and after.optimizer == before.optimizer
 
@@ -209,6 +288,6 @@ def test_the_command_prints_all_and_refuses_what_is_none(capsys):
             main(words)
         error = capsys.readouterr().err
         assert refused.value.code == 2 and error.count("\n") == 1
-        assert "unknown preset 'rectified'; there are ddpm, " in error
+        assert "unknown preset 'rectified'; there are multi_step, ddpm, " in error
     main(["models", "DDT"])  # the first word is the name there, too
     assert "DDT-XL/2" in capsys.readouterr().out

@@ -37,10 +37,34 @@ _RCGM = Objective(
     field="guided",
     enhancement_ratio=0.5,
 )
+# From a teacher, as published; with field cfg it needs none.  The second time is its flag between
+# the two tasks.
+_FACM = Objective(
+    time_law=times.ArcTan(-0.8, 1.6),
+    two_time=True,
+    consistency_ratio=1.0,
+    tangent="jvp",
+    step_rule="relaxed",
+    clamp=1.0,
+    field="distillation",
+    enhancement_ratio=1.75,
+    enhancement_interval=(0.0, 0.875),
+    label_dropout=0.0,
+    loss_power=0.5,
+    time_weight="sine",
+    flow_anchor=1.0,
+)
 _TERMINAL: dict[str, Any] = dict(two_time=True, consistency_ratio=1.0, tangent="jvp", terminal=True)
 
 
 FLOW_MAPS: dict[str, Method] = {
+    # docs/results/recipe.md: what was tried beside it.
+    "few_step": method(
+        "Our default for few steps, from a trained model: FACM (arXiv 2507.03738), mildly guided.",
+        _FACM,
+        enhancement_ratio=1.15,
+        enhancement_interval=(0.0, 1.0),
+    ),
     "meanflow": method(
         "MeanFlow (arXiv 2505.13447, algorithm 1): the average velocity, from scratch.", _MEANFLOW
     ),
@@ -170,23 +194,9 @@ FLOW_MAPS: dict[str, Method] = {
     "rcgm": method(
         "RCGM of order 2 (github.com/LINs-lab/RCGM): a short step, then the EMA's own path.", _RCGM
     ),
-    # From a teacher, as published; with field cfg it needs none.  The second time is its flag
-    # between the two tasks.
     "facm": method(
         "Flow-anchored consistency (arXiv 2507.03738): consistency and flow matching at once.",
-        time_law=times.ArcTan(-0.8, 1.6),
-        two_time=True,
-        consistency_ratio=1.0,
-        tangent="jvp",
-        step_rule="relaxed",
-        clamp=1.0,
-        field="distillation",
-        enhancement_ratio=1.75,
-        enhancement_interval=(0.0, 0.875),
-        label_dropout=0.0,
-        loss_power=0.5,
-        time_weight="sine",
-        flow_anchor=1.0,
+        _FACM,
     ),
     # A quarter of the rows are the network's one-step samples, learned at negative times; the
     # difference of the two velocities moves the one-step samples.  The loss is that of the code

@@ -54,6 +54,11 @@ _SCM = Objective(
 )
 
 SINGLE_TIME: dict[str, Method] = {
+    # docs/results/recipe.md: what was tried beside it.
+    "multi_step": method(
+        "Our default for many steps: flow matching with logit-normal times (arXiv 2403.03206).",
+        time_law=times.LogitNormal(0.0, 1.0),
+    ),
     "ddpm": method(
         "Noise prediction on the VP path (arXiv 2006.11239, equation 14; DiT, arXiv 2212.09748).",
         transport=VP("eps"),

@@ -1,14 +1,25 @@
-"""Settings that nobody gave: size and length of a training for its data and its device."""
+"""Settings that nobody gave: size, length and optimizer for the data and the device."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ucgm.data import Dataset
+from ucgm.data.sets.image_folder import ImageDataset
+from ucgm.nn import NetworkConfig
+from ucgm.nn.configs import TransformerConfig
 from ucgm.runs.config import Config, flat
 
 Layer = dict[str, Any]
+DEFAULTS = ("multi_step", "few_step")
+"""Presets whose optimizer and average follow from network and length; the first is the default."""
 
 
-def fitted_layer(dataset: Dataset, device: str, tuning: bool) -> Layer:
+def fitted_layer(
+    dataset: Dataset, device: str, config: Config, sized: bool, given: Collection[str]
+) -> Layer:
     """Size and length of a training for these data on this device, so that it ends in a success.
 
     Without a GPU it is minutes on two cores.  On a GPU the network grows with the number of images,
@@ -17,33 +28,64 @@ def fitted_layer(dataset: Dataset, device: str, tuning: bool) -> Layer:
     Args:
         dataset: of shape (C, H, W).
         device: such as ``cuda``.
-        tuning: whether it starts from a trained network, which gives the size.
+        config: without it; a tuning (``train.init``) has the network of the run it starts from.
+        sized: the network was given.
+        given: settings that were given, such as ``train.steps``.
     """
     gpu, count, side = device.startswith("cuda"), len(dataset), dataset.shape[-1]
     parts = 16 if gpu else 8
     patch = next(p for p in range(1, side + 1) if side % p == 0 and side // p <= parts)
     if not gpu:
-        size, steps, batch, rate, decay, period = "T", 4000, 64, 1e-3, 0.999, 500
+        size, length, batch, rate, decay, period = "T", 4000, 64, 1e-3, 0.999, 500
     elif count < 20_000:
-        size, steps, batch, rate, decay, period = "S", 50_000, 256, 3e-4, 0.9995, 2500
+        size, length, batch, rate, decay, period = "S", 50_000, 256, 3e-4, 0.9995, 2500
     elif count < 300_000:
-        size, steps, batch, rate, decay, period = "B", 200_000, 256, 2e-4, 0.9999, 5000
+        size, length, batch, rate, decay, period = "B", 200_000, 256, 2e-4, 0.9999, 5000
     else:
-        size, steps, batch, rate, decay, period = "XL", 400_000, 256, 2e-4, 0.9999, 5000
+        size, length, batch, rate, decay, period = "XL", 400_000, 256, 2e-4, 0.9999, 5000
+    tuning = config.train.init is not None
     if tuning:
-        steps, rate, decay, period = steps // 8, rate / 3, min(decay, 0.99), period // 5
+        length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
+    length = config.train.steps if "train.steps" in given else length
+    warmup = min(1000, length // 20)
     layer: Layer = {
         "train": {
-            "steps": steps,
+            "steps": length,
             "global_batch": batch,
             "log_every": max(50, period // 10),
             "preview_every": period,
             "checkpoint_every": period,
         },
-        "optimizer": {"lr": rate, "warmup_steps": 0 if tuning else min(1000, steps // 20)},
+        "optimizer": {"lr": rate, "warmup_steps": 0 if tuning else warmup},
         "ema": {"decay": decay},
     }
-    return layer if tuning else {"model": {"size": f"{size}/{patch}"}} | layer
+    grey = isinstance(dataset, ImageDataset) and not any(dataset.coloured())
+    if grey and not tuning and "data.channels" not in given:
+        layer["data"] = {"channels": 1}
+    if not (sized or tuning):
+        layer["model"] = {"size": f"{size}/{patch}"}
+    if config.objective.preset in DEFAULTS:
+        model = config.model if sized or tuning else replace(config.model, **layer["model"])
+        whole = config.train.sharding == "none"
+        layer["optimizer"] = _optimizer(model, whole, tuning)
+        layer["optimizer"]["warmup_steps"] = 0 if tuning else warmup
+        layer["ema"] = {"std": 0.1}
+    return layer
+
+
+def _optimizer(model: NetworkConfig, whole: bool, tuning: bool) -> Layer:
+    """Muon for transformers whose matrices are ``whole``, AdamW otherwise and in a ``tuning``.
+
+    The rate falls as one over the width, which keeps the change of a layer's output in a step the
+    same (arXiv 2203.03466, table 3); the numbers are those of docs/results/recipe.md.
+    """
+    numbers = model.defaults()[1] | {k: v for k, v in vars(model).items() if v is not None}
+    width = numbers.get("hidden_size") or numbers.get("model_channels") or numbers["channels"][-1]
+    blocks = isinstance(model, TransformerConfig) and hasattr(torch.optim, "Muon")
+    muon = blocks and whole and not tuning
+    name, rate = ("muon", 1e-2) if muon else ("adamw", 1e-3 if tuning else 2e-3)
+    rate = float(f"{rate * 96 / width:.2g}")
+    return {"name": name, "lr": rate, "betas": (0.9, 0.95), "schedule": "cosine"}
 
 
 def describe_fitted(config: Config, fitted: Layer) -> str:
@@ -51,6 +93,6 @@ def describe_fitted(config: Config, fitted: Layer) -> str:
     values = flat(config)
     names = [f"{section}.{key}" for section, part in fitted.items() for key in part]
     if config.ema.std is not None:  # an average whose length follows that of the run
-        names.remove("ema.decay")
+        names = [name for name in names if name != "ema.decay"]
     shown = ", ".join(f"{n} {values[n]}" for n in names if not n.endswith("_every"))
     return f"chosen for these data and this device: {shown}"

@@ -3,8 +3,8 @@
     defaults   of the classes
     start      a training with ``train.init``: network and data of the run it starts from
     preset     its objective, and its recipe: sampler, optimizer ... (:mod:`ucgm.runs.recipes`)
-    fitted     a training without a size: network, length, batch, rate for the data and the device
-               (:mod:`ucgm.runs.fitted`)
+    fitted     network, length, batch, rate for the data and the device: of a training without a
+               size, and of the presets that follow them (:mod:`ucgm.runs.fitted`)
     files      in their order
     flags      in their order
 
@@ -26,13 +26,14 @@ from typing import Any
 
 from ucgm.objective import Objective, preset
 from ucgm.runs.config import Config, class_and_settings, from_dict, read_config, to_dict
-from ucgm.runs.fitted import Layer, fitted_layer
+from ucgm.runs.fitted import DEFAULTS, Layer, fitted_layer
 from ucgm.runs.recipes import model_inputs, preset_layers
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.processes import best_device
 from ucgm.runtime.reading import Word, read_yaml
 
-# Settings of a network that give it a size.
+# Sections whose class is a choice, and settings of a network that give it a size.
+_CHOICES = ("model", "data")
 _SIZE = {"class_path", "size", "hidden_size", "depth", "channels", "model_channels"}
 
 
@@ -68,15 +69,20 @@ def training_config(
         stored = read_config(run_dir / "config.yaml")
     if stored is not None and not any("preset" in _section(layer, "objective") for layer in layers):
         return layered(layers, stored), None
+    presets = [name for layer in layers if (name := _section(layer, "objective").get("preset"))]
+    if not presets:
+        layers = [{"objective": {"preset": DEFAULTS[0]}}, *layers]
+    published = bool(presets) and str(presets[-1]) not in DEFAULTS
     sized = any(not _SIZE.isdisjoint(_section(layer, "model")) for layer in layers)
-    if sized and any("data" in layer for layer in layers):
+    if published and sized and any("data" in layer for layer in layers):
         return layered(layers, run=stored), None
     start = _start(layers)
     config = layered(layers, start=start, run=stored)
-    if sized or run_dir is None:
+    if run_dir is None or (sized and published):
         return config, None
     device = best_device() if stored is None else "cpu"
-    fitted = fitted_layer(config.data.open(), device, tuning=start is not None)
+    given = {f"{name}.{key}" for layer in layers for name in layer for key in _section(layer, name)}
+    fitted = fitted_layer(config.data.open(), device, config, sized, given)
     if stored is not None:
         fitted = _of_run(fitted, to_dict(stored))
     config = layered(layers, start=start, fitted=fitted, run=stored)
@@ -122,6 +128,11 @@ def layered(
             tree = _merged(tree, fitted)
         if "transport" in _section(layer, "sampler"):
             raise ValueError("sampler.transport is that of the objective: set objective.transport")
+        solver = _section(layer, "sampler").get("solver")
+        below = tree.get("sampler", {})
+        if solver is not None and str(solver) != below.get("solver"):
+            # As with a class: what another solver does not read is not carried over.
+            tree["sampler"] = {k: v for k, v in below.items() if k in ("steps", "grid", "restart")}
         tree = _merged(tree, layer)
     for name, section in to_dict(Config()).items():  # settings of the class that is the default
         if "class_path" in section and class_and_settings(tree[name])[0] is None:
@@ -233,7 +244,7 @@ def _start(layers: list[Layer]) -> Config | None:
 def _of_run(fitted: Layer, run: Layer) -> Layer:
     """The settings of ``fitted`` as a run has them."""
     return {
-        section: run[section] if section == "model" else {key: run[section][key] for key in part}
+        section: run[section] if section in _CHOICES else {key: run[section][key] for key in part}
         for section, part in fitted.items()
     }
 

@@ -59,6 +59,13 @@ def _jumps(source: str) -> Recipe:
     return _from(source, sampler__steps=2, sampler__solver="jump", **settings)
 
 
+def _heun(source: str, steps: int) -> Recipe:
+    """EDM's sampler between its noise levels 80 and 0.002."""
+    grid = {"sampler__grid__spacing": "karras", "sampler__grid__gap": (0.0, 0.01356)}
+    own = {"sampler__solver": "heun", "sampler__variable": "noise"}
+    return _from(source, sampler__steps=steps, **own, **grid)
+
+
 def _renoised(source: str, solver: str, start: float, middle: float) -> Recipe:
     """Two maps to the data with fresh noise between (arXiv 2303.01469, algorithm 1).
 
@@ -78,7 +85,21 @@ _TWINFLOW = "inclusionAI/TwinFlow"
 _FASTGEN = "NVlabs/FastGen configs"
 _OWN_SAMPLES = "ours: the public code samples the network itself"
 
+_SCT = f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py"
+_SCD = f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py"
+_SIGMA_0_8 = _renoised("NVlabs/FastGen, the same two files: sigma 0.821", "ucgm", 0.004, 0.652)
+_STUDY = "ours: docs/results/recipe.md"
+
 RECIPES: dict[str, Recipe] = {
+    "multi_step": _from(
+        _STUDY,
+        train__grad_clip=1.0,
+        sampler__steps=16,
+        sampler__solver="adams",
+        sampler__extrapolation=0.5,
+        sampler__grid__gap=(0.0, 0.0),
+    ),
+    "few_step": _from(_STUDY, train__grad_clip=1.0) | _renoised(_STUDY, "jump", 0.0, 0.5),
     "ddpm": _adam("facebookresearch/DiT train.py", 1e-4, 0.999, 256),
     "v_prediction": _adam(
         "google-research/diffusion_distillation config/cifar_base.py",
@@ -93,14 +114,7 @@ RECIPES: dict[str, Recipe] = {
     "edm": _adam(
         "NVlabs/edm train.py", 1e-3, 0.999, 512, ema__decay=0.99929, optimizer__warmup_steps=19_531
     )
-    | _from(
-        "NVlabs/edm README (CIFAR-10), generate.py: 80 to 0.002",
-        sampler__steps=18,
-        sampler__solver="heun",
-        sampler__variable="noise",
-        sampler__grid__spacing="karras",
-        sampler__grid__gap=(0.0, 0.01356),
-    ),
+    | _heun("NVlabs/edm README (CIFAR-10), generate.py: 80 to 0.002", 18),
     "edm2": _adam(
         "NVlabs/edm2 train_edm2.py, training_loop.py, phema.py",
         2e-4,
@@ -112,14 +126,7 @@ RECIPES: dict[str, Recipe] = {
         optimizer__reference_steps=70_000,
     )
     | _from(_LR_EDM2, optimizer__lr=2e-4)
-    | _from(
-        "NVlabs/edm2 generate_images.py",
-        sampler__steps=32,
-        sampler__solver="heun",
-        sampler__variable="noise",
-        sampler__grid__spacing="karras",
-        sampler__grid__gap=(0.0, 0.01356),
-    ),
+    | _heun("NVlabs/edm2 generate_images.py", 32),
     "flow_matching": _adam("willisma/SiT train.py", 1e-4, 0.999, 256),
     # Their clock is ours reversed, so their shift of 0.3 is 1 / 0.3.
     "lightningdit": _adam(
@@ -152,14 +159,8 @@ RECIPES: dict[str, Recipe] = {
     "ucgm_paper": _adam(f"{_UCGM}/training_multi_steps", 2e-4, 0.95, 1024, ema__target_decay=0.999),
     "ect": _adam("locuslab/ect run_ecm.sh, ct_train.py", 1e-4, 0.999, 128, name="radam")
     | _renoised("locuslab/ect ct_eval.py: sigma 80 and 0.821", "ucgm", 0.0, 0.575),
-    "scm": _adam(f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(
-        f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
-    ),
-    "scd": _adam(f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py", 1e-4, 0.99, 512, name="radam")
-    | _renoised(
-        f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652
-    ),
+    "scm": _adam(_SCT, 1e-4, 0.99, 512, name="radam") | _SIGMA_0_8,
+    "scd": _adam(_SCD, 1e-4, 0.99, 512, name="radam") | _SIGMA_0_8,
     "meanflow": _adam(_MEANFLOW, 1e-4, 0.95, 256)
     | _jumps(f"{_FASTGEN}/experiments/DiT/config_mf_b.py: 0.5"),
     # 200 epochs of 48 steps.

@@ -21,7 +21,7 @@ from ucgm.data.sources.listing import open_source
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.values import Side
 
-_LOOKED_AT = 16  # images of a set that are read before it begins
+_LOOKED_AT = 64  # images of a set that are read before it begins
 
 
 class ImageDataset(Dataset):
@@ -76,18 +76,23 @@ class ImageDataset(Dataset):
         """(B, C, H, W) uint8 to float32 in [-1, 1]."""
         return from_uint8(stored)
 
-    def describe(self) -> str:
-        """Lines for the log; what was left out, and whether the images are as grey as they look."""
-        lines = [super().describe(), *([self.source.note] if self.source.note else [])]
+    def coloured(self) -> list[bool]:
+        """Whether images have colours, of a few that are spread over the set."""
         spread = []
         for item in np.linspace(0, len(self) - 1, min(_LOOKED_AT, len(self))).astype(int):
             with contextlib.suppress(UnreadableImage, OSError):
                 spread.append(np.ptp(read_image(self.source.content_of(item), 8), axis=0).max())
-        grey = sum(bool(width <= 2) for width in spread)  # JPEG rounds
-        if grey == len(spread) > 0 and self.shape[0] == 3:
-            lines.append(f"{grey} of {grey} images looked at are grey: data.channels 1 would do")
-        if grey < len(spread) and self.shape[0] == 1:
-            lines.append(f"{len(spread) - grey} of {len(spread)} images looked at have colours")
+        return [bool(width > 2) for width in spread]  # JPEG rounds
+
+    def describe(self) -> str:
+        """Lines for the log; what was left out, and whether the images are as grey as they look."""
+        lines = [super().describe(), *([self.source.note] if self.source.note else [])]
+        found = self.coloured()
+        if found and not any(found) and self.shape[0] == 3:
+            count = f"{len(found)} of {len(found)}"
+            lines.append(f"{count} images looked at are grey: data.channels 1 would do")
+        if any(found) and self.shape[0] == 1:
+            lines.append(f"{sum(found)} of {len(found)} images looked at have colours")
         return "\n  ".join(lines)
 
 
@@ -100,7 +105,7 @@ class Images(DataConfig):
     size: Side = 64
     """side of the square in pixels; the crop is that of ADM."""
     channels: Literal[1, 3] = 3
-    """3 for RGB, 1 for grey."""
+    """3 for RGB, 1 for grey; `ucgm train` takes 1 where the images it looks at are grey."""
     flips: bool | None = None
     """show half of the samples mirrored; null: unless every class is named by one letter or digit,
     which a flip would change."""
