@@ -173,8 +173,8 @@ def write_table(arguments: argparse.Namespace) -> str:
             continue
         config, _ = training_config([layer_of(row, None, arguments.steps, 0)], None)
         own = config.sampler.steps
-        cells = [_cell([t[n]["fid"] for t in found if n in t]) for n in (*STEPS, own)]
-        right = _cell([t[own]["accuracy"] for t in found if own in t])
+        cells = [cell([t[n]["fid"] for t in found if n in t]) for n in (*STEPS, own)]
+        right = cell([t[own]["accuracy"] for t in found if own in t])
         start = row.init or "scratch"
         shown = " | ".join([name, start, *cells[:-1], str(own), cells[-1], right, str(len(found))])
         lines.append(f"| {shown} |")
@@ -185,10 +185,11 @@ def write_table(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
+def cell(values: list[float], digits: int = 3) -> str:
+    """Mean and standard deviation, as far as there are values."""
     if len(values) < 2:
-        return f"{values[0]:.3f}" if values else ""
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return f"{values[0]:.{digits}f}" if values else ""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

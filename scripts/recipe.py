@@ -1,13 +1,13 @@
 """What the defaults are worth, and which part of them: a study with one change at a time.
 
     python scripts/recipe.py digits [ROW ...] [--second FILE]
-    python scripts/recipe.py NAME [ROW ...] --data TRAIN TEST --features FILE [--second FILE] ...
+    python scripts/recipe.py NAME [ROW ...] --data TRAIN TEST --side 28 --features FILE ...
 
-The rows of ROWS; all of one set have the same network, batch and steps.  FILE is the weights of a
-classifier by scripts/train_classifier.py; FID is in its feature space, 10,000 samples to the
-training images.  The second classifier sees the same samples.  The noise floor is the FID of as
-many draws from the training images themselves, and the excess of a row is what it has above that.
-The tables go to the part NAME of docs/results/recipe.md; running again continues what is
+The rows of ROWS; all under one NAME have the same images, network, batch and steps.  FILE is the
+weights of a classifier by scripts/train_classifier.py; FID is in its feature space, 10,000 samples
+to the training images.  The second classifier sees the same samples.  The noise floor is the FID of
+as many draws from the training images themselves, and the excess of a row is what it has above
+that.  The tables go to the part NAME of docs/results/recipe.md; running again continues what is
 unfinished.
 """
 
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from digits_presets import cell
 
-from ucgm.data import Digits, Images, to_uint8
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.extractors import Extractor, open_extractor
+from ucgm.evaluation.image_sets import DatasetImages
 from ucgm.evaluation.metrics import frechet_distance, moments_of
+from ucgm.evaluation.references import statistics_of
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
+from ucgm.runs.config import read_config
 from ucgm.runs.layers import training_config
 from ucgm.training.loop import train
 
@@ -46,19 +49,18 @@ def multi(**changes: Settings) -> Row:
     return Row({"objective": {"preset": "multi_step", **changes.pop("objective", {})}, **changes})
 
 
-def few(init: str = "multi_step", **changes: Settings) -> Row:
-    """Our default for few steps."""
+def few(**changes: Settings) -> Row:
+    """Our default for few steps, with changes by section."""
     objective = {"preset": "few_step", **changes.pop("objective", {})}
-    return Row({"objective": objective, **changes}, init)
+    return Row({"objective": objective, **changes}, "multi_step")
 
 
 # What a good user of the published presets typed before this study.
-EULER = {"steps": 8, "grid": {"gap": [0.0, 0.0]}}
 PLAIN = {
     "objective": {"preset": "flow_matching", "time_law": {"class_path": "LogitNormal"}},
     "optimizer": {"lr": 2e-3, "betas": [0.9, 0.95], "warmup_steps": 100, "schedule": "cosine"},
     "ema": {"decay": 0.999},
-    "sampler": EULER,
+    "sampler": {"steps": 8, "grid": {"gap": [0.0, 0.0]}},
 }
 TUNED = {
     "objective": {
@@ -191,22 +193,14 @@ def run(study: Study, name: str, seed: int) -> Path:
 
 def floor(study: Study, extractor: Extractor) -> float:
     """FID of 10,000 draws from the training images, mean of five."""
-    data = (Digits() if study.data is None else Images(**study.data["init_args"])).open()
-    x, _ = data.__getitems__(range(len(data)))
-    rows = torch.cat([extractor(part)["features"] for part in to_uint8(x).split(500)])
-    whole, generator = moments_of(rows), torch.Generator().manual_seed(0)
-    found = []
+    config = read_config(next(study.folder.glob("*/seed*/config.yaml")))
+    real = statistics_of(DatasetImages(config.data.open()), extractor)
+    rows, whole = real.rows("features"), real.moments["features"]
+    generator, found = torch.Generator().manual_seed(0), []
     for _ in range(5):
         picked = torch.randint(len(rows), (10_000,), generator=generator)
         found.append(frechet_distance(moments_of(rows[picked]), whole))
     return statistics.mean(found)
-
-
-def cell(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.4f}" if values else ""
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
 def scores_of(study: Study, name: str, key: str) -> list[dict[int, float]]:
@@ -231,13 +225,13 @@ def tables(study: Study, prefix: str, least: float) -> list[str]:
         found = scores_of(study, name, f"{prefix}fid")
         if not found:
             continue
-        cells = [cell([scores[n] for scores in found if n in scores]) for n in steps]
+        cells = [cell([scores[n] for scores in found if n in scores], 4) for n in steps]
         held = [min(scores.values()) for scores in scores_of(study, name, f"{prefix}fid_heldout")]
         judged = (4, 8, 16) if row.init is None else FEW_STEPS
         right = [
             scores[n] for scores in scores_of(study, name, f"{prefix}accuracy") for n in judged
         ]
-        ends = [cell(held), f"{min(right):.3f}", str(len(found))]
+        ends = [cell(held, 4), f"{min(right):.3f}", str(len(found))]
         lines.append(f"| {name} | {' | '.join([*cells, *ends])} |")
     lines += ["", f"Noise floor {least:.4f}. Excess over it, ours over the other's (means):", ""]
     for ours, other, judged in (
@@ -270,6 +264,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--data", nargs=2, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--side", type=int, default=32, help="of these images, in pixels")
     parser.add_argument("--features")
     parser.add_argument("--second")
     parser.add_argument("--size", default="T/2")
@@ -286,7 +281,9 @@ def main() -> None:
     if asked.data:
         data = {
             "class_path": "Images",
-            "init_args": {"path": asked.data[0], "held_out_path": asked.data[1]},
+            "path": asked.data[0],
+            "held_out_path": asked.data[1],
+            "size": asked.side,
         }
     metrics = MetricConfig(("fid", "fid_heldout", "accuracy"), tuple(extractors), tuple(weights))
     study = Study(
@@ -309,8 +306,8 @@ def main() -> None:
         lines += [f"Judge: {extractor.name}, {extractor.note}.", ""]
         prefix = "" if len(lines) == 2 else f"{extractor.name}."
         lines += [*tables(study, prefix, floor(study, extractor)), ""]
-    write_page(study, lines)
     print("\n".join(lines))
+    write_page(study, lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A small classifier of any image folder, whose features make a FID without a download.
 
-    python scripts/train_classifier.py TRAIN TEST --out FILE [--network convolutions|attention]
+    python scripts/train_classifier.py TRAIN TEST --side 28 --out FILE [--network attention]
 
 TRAIN and TEST: folders or zips of class folders, or ``digits``, the embedded scans.  Shifts by a
 sixteenth of the side and, where mirroring keeps the class, flips; label smoothing 0.1; AdamW with a
@@ -106,23 +106,29 @@ def build(weights):
     )
 
 
-def images_of(where, split):
+def images_of(where, split, side, channels=None):
     """uint8 images (N, C, S, S), labels (N,) and the names of the classes."""
-    data = (Digits(split) if where == "digits" else Images(where, flips=False)).open()
+    data = (Digits(split) if where == "digits" else Images(where, side, flips=False)).open()
+    if where != "digits":
+        channels = channels or data.channels_that_fit()
+        data = Images(where, side, channels, flips=False).open()
     x, labels = data.__getitems__(range(len(data)))
     return to_uint8(x), labels, data.class_names
 
 
-def moved(images, generator, flips):
-    """The images, shifted by up to a sixteenth of the side; with ``flips`` half are mirrored."""
-    count, size = len(images), images.shape[3]
-    most = max(1, size // 16)
-    padded = F.pad(images.float(), (most,) * 4, mode="replicate").to(torch.uint8)
-    top, left = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator)
-    line = torch.arange(size)
-    turned = (torch.rand(count, 1, generator=generator) < 0.5) & flips
+def moved(images, generator, flips, most=None, border="replicate"):
+    """The images, shifted by up to ``most`` pixels; with ``flips`` half are mirrored.
+
+    ``most`` is a sixteenth of the side where it is None; ``border`` is what is shifted in.
+    """
+    count, size, device = len(images), images.shape[3], images.device
+    most = most or max(1, size // 16)
+    padded = F.pad(images.float(), (most,) * 4, mode=border).to(torch.uint8)
+    top, left = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator, device=device)
+    line = torch.arange(size, device=device)
+    turned = (torch.rand(count, 1, generator=generator, device=device) >= 0.5) & flips
     columns = left + torch.where(turned, size - 1 - line, line)
-    rows = torch.arange(count)[:, None, None]
+    rows = torch.arange(count, device=device)[:, None, None]
     return padded[rows, :, (top + line)[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
@@ -161,12 +167,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train")
     parser.add_argument("test")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--out", required=True)
     parser.add_argument("--network", choices=NETWORKS, default="convolutions")
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
-    images, labels, names = images_of(options.train, "train")
+    images, labels, names = images_of(options.train, "train", options.side)
     arguments = (options.network, images.shape[1], images.shape[3], int(labels.max()) + 1)
+    test = images_of(options.test, "test", options.side, images.shape[1])
     torch.manual_seed(0)
     network = Classifier(*arguments).to(best_device())
     train(network, images, labels, options.epochs, flips_fit(names))
@@ -175,7 +183,7 @@ def main():
     made = {
         "arguments": arguments,
         "accuracy_train": accuracy,
-        "accuracy_test": outputs(network, *images_of(options.test, "test")[:2])[1],
+        "accuracy_test": outputs(network, *test[:2])[1],
         "images": len(labels),
         "epochs": options.epochs,
     }

@@ -29,7 +29,7 @@ train_for() {
 step ucgm encode "$train_images" --vae identity --size 32 --num-workers 8 --out "$out/train"
 step ucgm encode "$test_images" --vae identity --size 32 --num-workers 8 --out "$out/test"
 weights=$out/classifier.safetensors
-step "$python" scripts/gpu/cifar10_classifier.py "$out/train" "$out/test" --out "$weights" ${EPOCHS:+--epochs "$EPOCHS"}
+step "$python" -m scripts.gpu.cifar10_classifier "$out/train" "$out/test" --out "$weights" ${EPOCHS:+--epochs "$EPOCHS"}
 features=(--extractor scripts.gpu.cifar10_classifier:build --extractor-weights "$weights")
 step ucgm reference "$train_images" "$out/reference_train.npz" --size 32 "${features[@]}"
 step ucgm reference "$test_images" "$out/reference_test.npz" --size 32 "${features[@]}"

@@ -1,6 +1,6 @@
 """A classifier of CIFAR-10 whose features make a FID for 32x32 images without any download.
 
-    python scripts/gpu/cifar10_classifier.py TRAIN TEST --out FILE
+    python -m scripts.gpu.cifar10_classifier TRAIN TEST --out FILE
 
 TRAIN and TEST are folders of ``ucgm encode --vae identity --size 32``.  Half a minute on a GPU.
 Random crops and flips, label smoothing 0.1, SGD with a one-cycle schedule; the last weights are
@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from scripts.train_classifier import moved, outputs
 from ucgm.data import Latents
 from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.extractors import Extractor
@@ -99,24 +100,6 @@ def images_of(folder, device):
     return stored.to(device), labels.to(device)
 
 
-def cropped(images, generator):
-    """Each image shifted by up to 4 pixels (reflected at the border) and mirrored by chance."""
-    count, device = len(images), images.device
-    padded = F.pad(images.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
-    top, left = torch.randint(0, 9, (2, count, 1), generator=generator, device=device)
-    line = torch.arange(32, device=device)
-    columns = left + torch.where(
-        torch.rand(count, 1, generator=generator, device=device) < 0.5, line, 31 - line
-    )
-    picked = padded[
-        torch.arange(count, device=device)[:, None, None],
-        :,
-        (top + line)[:, :, None],
-        columns[:, None],
-    ]
-    return picked.permute(0, 3, 1, 2)
-
-
 def train(images, labels, epochs, batch_size=500):
     torch.manual_seed(0)
     device = images.device
@@ -131,7 +114,7 @@ def train(images, labels, epochs, batch_size=500):
         order = torch.randperm(len(labels), generator=generator, device=device)
         for rows in order[: len(labels) // batch_size * batch_size].split(batch_size):
             with torch.autocast(device.type, torch.bfloat16):
-                logits = network(cropped(images[rows], generator))["logits"]
+                logits = network(moved(images[rows], generator, True, 4, "reflect"))["logits"]
             loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -139,13 +122,6 @@ def train(images, labels, epochs, batch_size=500):
             schedule.step()
         print(f"epoch {epoch + 1}/{epochs}  loss {loss.item():.3f}", flush=True)
     return network.eval()
-
-
-@torch.no_grad()
-def outputs(network, images, labels):
-    parts = [network(part) for part in images.split(500)]
-    features, logits = (torch.cat([p[name] for p in parts]) for name in ("features", "logits"))
-    return features, (logits.argmax(1) == labels).float().mean().item()
 
 
 def main():
@@ -159,7 +135,7 @@ def main():
     images, labels = images_of(options.train, device)
     network = train(images, labels, options.epochs)
     features, accuracy_train = outputs(network, images, labels)
-    network.scale.copy_((FEATURES / moments_of(features.cpu()).covariance.trace()).sqrt())
+    network.scale.copy_((FEATURES / moments_of(features).covariance.trace()).sqrt())
     _, accuracy_test = outputs(network, *images_of(options.test, device))
     metadata = {
         "accuracy_train": f"{accuracy_train:.4f}",
