@@ -66,6 +66,11 @@ def test_grey_images_and_what_is_left_out_are_said(tmp_path):
     colour = images(tmp_path / "colour", ("cat", "dog"), grey=False)
     assert len(Images(str(colour), 8).open().describe().splitlines()) == 1
     assert "2 of 2 images looked at have colours" in Images(str(colour), 8, 1).open().describe()
+    damaged = tmp_path / "damaged" / "cat"
+    damaged.mkdir(parents=True)
+    (damaged / "0.png").write_bytes(b"not an image")
+    fits = [Images(str(path), 8).open().channels_that_fit() for path in (grey, colour, damaged)]
+    assert fits == [1, 3, 3]  # of what cannot be read nothing is known
 
 
 def test_a_description_lists_every_file_that_cannot_be_read(tmp_path, capsys):

@@ -47,7 +47,6 @@ def fitted_layer(
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
     length = config.train.steps if "train.steps" in given else length
-    warmup = min(1000, length // 20)
     layer: Layer = {
         "train": {
             "steps": length,
@@ -56,19 +55,18 @@ def fitted_layer(
             "preview_every": period,
             "checkpoint_every": period,
         },
-        "optimizer": {"lr": rate, "warmup_steps": 0 if tuning else warmup},
+        "optimizer": {"lr": rate, "warmup_steps": 0 if tuning else min(1000, length // 20)},
         "ema": {"decay": decay},
     }
-    grey = isinstance(dataset, ImageDataset) and not any(dataset.coloured())
-    if grey and not tuning and "data.channels" not in given:
+    open_choice = not tuning and "data.channels" not in given
+    if open_choice and isinstance(dataset, ImageDataset) and dataset.channels_that_fit() == 1:
         layer["data"] = {"channels": 1}
     if not (sized or tuning):
         layer["model"] = {"size": f"{size}/{patch}"}
     if config.objective.preset in DEFAULTS:
         model = config.model if sized or tuning else replace(config.model, **layer["model"])
         whole = config.train.sharding == "none"
-        layer["optimizer"] = _optimizer(model, whole, tuning)
-        layer["optimizer"]["warmup_steps"] = 0 if tuning else warmup
+        layer["optimizer"] |= _optimizer(model, whole, tuning)
         layer["ema"] = {"std": 0.1}
     return layer
 

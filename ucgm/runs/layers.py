@@ -67,9 +67,10 @@ def training_config(
     layers, stored = list(layers), None
     if run_dir is not None and (run_dir / "config.yaml").exists():
         stored = read_config(run_dir / "config.yaml")
-    if stored is not None and not any("preset" in _section(layer, "objective") for layer in layers):
+    objectives = [_section(layer, "objective") for layer in layers]
+    presets = [section["preset"] for section in objectives if "preset" in section]
+    if stored is not None and not presets:
         return layered(layers, stored), None
-    presets = [name for layer in layers if (name := _section(layer, "objective").get("preset"))]
     if not presets:
         layers = [{"objective": {"preset": DEFAULTS[0]}}, *layers]
     published = bool(presets) and str(presets[-1]) not in DEFAULTS
@@ -130,7 +131,7 @@ def layered(
             raise ValueError("sampler.transport is that of the objective: set objective.transport")
         solver = _section(layer, "sampler").get("solver")
         below = tree.get("sampler", {})
-        if solver is not None and str(solver) != below.get("solver"):
+        if solver is not None and isinstance(below, dict) and str(solver) != below.get("solver"):
             # As with a class: what another solver does not read is not carried over.
             tree["sampler"] = {k: v for k, v in below.items() if k in ("steps", "grid", "restart")}
         tree = _merged(tree, layer)

@@ -87,7 +87,7 @@ _OWN_SAMPLES = "ours: the public code samples the network itself"
 
 _SCT = f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py"
 _SCD = f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py"
-_SIGMA_0_8 = _renoised("NVlabs/FastGen, the same two files: sigma 0.821", "ucgm", 0.004, 0.652)
+_SIGMA_0_8 = _renoised(f"{_SCT}, config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652)
 _STUDY = "ours: docs/results/recipe.md"
 
 RECIPES: dict[str, Recipe] = {

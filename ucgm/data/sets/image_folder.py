@@ -21,8 +21,6 @@ from ucgm.data.sources.listing import open_source
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.values import Side
 
-_LOOKED_AT = 64  # images of a set that are read before it begins
-
 
 class ImageDataset(Dataset):
     """Image files as pixels in [-1, 1]."""
@@ -76,13 +74,18 @@ class ImageDataset(Dataset):
         """(B, C, H, W) uint8 to float32 in [-1, 1]."""
         return from_uint8(stored)
 
-    def coloured(self) -> list[bool]:
-        """Whether images have colours, of a few that are spread over the set."""
+    def coloured(self, looks: int = 16) -> list[bool]:
+        """Whether images have colours, of ``looks`` spread over the set that can be read."""
         spread = []
-        for item in np.linspace(0, len(self) - 1, min(_LOOKED_AT, len(self))).astype(int):
+        for item in np.linspace(0, len(self) - 1, min(looks, len(self))).astype(int):
             with contextlib.suppress(UnreadableImage, OSError):
                 spread.append(np.ptp(read_image(self.source.content_of(item), 8), axis=0).max())
         return [bool(width > 2) for width in spread]  # JPEG rounds
+
+    def channels_that_fit(self) -> Literal[1, 3]:
+        """1 where images were looked at and all were grey, otherwise 3."""
+        found = self.coloured(64)
+        return 1 if found and not any(found) else 3
 
     def describe(self) -> str:
         """Lines for the log; what was left out, and whether the images are as grey as they look."""
