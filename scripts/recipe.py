@@ -2,8 +2,10 @@
 
     python scripts/recipe.py digits [ROW ...] [--second FILE]
     python scripts/recipe.py NAME [ROW ...] --data TRAIN TEST --side 28 --features FILE ...
+    python scripts/recipe.py NAME --search --data TRAIN TEST --seeds 0 ...
 
-The rows of ROWS; all under one NAME have the same images, network, batch and steps.  FILE is the
+The rows of ROWS, by default those that are compared, with --search all of SEARCH; all under one
+NAME have the same images, network, batch and steps.  FILE is the
 weights of a classifier by scripts/train_classifier.py; FID is in its feature space, 10,000 samples
 to the training images.  The second classifier sees the same samples.  The noise floor is the FID of
 as many draws from the training images themselves, and the excess of a row is what it has above
@@ -111,6 +113,8 @@ ROWS: dict[str, Row] = {
     "unguided": few(objective={"enhancement_ratio": 1.0}),
     "few_muon": few(optimizer={"name": "muon"}),
     "few_rate_half": few(optimizer={"lr": 5e-4}),
+    "few_rate_twice": few(optimizer={"lr": 2e-3}),
+    "few_more_guidance": few(objective={"enhancement_ratio": 1.3}),
     "no_anchor": few(objective={"flow_anchor": 0.0, "destination": pair(0.25, 0.75)}),
     "plain_step": few(objective={"step_rule": "one", "clamp": None}),
     "normalized": few(objective={"clamp": None, "normalize": 0.1}),
@@ -139,6 +143,15 @@ ROWS: dict[str, Row] = {
 }
 """The first five are the defaults and what they are compared with."""
 
+SEARCH = (
+    *("multi_step", "adamw", "adamw_rate_4", "rate_half", "rate_twice", "average_short"),
+    *("average_long", "late_times", "wide_times", "uniform_times", "data_prediction"),
+    *("no_label_dropout", "enhanced_target"),
+    *("few_step", "few_rate_half", "few_rate_twice", "unguided", "few_more_guidance", "one_time"),
+    "average_velocity",
+)
+"""Rows of a search for the best settings of a folder."""
+
 
 class Study(NamedTuple):
     """A set of images with its networks, lengths and judges."""
@@ -149,6 +162,9 @@ class Study(NamedTuple):
     batch: int
     steps: int
     tuning_steps: int
+    multi: tuple[int, ...]
+    few: tuple[int, ...]
+    samples: int
     metrics: MetricConfig
     folder: Path
 
@@ -181,8 +197,8 @@ def run(study: Study, name: str, seed: int) -> Path:
     if not (report / "benchmark.json").exists():
         benchmark(
             str(folder),
-            list(MULTI_STEPS if init is None else FEW_STEPS),
-            num_images=10_000,
+            list(study.multi if init is None else study.few),
+            num_images=study.samples,
             settings=SamplingConfig(seed=seed),
             metrics_config=study.metrics,
             out_dir=report,
@@ -192,13 +208,13 @@ def run(study: Study, name: str, seed: int) -> Path:
 
 
 def floor(study: Study, extractor: Extractor) -> float:
-    """FID of 10,000 draws from the training images, mean of five."""
+    """FID of as many draws from the training images, mean of five."""
     config = read_config(next(study.folder.glob("*/seed*/config.yaml")))
     real = statistics_of(DatasetImages(config.data.open()), extractor)
     rows, whole = real.rows("features"), real.moments["features"]
     generator, found = torch.Generator().manual_seed(0), []
     for _ in range(5):
-        picked = torch.randint(len(rows), (10_000,), generator=generator)
+        picked = torch.randint(len(rows), (study.samples,), generator=generator)
         found.append(frechet_distance(moments_of(rows[picked]), whole))
     return statistics.mean(found)
 
@@ -218,7 +234,7 @@ def tables(study: Study, prefix: str, least: float) -> list[str]:
         prefix: of the judge's scores.
         least: its noise floor.
     """
-    steps = sorted({*MULTI_STEPS, *FEW_STEPS})
+    steps = sorted({*study.multi, *study.few})
     head = ["row", *(f"{n}" for n in steps), "held-out, best", "accuracy from", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name, row in ROWS.items():
@@ -227,11 +243,12 @@ def tables(study: Study, prefix: str, least: float) -> list[str]:
             continue
         cells = [cell([scores[n] for scores in found if n in scores], 4) for n in steps]
         held = [min(scores.values()) for scores in scores_of(study, name, f"{prefix}fid_heldout")]
-        judged = (4, 8, 16) if row.init is None else FEW_STEPS
-        right = [
-            scores[n] for scores in scores_of(study, name, f"{prefix}accuracy") for n in judged
-        ]
-        ends = [cell(held, 4), f"{min(right):.3f}", str(len(found))]
+        judged = [n for n in study.multi if n >= 4] if row.init is None else study.few
+        right = "-"
+        if "accuracy" in study.metrics.metrics:
+            every = scores_of(study, name, f"{prefix}accuracy")
+            right = f"{min(scores[n] for scores in every for n in judged):.3f}"
+        ends = [cell(held, 4), right, str(len(found))]
         lines.append(f"| {name} | {' | '.join([*cells, *ends])} |")
     lines += ["", f"Noise floor {least:.4f}. Excess over it, ours over the other's (means):", ""]
     for ours, other, judged in (
@@ -245,6 +262,29 @@ def tables(study: Study, prefix: str, least: float) -> list[str]:
         for n in judged:
             one, two = (statistics.mean(scores[n] for scores in found) - least for found in pair)
             lines.append(f"- {ours} over {other} at {n}: {one / two:.2f}")
+    return [*lines, *searched(study, prefix)]
+
+
+def searched(study: Study, prefix: str) -> list[str]:
+    """Lines of a search: FID of each default over that of the best row."""
+    lines = []
+    for ours, judged in (("multi_step", study.multi), ("few_step", study.few)):
+        rows = {
+            name: found
+            for name, row in ROWS.items()
+            if name in SEARCH
+            and row.init == ROWS[ours].init
+            and (found := scores_of(study, name, f"{prefix}fid"))
+        }
+        if len(rows) < 3 or ours not in rows:
+            continue
+        for n in judged:
+            means = {name: statistics.mean(s[n] for s in found) for name, found in rows.items()}
+            best = min(means, key=means.__getitem__)
+            lines.append(
+                f"- {ours} at {n}: FID {means[ours] / means[best]:.2f} times that of the best of "
+                f"{len(rows)} rows, {best}"
+            )
     return lines
 
 
@@ -272,6 +312,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--tuning-steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--multi", type=int, nargs="+", default=MULTI_STEPS, help="steps sampled")
+    parser.add_argument("--few", type=int, nargs="+", default=FEW_STEPS, help="the same, tuned")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--one-class", action="store_true", help="no conditional accuracy")
+    parser.add_argument("--search", action="store_true")
     parser.add_argument("--out-dir", type=Path, default=Path("runs/recipe"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -285,7 +330,8 @@ def main() -> None:
             "held_out_path": asked.data[1],
             "size": asked.side,
         }
-    metrics = MetricConfig(("fid", "fid_heldout", "accuracy"), tuple(extractors), tuple(weights))
+    scores = ("fid", "fid_heldout", "accuracy")[: 2 if asked.one_class else 3]
+    metrics = MetricConfig(scores, tuple(extractors), tuple(weights))
     study = Study(
         asked.name,
         data,
@@ -293,10 +339,13 @@ def main() -> None:
         asked.batch,
         asked.steps,
         asked.tuning_steps,
+        tuple(asked.multi),
+        tuple(asked.few),
+        asked.samples,
         metrics,
         asked.out_dir / asked.name,
     )
-    names = asked.rows or list(ROWS)[:5]
+    names = asked.rows or (SEARCH if asked.search else list(ROWS)[:5])
     for seed in asked.seeds:
         for name in names:
             run(study, name, seed)
