@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--data", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--side", type=int, default=32, help="of these images, in pixels")
+    parser.add_argument("--grey", action="store_true", help="one channel, which ours find alone")
     parser.add_argument("--features")
     parser.add_argument("--second")
     parser.add_argument("--size", default="T/2")
@@ -330,6 +331,7 @@ def main() -> None:
             "held_out_path": asked.data[1],
             "size": asked.side,
         }
+        data |= {"channels": 1} if asked.grey else {}
     scores = ("fid", "fid_heldout", "accuracy")[: 2 if asked.one_class else 3]
     metrics = MetricConfig(scores, tuple(extractors), tuple(weights))
     study = Study(
