@@ -105,6 +105,11 @@ ROWS: dict[str, Row] = {
     "wide_times": multi(objective=law(0.0, 1.5)),
     "uniform_times": multi(objective={"time_law": "Uniform"}),
     "data_prediction": multi(model={"convention": "jit"}),
+    "data_late": multi(objective=law(0.5, 1.0), model={"convention": "jit"}),
+    "data_later": multi(objective=law(1.0, 1.0), model={"convention": "jit"}),
+    "data_late_twice": multi(
+        objective=law(0.5, 1.0), model={"convention": "jit"}, optimizer={"lr": 2e-2}
+    ),
     "cosine_loss": multi(objective={"cosine_loss": True}),
     "pseudo_huber": multi(objective={"pseudo_huber_c": 0.1}),
     "no_label_dropout": multi(objective={"label_dropout": 0.0}),
@@ -146,7 +151,7 @@ ROWS: dict[str, Row] = {
 SEARCH = (
     *("multi_step", "adamw", "adamw_rate_4", "rate_half", "rate_twice", "average_short"),
     *("average_long", "late_times", "wide_times", "uniform_times", "data_prediction"),
-    *("no_label_dropout", "enhanced_target"),
+    *("data_late", "data_later", "data_late_twice", "no_label_dropout", "enhanced_target"),
     *("few_step", "few_rate_half", "few_rate_twice", "unguided", "few_more_guidance", "one_time"),
     "average_velocity",
 )
