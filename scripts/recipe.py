@@ -194,8 +194,10 @@ def run(study: Study, name: str, seed: int) -> Path:
     }
     shared |= {} if study.data is None else {"data": study.data}
     shared |= {} if init else {"model": study.network}
-    layers = [{"objective": {"preset": row.settings["objective"]["preset"]}}, shared, row.settings]
-    config, _ = training_config(layers, folder)
+    objective = dict(row.settings["objective"])
+    preset = {"objective": {"preset": objective.pop("preset")}}
+    config, _ = training_config([preset, shared, row.settings | {"objective": objective}], folder)
+    assert config.train.global_batch == study.batch, config.train
     if not (folder / "checkpoints").exists():
         train(config, folder)
     report = folder / "report"

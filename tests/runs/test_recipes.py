@@ -291,3 +291,13 @@ def test_the_command_prints_all_and_refuses_what_is_none(capsys):
         assert "unknown preset 'rectified'; there are multi_step, ddpm, " in error
     main(["models", "DDT"])  # the first word is the name there, too
     assert "DDT-XL/2" in capsys.readouterr().out
+
+
+def test_a_batch_of_a_file_below_the_one_that_names_the_preset_is_kept(tmp_path):
+    """What is fitted lies above it, and is about what nobody gave."""
+    own = {"train": {"global_batch": 48, "checkpoint_every": 7}}
+    for name in (*DEFAULTS, "flow_matching"):
+        layers = [own, {"data": "Digits", "objective": {"preset": name}}]
+        config, fitted = training_config(layers, tmp_path / name)
+        assert (config.train.global_batch, config.train.checkpoint_every) == (48, 7)
+        assert fitted is not None and "global_batch" not in fitted["train"]

@@ -58,6 +58,8 @@ def fitted_layer(
         "optimizer": {"lr": rate, "warmup_steps": 0 if tuning else min(1000, length // 20)},
         "ema": {"decay": decay},
     }
+    # Whatever file gives a length, a batch or a period means it, also one below the preset.
+    layer["train"] = {k: v for k, v in layer["train"].items() if f"train.{k}" not in given}
     open_choice = not tuning and "data.channels" not in given
     if open_choice and isinstance(dataset, ImageDataset) and dataset.channels_that_fit() == 1:
         layer["data"] = {"channels": 1}
