@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "evaluate": ("ucgm.evaluation.evaluate", "evaluate"),
     "reference": ("ucgm.evaluation.evaluate", "make_reference"),
     "compare": ("ucgm.evaluation.compare", "compare_run"),
+    "condense": ("ucgm.condense.command", "condense"),
     "tune-sampler": ("ucgm.evaluation.tuning.tune", "tune_sampler"),
     "encode": ("ucgm.data.encoding.command", "encode_data"),
     "data": ("ucgm.data.encoding.check", "describe_data"),
@@ -144,4 +145,6 @@ def _call(command: str, words: list[str]) -> None:
         print(help_of_settings(Config))
         return
     module, name = _FUNCTIONS[command]
+    if command == "condense" and words[:1] == ["evaluate"]:
+        module, name, words = "ucgm.condense.evaluate", "evaluate_set", words[1:]
     call(getattr(importlib.import_module(module), name), f"ucgm {command}", words)

@@ -1,0 +1,92 @@
+"""Condensed sets by selector and size, each measured: the table of docs/results/condense.md.
+
+    python scripts/condense.py digits digits
+    python scripts/condense.py NAME DATA --held-out TEST --size 32
+
+Each is `ucgm condense` and `ucgm condense evaluate` on DATA; what is done is not done again.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+import torch
+
+from ucgm.condense import CondenseConfig
+from ucgm.condense.command import condense
+from ucgm.condense.evaluate import evaluate_set
+
+SETS = {
+    "realism (RDED's choice)": {"selector": "realism", "accept": False},
+    "k-means": {"selector": "kmeans"},
+    "interval": {"selector": "interval"},
+    "herding": {},
+    "mean matching of herded images": {"match": "mean"},
+}
+
+
+def cell(values):
+    """Mean and deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+
+
+def main():
+    """Condense, measure, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("data")
+    parser.add_argument("--held-out")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out-dir", type=Path, default=Path("runs/condense"))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for ipc in asked.ipc:
+        found = {}
+        for title, changes in SETS.items():
+            folder = asked.out_dir / asked.name / f"{ipc}-{title.split()[0]}"
+            if not folder.exists():
+                config = CondenseConfig(ipc=ipc, **changes)
+                where = {"held_out": asked.held_out, "size": asked.size}
+                condense(asked.data, str(folder), settings=config, **where)
+            result = folder / "evaluation.json"
+            if not result.exists():
+                evaluate_set(str(folder), seeds=asked.seeds)
+            found[title] = json.loads(result.read_text())["accuracy"]
+        lines += [
+            f"### {ipc} images per class",
+            "",
+            "| images | hard | soft | hard, perceptron | soft, perceptron |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        first = next(iter(found.values()))
+        for title, table, kind in (
+            ("all", first, "full"),
+            ("random", first, "random"),
+            *((title, table, "method") for title, table in found.items()),
+        ):
+            cells = [
+                cell(table[student][f"{kind} {labels}"])
+                if f"{kind} {labels}" in table[student]
+                else ""
+                for student in ("convolutions", "perceptron")
+                for labels in ("hard", "soft")
+            ]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append("")
+    print("\n".join(lines))
+    page = Path(__file__).parents[1] / "docs/results/condense.md"
+    start, end = f"<!-- {asked.name} -->\n", f"<!-- end of {asked.name} -->"
+    text = page.read_text()
+    block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    assert block.search(text), f"{page} has no part {asked.name}"
+    page.write_text(block.sub(lambda _: start + "\n".join(lines) + "\n" + end, text))
+
+
+if __name__ == "__main__":
+    main()
