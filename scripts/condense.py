@@ -8,11 +8,10 @@ Each is `ucgm condense` and `ucgm condense evaluate` on DATA; what is done is no
 
 import argparse
 import json
-import re
-import statistics
 from pathlib import Path
 
 import torch
+from tables import cell, write_part
 
 from ucgm.condense import CondenseConfig
 from ucgm.condense.command import condense
@@ -25,12 +24,6 @@ SETS = {
     "herding": {},
     "mean matching of herded images": {"match": "mean"},
 }
-
-
-def cell(values):
-    """Mean and deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
 
 
 def main():
@@ -71,7 +64,7 @@ def main():
             *((title, table, "method") for title, table in found.items()),
         ):
             cells = [
-                cell(table[student][f"{kind} {labels}"])
+                cell(table[student][f"{kind} {labels}"], 1)
                 if f"{kind} {labels}" in table[student]
                 else ""
                 for student in ("convolutions", "perceptron")
@@ -80,12 +73,7 @@ def main():
             lines.append(f"| {title} | {' | '.join(cells)} |")
         lines.append("")
     print("\n".join(lines))
-    page = Path(__file__).parents[1] / "docs/results/condense.md"
-    start, end = f"<!-- {asked.name} -->\n", f"<!-- end of {asked.name} -->"
-    text = page.read_text()
-    block = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
-    assert block.search(text), f"{page} has no part {asked.name}"
-    page.write_text(block.sub(lambda _: start + "\n".join(lines) + "\n" + end, text))
+    write_part("condense.md", asked.name, lines)
 
 
 if __name__ == "__main__":

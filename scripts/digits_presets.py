@@ -13,11 +13,11 @@ The table in docs/results/digits.md is made anew; what it shows is said there.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tables import cell
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.samples import SamplingConfig
@@ -183,13 +183,6 @@ def write_table(arguments: argparse.Namespace) -> str:
     after = rest.partition("\n\n")[2]
     page.write_text("\n".join([before, *lines, "", after]))
     return "\n".join(lines)
-
-
-def cell(values: list[float], digits: int = 3) -> str:
-    """Mean and standard deviation, as far as there are values."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}" if values else ""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ unfinished.
 
 import argparse
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from digits_presets import cell
+from tables import cell, write_part
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.extractors import Extractor, open_extractor
@@ -295,16 +294,6 @@ def searched(study: Study, prefix: str) -> list[str]:
     return lines
 
 
-def write_page(study: Study, lines: list[str]) -> None:
-    """Replace the tables of this set in the page."""
-    page = Path(__file__).parents[1] / "docs/results/recipe.md"
-    start, end = f"<!-- {study.name} -->\n", f"<!-- end of {study.name} -->"
-    text = page.read_text()
-    found = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
-    assert found.search(text), f"{page} has no part {study.name}"
-    page.write_text(found.sub(lambda _: start + "\n".join(lines) + "\n" + end, text))
-
-
 def main() -> None:
     """Train, measure, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -365,7 +354,7 @@ def main() -> None:
         prefix = "" if len(lines) == 2 else f"{extractor.name}."
         lines += [*tables(study, prefix, floor(study, extractor)), ""]
     print("\n".join(lines))
-    write_page(study, lines)
+    write_part("recipe.md", study.name, lines)
 
 
 if __name__ == "__main__":

@@ -61,16 +61,14 @@ def gather(pool: Pool, label: int, observer: Observer, config: CondenseConfig) -
             f"of {seen} that were looked at: lower ipc, raise max_rounds"
             + (", or take all with --accept false" if config.accept else "")
         )
-    patches, losses, features = (
-        torch.cat(values)
-        for values in (
-            [part.patches for part in parts],
-            [part.losses for part in parts],
-            [part.features for part in parts],
-        )
+    return Candidates(
+        torch.cat([part.patches for part in parts]),
+        torch.cat([part.losses for part in parts]),
+        torch.cat([part.features for part in parts]),
+        [name for part in parts for name in part.names],
+        seen,
+        kept,
     )
-    called = [name for part in parts for name in part.names]
-    return Candidates(patches, losses, features, called, seen, kept)
 
 
 def _judged(
@@ -124,7 +122,7 @@ def condense_pool(
     accuracy = observer.check(real, config.min_accuracy)
     classes = len(real.class_names)
     images, names, seen, accepted = [], [], 0, 0
-    progress = Progress(classes, "classes condensed, of all")
+    progress = Progress(classes, "condensing", unit="classes")
     for label in range(classes):
         found = gather(pool, label, observer, config)
         seen, accepted = seen + found.seen, accepted + found.accepted

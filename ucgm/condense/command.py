@@ -4,9 +4,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from ucgm.condense.build import condense_pool
 from ucgm.condense.condensed import CondensedSet
 from ucgm.condense.config import CondenseConfig
@@ -22,8 +19,7 @@ from ucgm.condense.pool import (
     Pool,
     RealImages,
     RealPool,
-    images_of,
-    open_real,
+    open_sets,
 )
 from ucgm.evaluation.extractors import open_extractor
 from ucgm.generation.command import open_run, protocol_of, samples_of_run
@@ -53,7 +49,8 @@ def condense(
     Args:
         source: digits, an npz, a folder or zip of class folders, hub:OWNER/NAME, or a run folder.
         out_dir: where the set goes; must not exist.
-        preset: default, or a published method, whose settings those that are given replace.
+        preset: default, or a published method, whose settings are replaced by those that differ
+            from the defaults.
         settings: how it is condensed.
         data: real images; those that a run was trained on when left out.
         held_out: real images that the evaluation tests on; those of the data set, or every fifth
@@ -75,19 +72,13 @@ def condense(
     with new_folder(Path(out_dir), "ucgm condense") as temporary:
         is_run = (Path(source) / "config.yaml").is_file()
         run = open_run(source, None, "ema", "cpu") if is_run else None
-        whole = (
-            images_of(run.config.data.open())
-            if run is not None and data is None
-            else open_real(data or source, size)
-        )
-        where = held_out or _held_out_of(source if run is None else whole.name)
-        real = whole if where is not None else whole.of(training_rows(whole.labels))
+        real, _ = open_sets(data or source, size, held_out)
         pools: list[Pool] = [] if run is None else [_samples_of(run, config.seed, steps)]
         pools += [RealPool(real, config.seed)] if mixed or run is None else []
         judge = _judge(run, real, observer, observer_weights, config.seed, observer_steps)
         facts = {
             "source": source,
-            "data": {"where": data or source, "size": size, "held_out": where},
+            "data": {"where": data or source, "size": size, "held_out": held_out},
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         found = condense_pool(Chained(pools), real, judge, config, facts)
@@ -137,16 +128,3 @@ def _say(found: CondensedSet, folder: Path) -> None:
         f"accepted), observer {found.observer.name} {said['observer']['accuracy']:.3f}, "
         f"{said['seconds']['all']:.1f} s\nset:     {folder}/images\npicture: {folder}/sheet.png"
     )
-
-
-def _held_out_of(where: str) -> str | None:
-    """Real images of the same kind that are not condensed, where the set has them."""
-    return "digits-test" if where in ("digits", "digits-train") else None
-
-
-def training_rows(labels: Tensor) -> Tensor:
-    """(N,) mask of labels (N,) without every fifth image of a class, which evaluation tests on."""
-    keep = torch.ones(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        keep[torch.nonzero(labels == label)[4::5, 0]] = False
-    return keep

@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ucgm.condense.command import training_rows
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.pool import RealImages, images_of, open_real
+from ucgm.condense.pool import RealImages, open_sets
 from ucgm.condense.students import (
     Architecture,
     Course,
@@ -38,25 +37,10 @@ from ucgm.condense.students import (
     teach,
 )
 from ucgm.data.pixels import from_uint8
-from ucgm.runs.config import read_config
 from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.processes import Progress
 
 ARCHITECTURES: tuple[Architecture, ...] = ("convolutions", "perceptron")
-
-
-def real_of(found: CondensedSet) -> tuple[RealImages, RealImages]:
-    """The real images that a set was made from, and those that it is tested on."""
-    said = found.manifest["data"]
-    run = Path(said["where"]) / "config.yaml"
-    if run.is_file():
-        train = images_of(read_config(run).data.open())
-    else:
-        train = open_real(said["where"], said["size"])
-    if said["held_out"] is not None:
-        return train, open_real(said["held_out"], train.shape[1], train.shape[0])
-    rows = training_rows(train.labels)
-    return train.of(rows), train.of(~rows)
 
 
 def score(alpha: float) -> float:
@@ -85,7 +69,8 @@ def evaluate_set(
         raise ValueError(f"seeds is {seeds}: it must be at least 1")
     path = Path(folder)
     found = CondensedSet.load(path)
-    train, test = real_of(found)
+    said = found.manifest["data"]
+    train, test = open_sets(said["where"], said["size"], said["held_out"])
     ipc = found.manifest["settings"]["ipc"]
     length = steps or 200 + 4 * ipc
     begin = time.perf_counter()
@@ -116,10 +101,10 @@ def _taught(
 ) -> dict[str, dict[str, list[float]]]:
     """Accuracies by architecture, and by images and labels, one per seed."""
     settings = found.manifest["settings"]
-    x, y, x_test = from_uint8(train.pixels), train.labels, from_uint8(test.pixels)
+    x, y = train.pixels, train.labels
     own, own_labels = found.decoded()
     jobs = len(ARCHITECTURES) * seeds * 7
-    progress = Progress(jobs, "students, of all")
+    progress = Progress(jobs, "teaching", unit="students")
     table: dict[str, dict[str, list[float]]] = {}
 
     def taught(
@@ -135,13 +120,13 @@ def _taught(
         course = Course(number, temperature=settings["temperature"], seed=2000 + seed)
         teach(student, images, labels, course, train.mirrored, soft, augmented)
         progress.add(1)
-        return accuracy(student, x_test, test.labels)
+        return accuracy(student, test.pixels, test.labels)
 
     for kind in ARCHITECTURES:
         columns = table[kind] = {}
         for seed in range(seeds):
             rows = _random_rows(y, settings["ipc"], seed)
-            few = x[rows], y[rows]
+            few = from_uint8(x[rows]), y[rows]
             random_soft = _soft_of(found, few[0], train.mirrored, seed)
             own_soft = found.soft or _soft_of(found, own, train.mirrored, seed)
             for name, value in {

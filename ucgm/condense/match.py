@@ -10,8 +10,6 @@ same random view of real and of synthetic images.  With a = 1/2 the root is
 |Phi_r - Phi_s| / sqrt(2).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,7 +78,7 @@ def _experts(real: RealImages, seed: int) -> list[tuple[dict[str, Tensor], dict[
         model = new_student("convolutions", real.shape, len(real.class_names), seed + k)
         first = {name: value.clone() for name, value in model.state_dict().items()}
         course = Course(150, seed=seed + k)
-        teach(model, from_uint8(real.pixels), real.labels, course, real.mirrored)
+        teach(model, real.pixels, real.labels, course, real.mirrored)
         pairs.append((first, {name: value.clone() for name, value in model.state_dict().items()}))
     return pairs
 
@@ -88,26 +86,25 @@ def _experts(real: RealImages, seed: int) -> list[tuple[dict[str, Tensor], dict[
 def _between(
     model: Classifier, pair: tuple[dict[str, Tensor], dict[str, Tensor]], share: float
 ) -> Classifier:
-    """The classifier with weights ``share`` of the way; batch norm by the batch's own moments."""
+    """A classifier in training mode with weights ``share`` of the way: batch norm goes by the
+    batch's own moments.
+    """
     first, last = pair
     mixed = {
         k: v if not v.is_floating_point() else torch.lerp(v, last[k], share)
         for k, v in first.items()
     }
     model.load_state_dict(mixed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.train()
-            module.momentum = 0.0
     return model.requires_grad_(False)
 
 
 def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tensor:
     """Pixels (N, C, H, W) uint8 of the set ``start`` after matching it to ``real``.
 
-    The real images are read ``48`` a class at a time, so memory does not grow with their number.
+    The real images are read ``REAL_BATCH`` a class at a time: beside their bytes, memory does not
+    grow with their number.
     """
-    classes, ipc = len(real.class_names), config.ipc
+    classes = len(real.class_names)
     pairs = _experts(real, config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     model = new_student("convolutions", real.shape, classes, config.seed)
@@ -119,7 +116,7 @@ def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tens
     sampler = FrequencySampler(config.frequencies)
     against = torch.optim.Adam(sampler.parameters(), 1e-3)
     rows = [torch.nonzero(real.labels == k)[:, 0] for k in range(classes)]
-    progress = Progress(config.match_steps, "matching, steps of all")
+    progress = Progress(config.match_steps, "matching", unit="steps")
     for _ in range(config.match_steps):
         pick = int(torch.randint(len(pairs), (), generator=generator))
         share = float(torch.rand((), generator=generator))
@@ -152,15 +149,14 @@ def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tens
             loss = characteristic_loss(found, made, w, config.amplitude)
         if config.calibration:
             logits = final(_seen(2 * pixels - 1, views))
-            wanted = torch.arange(classes).repeat_interleave(ipc)
-            loss = loss + config.calibration * functional.cross_entropy(logits, wanted)
+            loss = loss + config.calibration * functional.cross_entropy(logits, start.labels)
         moving.zero_grad()
         loss.backward()
         moving.step()
         with torch.no_grad():
             pixels.clamp_(0.0, 1.0)
         progress.add(1)
-    if not math.isfinite(float(loss.detach())):
+    if not torch.isfinite(loss):
         raise ValueError("matching diverged: lower match_lr")
     return to_uint8(2 * pixels.detach() - 1)
 

@@ -7,20 +7,22 @@ samples it thinks too well.
     logit_c(x) = -(1 / tau) mean_{t, z} ||F(x_t, t, c) - F_d||^2 / d      the same t, z for all c
 """
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ucgm.condense.pool import RealImages
 from ucgm.condense.students import Classifier, Course, new_student, teach
+from ucgm.data.latents.autoencoder import state_digest
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.evaluation.extractors import Extractor
+from ucgm.evaluation.metrics import conditional_accuracy
 from ucgm.runtime.reading import reading
 from ucgm.transport import Transport
 
@@ -66,7 +68,7 @@ class Observer(ABC):
         count = min(2000, len(images.labels))
         rows = torch.linspace(0, len(images.labels) - 1, count).long()
         logits = self.logits(from_uint8(images.pixels[rows]))
-        found = float((logits.argmax(1) == images.labels[rows]).double().mean())
+        found = conditional_accuracy(logits, images.labels[rows])
         if found < max(2 / classes, least):
             raise ValueError(
                 f"observer {self.name} is right about {found:.3f} of {images.name}, chance is "
@@ -88,10 +90,7 @@ class ClassifierObserver(Observer):
     def __init__(self, model: Classifier) -> None:
         self.model, self.num_classes = model, model.num_classes
         self.name = model.architecture
-        digest = hashlib.sha256()
-        for value in model.state_dict().values():
-            digest.update(value.contiguous().numpy().tobytes())
-        self.digest = digest.hexdigest()
+        self.digest = state_digest(model.state_dict())
 
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and features (B, d) of images (B, C, H, W)."""
@@ -107,13 +106,12 @@ class ClassifierObserver(Observer):
     @classmethod
     def load(cls, path: Path) -> "ClassifierObserver":
         """What :meth:`save` wrote."""
-        from safetensors import safe_open
-
         with reading(path), safe_open(path, framework="pt") as file:
             architecture, *numbers = (file.metadata() or {})["kind"].split()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         channels, height, width, classes = map(int, numbers)
         model = new_student(architecture, (channels, height, width), classes, 0)  # pyright: ignore
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(state)
         return cls(model.eval())
 
 
@@ -189,6 +187,6 @@ class DiffusionObserver(Observer):
 def taught_observer(images: RealImages, seed: int, steps: int) -> ClassifierObserver:
     """A convolutional classifier taught on real images with their classes."""
     model = new_student("convolutions", images.shape, len(images.class_names), seed)
-    x = from_uint8(images.pixels)
     course = Course(steps, seed=seed)
-    return ClassifierObserver(teach(model, x, images.labels, course, images.mirrored))
+    teach(model, images.pixels, images.labels, course, images.mirrored)
+    return ClassifierObserver(model)

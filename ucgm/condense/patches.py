@@ -26,22 +26,15 @@ def crops(
     matrix[..., 0, 0] = matrix[..., 1, 1] = share[..., 0]
     matrix[..., 2] = centre
     matrix = rearrange(matrix, "n m a b -> (n m) a b").to(images)
-    shape = [n * count, images.shape[1], side, side]
+    # In the size of the image first: sampled at once, one pixel would stand for several.
+    shape = [n * count, images.shape[1], size, size]
     places = functional.affine_grid(matrix, shape, align_corners=False)
     found = functional.grid_sample(
         images.repeat_interleave(count, 0), places, padding_mode="border", align_corners=False
     )
     if side < size:
-        # Crops that are larger than a patch lose detail first, or single pixels would stand for
-        # several.
-        whole = functional.affine_grid(
-            matrix, [n * count, images.shape[1], size, size], align_corners=False
-        )
-        fine = functional.grid_sample(
-            images.repeat_interleave(count, 0), whole, padding_mode="border", align_corners=False
-        )
         found = functional.interpolate(
-            fine, size=(side, side), mode="bilinear", antialias=True, align_corners=False
+            found, size=(side, side), mode="bilinear", antialias=True, align_corners=False
         )
     return rearrange(found, "(n m) c h w -> n m c h w", n=n)
 

@@ -19,6 +19,7 @@ from ucgm.data.pixels import decode_image
 from ucgm.data.sources.listing import open_source
 from ucgm.evaluation.image_sets import NpzImages
 from ucgm.generation.samples import SampleSet
+from ucgm.runs.config import read_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,43 @@ def images_of(data: Dataset) -> RealImages:
     return RealImages(data.name, pixels, torch.cat([y for _, y in parts]), names)
 
 
+def open_sets(
+    where: str, size: int | None = None, held_out: str | None = None
+) -> tuple[RealImages, RealImages]:
+    """Images to condense, and others of the same classes to test on.
+
+    Args:
+        where: as in :func:`open_real`, or a run, for what it was trained on.
+        size: side of the images.
+        held_out: the others; those that the data set has, or every fifth of a class, when None.
+
+    Raises:
+        ValueError: the two have other classes.
+    """
+    run, config = Path(where) / "config.yaml", None
+    if run.is_file():
+        config = read_config(run).data
+    elif where == "digits":
+        config = Digits()
+    found = open_real(where, size) if config is None else images_of(config.open())
+    own = None if config is None else config.held_out()
+    if held_out is not None:
+        test = open_real(held_out, found.shape[1], found.shape[0])
+    elif own is not None:
+        test = images_of(own.open())
+    else:
+        tested = torch.zeros(len(found.labels), dtype=torch.bool)
+        for label in range(len(found.class_names)):
+            tested[torch.nonzero(found.labels == label)[4::5, 0]] = True
+        return found.of(~tested), found.of(tested)
+    if test.class_names != found.class_names:
+        raise ValueError(
+            f"{test.name} has the classes {', '.join(test.class_names[:4])}, ... and {found.name} "
+            f"{', '.join(found.class_names[:4])}, ...: a set is tested on its own classes"
+        )
+    return found, test
+
+
 def open_real(where: str, size: int | None = None, channels: int | None = None) -> RealImages:
     """Images of ``digits``, ``digits-test``, an npz, or class folders as files, a zip or the Hub.
 
@@ -91,9 +129,10 @@ def open_real(where: str, size: int | None = None, channels: int | None = None) 
         return RealImages(Path(where).stem, pixels, found.labels, names)
     if size is None:
         size = min(decode_image(open_source(where).content_of(0)).size)
-    data = Images(path=where, size=size, channels=3).open()
-    channels = data.channels_that_fit() if channels is None else channels
-    return images_of(Images(path=where, size=size, channels=channels).open())  # pyright: ignore
+    data = Images(path=where, size=size, channels=1 if channels == 1 else 3).open()
+    if channels is None and data.channels_that_fit() == 1:
+        data = Images(path=where, size=size, channels=1).open()
+    return images_of(data)
 
 
 class Pool(ABC):

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ucgm.data.pixels import from_uint8
+from ucgm.evaluation.metrics import conditional_accuracy
+
 Architecture = Literal["convolutions", "perceptron"]
 
 
@@ -23,10 +26,6 @@ class Views(NamedTuple):
     matrix: Tensor
     partner: Tensor
     box: Tensor
-
-    def of(self, rows: Tensor) -> "Views":
-        """Those of ``rows`` (B,)."""
-        return Views(*(value[rows] for value in self))
 
 
 def draw_views(count: int, mixed: bool, mirrored: bool, generator: torch.Generator) -> Views:
@@ -173,7 +172,7 @@ def teach(
 
     Args:
         model: the student, with its first weights.
-        images: (N, C, H, W) in [-1, 1].
+        images: (N, C, H, W) in [-1, 1], or uint8, of which a batch at a time becomes float.
         labels: (N,) classes, which soft labels replace.
         course: how.
         mirrored: show half of the images mirrored.
@@ -194,18 +193,19 @@ def teach(
             k = torch.randint(len(soft.logits), (batch,), generator=generator)
             views = Views(*(value[k, rows] for value in soft.views))
             other_matrix = soft.views.matrix[k, views.partner]
-            shown = show(images[rows], images[views.partner], views, other_matrix)
+            x, others = (_floats(images[of]) for of in (rows, views.partner))
+            shown = show(x, others, views, other_matrix)
             taught: Tensor | None = soft.logits[k, rows].to(shown)
         else:
             views = draw_views(batch, soft is not None, mirrored, generator)
-            x = images[rows]
+            x = _floats(images[rows])
             if augmented:
                 x = show(x, x[views.partner], views, views.matrix[views.partner])
             shown = x
             taught = None if soft is None else soft(shown)
         logits = model(shown)
         if taught is None:
-            loss = hard_loss(logits, labels[rows])
+            loss = functional.cross_entropy(logits, labels[rows])
         else:
             loss = soft_loss(logits, taught, course.temperature)
         optimizer.zero_grad()
@@ -226,17 +226,14 @@ def new_student(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images (N, C, H, W) whose class (N,) has the largest logit."""
-    right = [
-        int((model(x).argmax(1) == y).sum())
-        for x, y in zip(images.split(500), labels.split(500), strict=True)
-    ]
-    return sum(right) / len(labels)
+    """Share of images (N, C, H, W), in [-1, 1] or uint8, whose class (N,) has the largest logit."""
+    logits = torch.cat([model(_floats(x)) for x in images.split(500)])
+    return conditional_accuracy(logits, labels)
 
 
-def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K) with classes (B,)."""
-    return functional.cross_entropy(logits, labels)
+def _floats(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], from uint8 where they are that."""
+    return from_uint8(images) if images.dtype == torch.uint8 else images
 
 
 def soft_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

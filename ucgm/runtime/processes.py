@@ -170,7 +170,7 @@ class _Lines(tqdm):
 
 
 class Progress:
-    """Count, rate and remaining time of images, renewed every second.
+    """Count, rate and remaining time of images or other units, renewed every second.
 
     Where the output is no terminal, a new line every half minute.
 
@@ -179,10 +179,16 @@ class Progress:
         label: what is counted, at the start of the line.
         silent: print nothing (other processes than the first).
         whole: how many images all processes make together, each in step with this one.
+        unit: what they are, where they are not images.
     """
 
     def __init__(
-        self, total: int, label: str = "", silent: bool = False, whole: int | None = None
+        self,
+        total: int,
+        label: str = "",
+        silent: bool = False,
+        whole: int | None = None,
+        unit: str = "images",
     ) -> None:
         self._left, self._factor = total, (whole or total) / max(1, total)
         terminal = sys.stdout.isatty()
@@ -198,7 +204,7 @@ class Progress:
             ncols=shutil.get_terminal_size().columns,  # some terminals report 0
             smoothing=0,  # the mean rate since the start
             unit="",
-            bar_format="{desc} {n:,}/{total:,} images, {rate_noinv_fmt}, {remaining} left",
+            bar_format="{desc} {n:,}/{total:,} " + unit + ", {rate_noinv_fmt}, {remaining} left",
         )
 
     def skip(self, count: int) -> None:
