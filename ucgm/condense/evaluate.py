@@ -10,8 +10,8 @@ over seeds (of students, and of the random images), for two architectures:
     HLR = accuracy(full, hard) - accuracy(method, hard)        hard label recovery, in points
     IOR = accuracy(method, r) - accuracy(random, r)            improvement over random
     LRS = (e^a - e^-1) / (e - e^-1),  a = (IOR_soft - HLR) / 2  label-robust score (DD-Ranking)
-    ARS = the same of a = (IOR_plain + IOR_soft) / 2            augmentation-robust: plain is hard
-                                                                labels without any augmentation
+    ARS = the same of a = (IOR_hard + IOR_plain) / 2            augmentation-robust: both of hard
+                                                                labels, plain without augmentation
 """
 
 import json
@@ -81,7 +81,7 @@ def evaluate_set(
         "seeds": seeds,
         "steps": {"few": length, "full": full_steps},
         "accuracy": table,
-        "scores": _scores(table),
+        "scores": scores(table),
         "seconds": time.perf_counter() - begin,
     }
     with sole_writer(path / "evaluation.json", "ucgm condense evaluate"):
@@ -164,8 +164,8 @@ def _random_rows(labels: Tensor, count: int, seed: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _scores(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """HLR, IOR, LRS and ARS by architecture."""
+def scores(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """HLR, IOR, LRS and ARS by architecture, of accuracies in % one per seed."""
     found = {}
     for kind, columns in table.items():
         mean = {name: statistics.mean(values) for name, values in columns.items()}
@@ -176,7 +176,7 @@ def _scores(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
             "IOR hard": gain["hard"],
             "IOR soft": gain["soft"],
             "LRS": score((gain["soft"] - recovery) / 200),
-            "ARS": score((gain["soft"] + gain["plain"]) / 200),
+            "ARS": score((gain["hard"] + gain["plain"]) / 200),
         }
     return found
 
