@@ -181,7 +181,7 @@ def test_jvp_and_gradients_in_float64(heads, decoupled, randomize):
 @pytest.mark.parametrize(
     ("settings", "call", "message"),
     [
-        ({}, dict(heads="both"), "built with velocity_blocks, got 'both'"),
+        ({}, dict(heads="both"), "with an exit_layer, got 'both'"),
         (dict(velocity_blocks=1), dict(heads="all"), "got 'all'"),
         (dict(velocity_blocks=4), {}, "velocity_blocks 4 must lie in 0 to depth 3"),
         (dict(decoupled_depth=1), {}, "decoupled_depth needs second_time=True"),

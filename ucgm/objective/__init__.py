@@ -7,6 +7,7 @@ from ucgm.objective.losses import LogVariance as LogVariance
 from ucgm.objective.objective import Objective as Objective
 from ucgm.objective.presets import PRESETS as PRESETS
 from ucgm.objective.presets import preset as preset
+from ucgm.objective.sources import FieldSource as FieldSource
 from ucgm.objective.times import Apart as Apart
 from ucgm.objective.times import ArcTan as ArcTan
 from ucgm.objective.times import Below as Below
@@ -15,6 +16,7 @@ from ucgm.objective.times import Data as Data
 from ucgm.objective.times import Destination as Destination
 from ucgm.objective.times import Dyadic as Dyadic
 from ucgm.objective.times import GapFirst as GapFirst
+from ucgm.objective.times import GridStep as GridStep
 from ucgm.objective.times import LogitNormal as LogitNormal
 from ucgm.objective.times import LogNormal as LogNormal
 from ucgm.objective.times import SameTime as SameTime

@@ -23,6 +23,7 @@ source is evaluated on exactly the rows where its coefficient is not 0.
     faded         online, online    (k + e, 1 - k, -e)        (1, 0, 0)      (1, 0, 0)
     scaled        online, online    (1, 1 - 1/w, -(1 - 1/w))  (1, 0, 0)      (1, 0, 0)
     jump          target at (t, m)  the network's own jump, where s < m      data
+    sources       those of ``sources``, with weights of their own (ucgm/objective/sources.py)
 
 w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow), or the row's drawn guidance scale, and
 k ``guidance_mix`` (kappa); e = k f(t) (w - 1), where f = 1 - exp(-d / (40 (1 - d))) fades the
@@ -49,12 +50,13 @@ predictions are of one network and there are no labels, one pass is both.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw, HostTimes
-from ucgm.objective.passes import Passes, Source, place
+from ucgm.objective.passes import Heads, Passes, Source, place
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
 
@@ -143,8 +145,48 @@ def sources_of(objective: ObjectiveSettings) -> set[str]:
         return set()
     if name == "jump":
         return {"target"}
+    if name == "sources":
+        return {source.network for source in objective.sources} - {"data", "online"}
     rule = FIELD_RULES[name]
     return {rule.conditional, rule.unconditional} - {"online"}
+
+
+def teachers_of(objective: ObjectiveSettings) -> int:
+    """How many teachers the field of ``objective`` needs at least."""
+    named = [source.teacher or 0 for source in objective.sources if source.network == "teacher"]
+    return max([int("teacher" in sources_of(objective)), *(k + 1 for k in named)])
+
+
+class Part(NamedTuple):
+    """A prediction that a field is made of; see :class:`ucgm.objective.FieldSource`."""
+
+    network: Source
+    view: str = "label"
+    teacher: int | None = None
+
+
+def weighted_parts(
+    objective: ObjectiveSettings, host: HostTimes, progress: float, labels: bool
+) -> tuple[list[Part], Tensor]:
+    """The K networks of the field, and (1 + K, B) weights of the data and of them, on the CPU.
+
+    Without ``labels``, with and without one are the same, of the same network.
+    """
+    if objective.field == "sources":
+        of_data, found = torch.zeros_like(host.t), dict[Part, Tensor]()
+        for source in objective.sources:
+            weight = source.at(host.t, progress)
+            if source.network == "data":
+                of_data = of_data + weight
+                continue
+            view = "label" if source.view == "null" and not labels else source.view
+            part = Part(source.network, view, source.teacher)
+            found[part] = found[part] + weight if part in found else weight
+        return list(found), torch.stack([of_data, *found.values()])
+    rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
+    if not labels and rule.conditional == rule.unconditional:
+        table[1], table[2] = table[1] + table[2], 0.0
+    return [Part(rule.conditional), Part(rule.unconditional, "null")], table
 
 
 def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
@@ -200,6 +242,7 @@ def field_at(
     x_t: Tensor,
     prediction: Tensor,
     velocity: Tensor | None,
+    progress: float,
 ) -> Tensor:
     """F* (B, ...) at (x_t, t); every pass is made on the rows that need it.
 
@@ -211,45 +254,47 @@ def field_at(
         prediction: (B, ...) F of the gradient pass where s = t, detached; it serves where it is the
             source.
         velocity: (B, ...) F of the trained network at s = t on the rows with m > s, if it is known.
+        progress: share of the run that is done, for weights that move.
 
     Raises:
-        ValueError: the rule needs a teacher, and there is none.
+        ValueError: the rule needs a teacher, and there is none, or not so many.
     """
     sources, host, t = sources_of(objective), draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
     data = objective.transport.target(draw.x, draw.z, t)
-    if "teacher" in sources and not passes.networks["teacher"]:
+    if (count := teachers_of(objective)) > len(passes.networks["teacher"]):
         raise ValueError(
-            f"objective.field = {objective.field!r} needs a teacher: start from a trained run"
+            f"objective.field = {objective.field!r} needs a teacher, or {count}: start from a "
+            "trained run, or name them in train.teacher"
         )
     if objective.field == "jump":
         jump = guided_jump(objective, passes, draw, x_t, t, draw.m)
         return place(data, host.m > host.s, None, jump)
-    if objective.field not in FIELD_RULES or (not sources and objective.field in OFF_AT_ZERO):
+    if objective.field == "data" or (not sources and objective.field in OFF_AT_ZERO):
         return data
-    rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
     null = null_labels(draw)
-    if null is None and rule.conditional == rule.unconditional:
-        table[1], table[2] = table[1] + table[2], 0.0
+    parts, table = weighted_parts(objective, host, progress, null is not None)
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
     own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
-    table[:, own] = torch.tensor([[1.0], [0.0], [0.0]], dtype=table.dtype)
+    table[0, own], table[1:, own] = 1.0, 0.0
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
-    a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
+    a_data, *weights = (expand(a, x_t) for a in on_device)
     field = a_data * data
     scale = scale_at(draw)
     one = None if scale is None else torch.ones_like(scale)
-    heads = "velocity" if objective.velocity_head else "map"
-    if passes.anywhere(table[1] != 0):
-        rows, known = table[1] != 0, torch.zeros_like(x_t)
-        if rule.conditional == "online":
+    for part, a, rows in zip(parts, weights, table[1:] != 0, strict=True):
+        if not passes.anywhere(rows):
+            continue
+        y, strength = (null, one) if part.view == "null" else (draw.y, scale)
+        heads: Heads = "velocity" if objective.velocity_head else "map"
+        known: Tensor | float = 0.0
+        if part.view == "exit":
+            heads = "exit"
+        elif part.network == "online" and part.view == "label":
             rows, known = known_already(objective, host, rows, prediction, velocity)
-        cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale, heads)
-        field = field + a_cond * (known + cond)
-    if passes.anywhere(table[2] != 0):
-        inputs = (x_t, t, draw.y if null is None else null, t, one, heads)
-        field = field + a_uncond * passes.on_rows(rule.unconditional, table[2] != 0, *inputs)
+        inputs = (x_t, t, draw.y if y is None else y, t, strength, heads, part.teacher)
+        field = field + a * (known + passes.on_rows(part.network, rows, *inputs))
     return field
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ucgm.runtime.values import Number, Positive, Range, Share, check_values
+from ucgm.runtime.values import Count, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport, Trig
 
 _LINEAR, _TRIG = Linear(), Trig()
@@ -172,6 +172,24 @@ class Data(Destination):
     def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
         """(t, 0)."""
         return t, torch.zeros_like(t)
+
+
+@dataclass(frozen=True)
+class GridStep(Destination):
+    """Steps of a sampler: t is moved up to the grid k / steps, s is the point before it.
+
+    With ``consistency_ratio: 0.5``, ``step_rule: exact`` and a teacher as field and as
+    ``residual_network`` a step learns two of the teacher's: progressive distillation (arXiv
+    2202.00512, algorithm 2).
+    """
+
+    steps: Count = 4
+    """steps of the sampler that is learned."""
+
+    def pair(self, t: Tensor, u: Tensor, law: TimeDistribution, transport: Transport) -> Pair:
+        """(k / steps, (k - 1) / steps)."""
+        k = (t * self.steps).ceil().clamp(1, self.steps)
+        return k / self.steps, (k - 1) / self.steps
 
 
 @dataclass(frozen=True)
