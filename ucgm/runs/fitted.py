@@ -43,7 +43,8 @@ def fitted_layer(
         size, length, batch, rate, decay, period = "B", 200_000, 256, 2e-4, 0.9999, 5000
     else:
         size, length, batch, rate, decay, period = "XL", 400_000, 256, 2e-4, 0.9999, 5000
-    tuning = config.train.init is not None
+    started = config.train.init is not None
+    tuning = started and not config.train.keep_blocks  # a student of kept blocks is a new network
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
     length = config.train.steps if "train.steps" in given else length
@@ -60,13 +61,13 @@ def fitted_layer(
     }
     # Whatever file gives a length, a batch or a period means it, also one below the preset.
     layer["train"] = {k: v for k, v in layer["train"].items() if f"train.{k}" not in given}
-    open_choice = not tuning and "data.channels" not in given
+    open_choice = not started and "data.channels" not in given
     if open_choice and isinstance(dataset, ImageDataset) and dataset.channels_that_fit() == 1:
         layer["data"] = {"channels": 1}
-    if not (sized or tuning):
+    if not (sized or started):
         layer["model"] = {"size": f"{size}/{patch}"}
     if config.objective.preset in DEFAULTS:
-        model = config.model if sized or tuning else replace(config.model, **layer["model"])
+        model = config.model if sized or started else replace(config.model, **layer["model"])
         whole = config.train.sharding == "none"
         layer["optimizer"] |= _optimizer(model, whole, tuning)
         layer["ema"] = {"std": 0.1}
