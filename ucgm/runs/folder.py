@@ -80,14 +80,14 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
     """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
     train = config.train
     if train.init is None:
+        if train.keep_blocks:
+            raise ValueError(
+                "train.keep_blocks is about the blocks of train.init: name a run there"
+            )
         if config.objective.needs_teacher and not train.teacher:
             raise ValueError(
                 f"the preset {config.objective.preset} learns from a trained model: set train.init "
                 "to the run folder of a multi-step model, or train.teacher to those of several"
-            )
-        if train.keep_blocks:
-            raise ValueError(
-                "train.keep_blocks is about the blocks of train.init: name a run there"
             )
         return
     if (run_dir / START).exists():
