@@ -28,7 +28,7 @@ HOSTILE = st.sampled_from(
 )
 
 
-OURS = ("ucgm.transport", "ucgm.objective.times")
+OURS = ("ucgm.transport", "ucgm.objective.times", "ucgm.objective.destinations")
 
 
 def classes(base):

@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from tests.test_transport import TRANSPORTS, gaussian_field
 from ucgm.objective import FieldSource, preset
+from ucgm.objective.destinations import GridStep
 from ucgm.objective.presets import count_passes
-from ucgm.objective.times import GridStep, Uniform
+from ucgm.objective.times import Uniform
 from ucgm.runs.config import from_dict, to_dict
 from ucgm.training.teachers import Teacher
 from ucgm.transport import Linear, expand

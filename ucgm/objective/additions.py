@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
 from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import TwinFlowSplit
 from ucgm.transport import expand
 
 

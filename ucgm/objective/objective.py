@@ -25,13 +25,14 @@ from ucgm.objective.additions import (
     transported,
 )
 from ucgm.objective.anchors import anchor
+from ucgm.objective.destinations import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
-from ucgm.objective.fields import field_at, own_velocity, sources_of, teachers_of
+from ucgm.objective.field_rules import sources_of, teachers_of
+from ucgm.objective.fields import field_at, own_velocity
 from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import consistency_target
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
 

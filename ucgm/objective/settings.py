@@ -6,7 +6,7 @@ Presets fill these fields in, and YAML files change them.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ucgm.objective import times
+from ucgm.objective import destinations, times
 from ucgm.objective.sources import FieldSource, check_sources
 from ucgm.runtime.values import Interval, NotNegative, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
@@ -45,7 +45,7 @@ class ObjectiveSettings:
     """path and prediction target."""
     time_law: times.TimeDistribution = times.Uniform()
     """law of the training time t."""
-    destination: times.Destination | None = None
+    destination: destinations.Destination | None = None
     """law of the destination s; null: t for lambda = 0 and the data otherwise."""
     two_time: bool = False
     """the network takes s as well as t."""
@@ -171,7 +171,7 @@ class ObjectiveSettings:
                 "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is "
                 f"none, got {self.enhancement_ratio}"
             )
-        if self.matching and not isinstance(self.destination, times.TwinFlowSplit):
+        if self.matching and not isinstance(self.destination, destinations.TwinFlowSplit):
             raise ValueError(
                 "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
             )
@@ -209,8 +209,10 @@ class ObjectiveSettings:
                 "two_time: true and tangent: jvp"
             )
         # Where the laws of t and s leave no row with s = t, flow matching is a term of its own.
-        apart = isinstance(self.destination, times.GapFirst | times.Below)
-        if not apart and not isinstance(self.destination, times.SortedPair | times.Apart):
+        apart = isinstance(self.destination, destinations.GapFirst | destinations.Below)
+        if not apart and not isinstance(
+            self.destination, destinations.SortedPair | destinations.Apart
+        ):
             raise ValueError(
                 "objective.terminal needs rows with s < t: set destination to GapFirst, Below, "
                 f"SortedPair or Apart, got {self.destination}"

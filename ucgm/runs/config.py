@@ -19,7 +19,8 @@ import yaml
 from ucgm.data import DataConfig, Digits
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
-from ucgm.objective.times import Destination, TimeDistribution
+from ucgm.objective.destinations import Destination
+from ucgm.objective.times import TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.reading import Word, read_yaml, reading
