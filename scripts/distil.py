@@ -77,7 +77,7 @@ def sampled(scale: float) -> list[str]:
 MULTI = {"preset": "multi_step"}
 ROWS: dict[str, Row] = {
     "teacher": Row(
-        "teacher, 4 blocks", {"objective": MULTI, "model": NETWORK}, changes=((), EULER)
+        "teacher", {"objective": MULTI, "model": NETWORK}, None, 0, (1, 2, 4, 8), ((), EULER)
     ),
     "scratch": Row("from scratch, data", {"objective": MULTI, "model": STUDENT}),
     "scratch_taught": Row(

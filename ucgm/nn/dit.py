@@ -98,19 +98,8 @@ class DiT(EmbeddedNetwork):
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
         out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
-        if not 0 <= velocity_blocks <= depth:
-            raise ValueError(f"velocity_blocks {velocity_blocks} must lie in 0 to depth {depth}")
-        if exit_layer is not None and velocity_blocks:
-            raise ValueError("a DiT has velocity_blocks or an exit_layer, not both")
-        if exit_layer is not None and not 1 <= exit_layer < depth:
-            raise ValueError(f"exit_layer {exit_layer} must lie in 1 to {depth - 1}, below depth")
+        self._check_parts()
         shared = depth - velocity_blocks
-        if decoupled_depth is not None and not second_time:
-            raise ValueError("decoupled_depth needs second_time=True")
-        if decoupled_depth is not None and not 1 <= decoupled_depth <= shared:
-            raise ValueError(
-                f"decoupled_depth {decoupled_depth} must lie in 1 to {shared}, the shared blocks"
-            )
         self.exit_layer = exit_layer
         self.early, self.shared = decoupled_depth or shared, shared
         self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
@@ -120,6 +109,24 @@ class DiT(EmbeddedNetwork):
         if exit_layer is not None:
             self.exit_head = FinalLayer(hidden_size, features, norm, norm_affine)
         self.initialize_weights()
+
+    def _check_parts(self) -> None:
+        """Refuse heads and late blocks where there are no blocks for them."""
+        config: Any = self.config
+        depth, leave, late = config.depth, config.exit_layer, config.decoupled_depth
+        if not 0 <= config.velocity_blocks <= depth:
+            raise ValueError(
+                f"velocity_blocks {config.velocity_blocks} must lie in 0 to depth {depth}"
+            )
+        if leave is not None and config.velocity_blocks:
+            raise ValueError("a DiT has velocity_blocks or an exit_layer, not both")
+        if leave is not None and not 1 <= leave < depth:
+            raise ValueError(f"exit_layer {leave} must lie in 1 to {depth - 1}, below depth")
+        shared = depth - config.velocity_blocks
+        if late is not None and not config.second_time:
+            raise ValueError("decoupled_depth needs second_time=True")
+        if late is not None and not 1 <= late <= shared:
+            raise ValueError(f"decoupled_depth {late} must lie in 1 to {shared}, the shared blocks")
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -225,14 +225,13 @@ class Objective(ObjectiveSettings):
         per_sample = per_sample_loss(self, prediction, f_target)
         loss = weighted_mean(self, per_sample, draw, log_variance)
         if self.flow_anchor:
-            loss = loss + self.flow_anchor * flow_anchor_term(
-                self, passes, draw, at_t, field, progress
-            )
-        if second is not None and self.velocity_head:
-            loss = loss + self.velocity_head * per_sample_loss(self, second, field).mean()
-        elif second is not None:
+            at_same = flow_anchor_term(self, passes, draw, at_t, field, progress)
+            loss = loss + self.flow_anchor * at_same
+        if second is not None:
             deep = known if self.exit_target == "deep" else f_target
-            loss = loss + self.exit_head * per_sample_loss(self, second, deep).mean()
+            learned = field if self.velocity_head else deep
+            weight = self.velocity_head or self.exit_head
+            loss = loss + weight * per_sample_loss(self, second, learned).mean()
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
         if self.alignment:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -123,10 +124,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     work = count_work(config.model, *data, config.objective, teaching)
     needed = needed_memory(config, *data, plan, work)
     memory = check_memory(needed, plan, accelerator.device)
-    network = _begin(config, run_dir, dataset, sharding)
-    teachers, facts = open_teachers(config, run_dir, dataset)
-    for teacher in teachers:
-        sharding.copy_first(teacher)
+    network, teachers, facts = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -196,15 +194,22 @@ def keep_freed_memory(device: torch.device) -> bool:
     )
 
 
-def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:
-    """The network as the run begins, on the host, alike on every process."""
+def _begin(
+    config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding
+) -> tuple[nn.Module, list[nn.Module], list[dict[str, Any]]]:
+    """The network as the run begins, its teachers and what they are: on the host, alike everywhere.
+
+    Runs that are named may be going on, and have a new checkpoint by the time that another process
+    looks.
+    """
     torch.manual_seed(config.train.seed)
     network = config.model.build(dataset.shape, dataset.num_classes)
     check_inputs(config, network)
     start_from(config, run_dir, network, dataset)
-    # The run that it starts from may be going on, and have a new checkpoint by now.
-    sharding.copy_first(network)
-    return network
+    teachers, facts = open_teachers(config, run_dir, dataset)
+    for module in (network, *teachers):
+        sharding.copy_first(module)
+    return network, teachers, facts
 
 
 def check_inputs(config: Config, network: nn.Module) -> None:
