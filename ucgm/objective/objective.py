@@ -206,11 +206,9 @@ class Objective(ObjectiveSettings):
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
         prediction, at_destination, at_t, second = self._gradient_pass(passes, draw, x_t)
-        velocity = None
         with torch.no_grad():
             known = prediction.detach()
-            if self.own_velocity:
-                velocity = own_velocity(self, passes, draw, x_t)
+            velocity = own_velocity(self, passes, draw, x_t) if self.own_velocity else None
             at_same_time = second.detach() if self.velocity_head and second is not None else known
             field = field_at(self, passes, draw, x_t, at_same_time, velocity, progress)
             if at_destination is not None:
@@ -228,10 +226,10 @@ class Objective(ObjectiveSettings):
             at_same = flow_anchor_term(self, passes, draw, at_t, field, progress)
             loss = loss + self.flow_anchor * at_same
         if second is not None:
-            deep = known if self.exit_target == "deep" else f_target
-            learned = field if self.velocity_head else deep
-            weight = self.velocity_head or self.exit_head
-            loss = loss + weight * per_sample_loss(self, second, learned).mean()
+            learned = f_target if self.exit_target == "field" else known
+            learned = field if self.velocity_head else learned
+            term = per_sample_loss(self, second, learned).mean()
+            loss = loss + (self.velocity_head or self.exit_head) * term
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
         if self.alignment:
