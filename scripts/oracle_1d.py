@@ -23,7 +23,7 @@ from mixture_1d import DEVIATION, MEANS, WEIGHTS, field, flow, mean_field, quant
 from torch import Tensor, nn
 
 from ucgm.objective import LogVariance, Objective, preset
-from ucgm.objective.times import Data
+from ucgm.objective.destinations import Data
 from ucgm.training.ema import EMA
 
 

@@ -15,7 +15,7 @@ from ucgm.nn.edm2 import MODEL_CHANNELS
 from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.objective import preset
 from ucgm.objective.draw import HostTimes
-from ucgm.objective.fields import coefficients, sources_of
+from ucgm.objective.field_rules import coefficients, sources_of
 from ucgm.objective.times import Beta
 from ucgm.runs.config import to_dict
 from ucgm.runs.layers import config_of

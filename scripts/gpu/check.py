@@ -391,12 +391,11 @@ def state_of(name, batch, compiled, optimizer=None, family=None, checkpointing=F
     dataset = config.data.open()
     ema = EMA(net, 0.9999)
     target = EMA(net, 0.999) if ema_config.target_decay else None
-    teacher = frozen_copy(net) if objective.needs_teacher else None
-    networks = Networks(net, ema, target, {}, teacher, None)
+    teachers = [frozen_copy(net)] if objective.needs_teacher else []
+    networks = Networks(net, ema, target, {}, teachers, None)
     if compiled:
-        for module in (net, teacher, *(a.network for a in networks.averages())):
-            if module is not None:
-                compile_blocks(module)
+        for module in (net, *teachers, *(a.network for a in networks.averages())):
+            compile_blocks(module)
     work = count_work(model, SHAPE, CLASSES, objective)
     log = MetricsLogger(TMP / "metrics.jsonl", _ACC[0], config.train, work, 1.0)
     trained = networks.trained()

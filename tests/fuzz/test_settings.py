@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ucgm import preset, transport
-from ucgm.objective import LogVariance, Objective, times
+from ucgm.objective import LogVariance, Objective, destinations, times
 from ucgm.objective.presets import PRESETS
 from ucgm.runs.config import Config, from_dict, to_dict
 from ucgm.runtime.values import Range
@@ -28,7 +28,7 @@ HOSTILE = st.sampled_from(
 )
 
 
-OURS = ("ucgm.transport", "ucgm.objective.times")
+OURS = ("ucgm.transport", "ucgm.objective.times", "ucgm.objective.destinations")
 
 
 def classes(base):
@@ -64,7 +64,7 @@ def values(hint):
         return st.booleans()
     if hint is str:
         return st.just("any")
-    if issubclass(hint, Transport | times.TimeDistribution | times.Destination):
+    if issubclass(hint, Transport | times.TimeDistribution | destinations.Destination):
         return classes(hint)
     return section(hint)
 

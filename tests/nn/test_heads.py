@@ -181,7 +181,7 @@ def test_jvp_and_gradients_in_float64(heads, decoupled, randomize):
 @pytest.mark.parametrize(
     ("settings", "call", "message"),
     [
-        ({}, dict(heads="both"), "built with velocity_blocks, got 'both'"),
+        ({}, dict(heads="both"), "with an exit_layer, got 'both'"),
         (dict(velocity_blocks=1), dict(heads="all"), "got 'all'"),
         (dict(velocity_blocks=4), {}, "velocity_blocks 4 must lie in 0 to depth 3"),
         (dict(decoupled_depth=1), {}, "decoupled_depth needs second_time=True"),
@@ -217,3 +217,40 @@ def test_guidance_output_multiplies_the_prediction(randomize):
     assert torch.equal(scaled(x, t, y), plain(x, t, y))
     with pytest.raises(ValueError, match="guidance_output need guidance_input=True"):
         build(guidance_output=True)
+
+
+@pytest.mark.parametrize("convention", ["ucgm", "jit"])
+def test_an_exit_head_against_a_forward_by_hand(convention, randomize):
+    net = randomize(build(exit_layer=1, second_time=True, decoupled_depth=2, convention=convention))
+    plain = build(second_time=True, decoupled_depth=2, convention=convention)
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split(".")[0] for name in missing} == {"exit_head"} and not unexpected
+    randomize(net)
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if "exit_head" not in k})
+    x, t, y = batch()
+    native = t if convention == "ucgm" else 1 - t
+    c = (net.t_embedder(native) + net.y_embedder(y))[:, None]
+    early = net.blocks[0](tokens_of(net, x), c, net.rotary.table)
+    early = image_of(net, net.exit_head, early, c)
+    if convention == "jit":
+        early = (x - early) / t.clamp(min=0.05).view(-1, 1, 1, 1)
+    f, found = net(x, t, y, t / 2, heads="both")
+    torch.testing.assert_close(found, early)
+    assert torch.equal(f, plain(x, t, y, t / 2)) and torch.equal(net(x, t, y, t / 2), f)
+    assert torch.equal(net(x, t, y, t / 2, heads="exit"), found)
+
+
+def test_an_exit_ends_the_pass(randomize):
+    net, ran = randomize(build(exit_layer=2)), []
+    for i, block in enumerate(net.blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    for heads, blocks in {"map": [0, 1, 2], "exit": [0, 1], "both": [0, 1, 2]}.items():
+        ran.clear()
+        net(*batch(), heads=heads)
+        assert ran == blocks
+    with pytest.raises(ValueError, match="velocity or both of a DiT with velocity_blocks"):
+        net(*batch(), heads="velocity")
+    with pytest.raises(ValueError, match="exit_layer 3 must lie in 1 to 2"):
+        build(exit_layer=3)
+    with pytest.raises(ValueError, match="velocity_blocks or an exit_layer"):
+        build(exit_layer=1, velocity_blocks=1)

@@ -14,16 +14,9 @@ from ucgm.nn import DiT
 from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
 from ucgm.objective.additions import Alignment, transported
 from ucgm.objective.anchors import alpha_of_progress, anchor
+from ucgm.objective.destinations import Below, Dyadic, SortedPair, TwinFlowSplit
 from ucgm.objective.presets import count_passes
-from ucgm.objective.times import (
-    ArcTan,
-    Below,
-    Dyadic,
-    LogNormal,
-    SortedPair,
-    TwinFlowSplit,
-    Uniform,
-)
+from ucgm.objective.times import ArcTan, LogNormal, Uniform
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear
 

@@ -6,12 +6,12 @@ from torch import nn
 
 from tests.test_transport import MU, TRANSPORTS, S, gaussian_estimates, gaussian_field
 from ucgm.objective import Draw, preset
+from ucgm.objective.destinations import GapFirst, SortedPair
 from ucgm.objective.residual import (
     difference_tangent,
     finite_tangent,
     jvp_tangent,
 )
-from ucgm.objective.times import GapFirst, SortedPair
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import Linear, Trig
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ucgm.objective.times import Beta, Dyadic, LogitNormal, SortedPair, Uniform
+from ucgm.objective.destinations import Dyadic, SortedPair
+from ucgm.objective.times import Beta, LogitNormal, Uniform
 from ucgm.transport import Linear
 
 U = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)

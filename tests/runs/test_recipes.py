@@ -205,7 +205,11 @@ def test_the_default_fits_its_optimizer_to_network_and_length(tmp_path):
     assert optimizer_of(tmp_path, "--model.size", "XL/2", "--train.sharding", "fsdp2") == adam
     assert optimizer_of(tmp_path, "--model", "UNetConfig")[:2] == ("adamw", 0.00075)
     assert optimizer_of(tmp_path, "--model", "EDM2Config", "--model.size", "XS")[0] == "adamw"
-    given = optimizer_of(tmp_path, "--model.size", "T/2", "--optimizer.lr", "1e-4")
+    small = ["--model.size", "T/2"]
+    # A rate belongs to its optimizer, also where that is named.
+    assert optimizer_of(tmp_path, *small, "--optimizer.name", "adamw")[:2] == ("adamw", 0.002)
+    assert optimizer_of(tmp_path, *small, "--optimizer.name", "lion")[:2] == ("lion", 0.0007)
+    given = optimizer_of(tmp_path, *small, "--optimizer.lr", "1e-4")
     assert given == ("muon", 1e-4, 200)
 
 

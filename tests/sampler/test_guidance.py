@@ -196,3 +196,26 @@ def test_a_real_network_with_all_inputs():
     torch.testing.assert_close(GuidanceInput(network, 2.0)(z, torch.ones(2), y), direct)
     told = network(z, torch.ones(2), y, guidance=torch.tensor([[2.0, 0.4, 0.6]] * 2))
     torch.testing.assert_close(GuidanceInput(network, 2.0, (0.4, 0.6))(z, torch.ones(2), y), told)
+
+
+def test_internal_guidance_is_one_call_away_from_the_exit_head():
+    calls = []
+
+    class Exiting:
+        exits, num_classes = True, 3
+
+        def __call__(self, x, t, y, heads="map"):
+            calls.append((heads, len(x)))
+            return (2 * x, 0.5 * x) if heads == "both" else 2 * x
+
+    x, t, y = torch.randn(4, 1, 2, 2), torch.tensor([0.1, 0.4, 0.6, 0.9]), torch.arange(4) % 3
+    guided = Guidance(1.5, (0.3, 0.7), kind="internal").apply(Exiting(), 3)
+    expected = 2 * x
+    expected[1:3] = (0.5 + 1.5 * 1.5) * x[1:3]  # exit + w (deep - exit)
+    torch.testing.assert_close(guided(x, t, y), expected)
+    assert calls == [("map", 4), ("both", 2)]
+    calls.clear()
+    torch.testing.assert_close(guided.at(0.5)(x, t, y), (0.5 + 1.5 * 1.5) * x)
+    assert calls == [("both", 4)]
+    with pytest.raises(ValueError, match="needs a network with an exit head"):
+        Guidance(1.5, kind="internal").apply(lambda x, t, y: x, 3)

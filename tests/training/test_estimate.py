@@ -40,11 +40,11 @@ def kept_by_autograd(config, rows):
 def test_memory_is_that_which_autograd_keeps():
     plan = BatchPlan(64, 1, 0, 1)
     work = count_work(SMALL.model, SHAPE, 10, SMALL.objective)
-    needed = estimate.needed_memory(SMALL, SHAPE, 10, plan, work.parameters)
+    needed = estimate.needed_memory(SMALL, SHAPE, 10, plan, work)
     state = 4 * work.parameters * 5
     assert needed - state == pytest.approx(kept_by_autograd(SMALL, 64), rel=0.1)
     few = replace(SMALL, objective=preset("ucgm_few"))
-    more = estimate.needed_memory(few, SHAPE, 10, plan, work.parameters)
+    more = estimate.needed_memory(few, SHAPE, 10, plan, work)
     assert more - needed == 4 * work.parameters  # the teacher
 
 

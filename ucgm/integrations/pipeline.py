@@ -47,6 +47,7 @@ class UCGMPipeline(DiffusionPipeline):
         guidance_interval: times in which guidance is on, default of a call.
         guidance_channels: first channels that are guided, default of a call; None: all.
         guidance_input: guide by an input of the network, and not classifier-free.
+        guidance_internal: guide by the exit head of the network.
     """
 
     model_cpu_offload_seq = "model->vae"
@@ -65,6 +66,7 @@ class UCGMPipeline(DiffusionPipeline):
         guidance_interval: list[float] | None = None,
         guidance_channels: int | None = None,
         guidance_input: bool = False,
+        guidance_internal: bool = False,
     ) -> None:
         super().__init__()
         _require_own(scheduler)
@@ -79,6 +81,7 @@ class UCGMPipeline(DiffusionPipeline):
             guidance_interval=[float(t) for t in guidance_interval or (0.0, 1.0)],
             guidance_channels=guidance_channels,
             guidance_input=guidance_input,
+            guidance_internal=guidance_internal,
         )
         names = {int(number): text for number, text in (id2label or {}).items()}
         self.labels = {
@@ -117,6 +120,7 @@ class UCGMPipeline(DiffusionPipeline):
             "guidance_interval": guidance.interval,
             "guidance_channels": guidance.channels,
             "guidance_input": guidance.kind == "input",
+            "guidance_internal": guidance.kind == "internal",
         } | settings
         network: Any = run.network
         return cls(network, scheduler=UCGMScheduler.from_sampler(run.config.sampler), **settings)
@@ -204,7 +208,8 @@ class UCGMPipeline(DiffusionPipeline):
         scale = own["guidance_scale"] if guidance_scale is None else guidance_scale
         low, high = guidance_interval or own["guidance_interval"]
         channels = own["guidance_channels"] if guidance_channels is None else guidance_channels
-        kind = "input" if own["guidance_input"] else "classifier_free"
+        kind = "internal" if own["guidance_internal"] else "classifier_free"
+        kind = "input" if own["guidance_input"] else kind
         guidance = Guidance(scale if class_labels is not None else 1.0, (low, high), channels, kind)
         sampler = self.scheduler.sampler(num_inference_steps)
         inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)

@@ -172,6 +172,8 @@ class DiTConfig(TransformerConfig):
     """Multiply F by the guidance scale (TVM, arXiv 2511.19797); needs guidance_input."""
     velocity_blocks: Annotated[int, Range(0, 1000)] = 0
     """Last blocks that exist twice: the others end in a second head, the velocity's (iMF)."""
+    exit_layer: Depth | None = None
+    """Blocks after which an exit head predicts too (internal guidance, arXiv 2512.24176)."""
     decoupled_depth: Depth | None = None
     """Later blocks and the head are told s in place of t (decoupled MeanFlow, arXiv 2510.24474):
     one-time weights load as they are; needs second_time."""

@@ -7,6 +7,8 @@
 With `decoupled_depth` the later blocks and the head have c of s in place of that of t, and h is no
 input (arXiv:2510.24474). With `velocity_blocks` n the last n blocks and the head exist twice, as
 `v_blocks` and `velocity_layer`: v runs beside F from the blocks before them (arXiv:2512.02012).
+With `exit_layer` n the first n blocks end in a head of their own, `exit_head`, whose F is worse and
+is had on the way to F: what internal guidance needs (arXiv:2512.24176).
 
 Sources: DiT arXiv:2212.09748, SiT arXiv:2401.08740, REPA arXiv:2410.06940, LightningDiT
 arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM).
@@ -76,6 +78,7 @@ class DiT(EmbeddedNetwork):
         shift: bool = True,
         learn_sigma: bool = False,
         velocity_blocks: int = 0,
+        exit_layer: int | None = None,
         decoupled_depth: int | None = None,
         second_time: bool = False,
         guidance_input: bool = False,
@@ -95,21 +98,35 @@ class DiT(EmbeddedNetwork):
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
         out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
-        if not 0 <= velocity_blocks <= depth:
-            raise ValueError(f"velocity_blocks {velocity_blocks} must lie in 0 to depth {depth}")
+        self._check_parts()
         shared = depth - velocity_blocks
-        if decoupled_depth is not None and not second_time:
-            raise ValueError("decoupled_depth needs second_time=True")
-        if decoupled_depth is not None and not 1 <= decoupled_depth <= shared:
-            raise ValueError(
-                f"decoupled_depth {decoupled_depth} must lie in 1 to {shared}, the shared blocks"
-            )
+        self.exit_layer = exit_layer
         self.early, self.shared = decoupled_depth or shared, shared
         self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
+        features = patch_size**2 * in_channels
         if velocity_blocks:
-            features = patch_size**2 * in_channels
             self.velocity_layer = FinalLayer(hidden_size, features, norm, norm_affine)
+        if exit_layer is not None:
+            self.exit_head = FinalLayer(hidden_size, features, norm, norm_affine)
         self.initialize_weights()
+
+    def _check_parts(self) -> None:
+        """Refuse heads and late blocks where there are no blocks for them."""
+        config: Any = self.config
+        depth, leave, late = config.depth, config.exit_layer, config.decoupled_depth
+        if not 0 <= config.velocity_blocks <= depth:
+            raise ValueError(
+                f"velocity_blocks {config.velocity_blocks} must lie in 0 to depth {depth}"
+            )
+        if leave is not None and config.velocity_blocks:
+            raise ValueError("a DiT has velocity_blocks or an exit_layer, not both")
+        if leave is not None and not 1 <= leave < depth:
+            raise ValueError(f"exit_layer {leave} must lie in 1 to {depth - 1}, below depth")
+        shared = depth - config.velocity_blocks
+        if late is not None and not config.second_time:
+            raise ValueError("decoupled_depth needs second_time=True")
+        if late is not None and not 1 <= late <= shared:
+            raise ValueError(f"decoupled_depth {late} must lie in 1 to {shared}, the shared blocks")
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -129,7 +146,7 @@ class DiT(EmbeddedNetwork):
     ) -> Any:
         """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma.
 
-        "velocity" is the velocity head alone, (B, C, H, W), "both" the pair, see `Network`.
+        "velocity" or "exit" is the second head alone, (B, C, H, W), "both" the pair, see `Network`.
         """
         c = late = self.condition(t, y, h, guidance)[0].unsqueeze(1)
         if self.decoupled and h is not None:
@@ -138,15 +155,29 @@ class DiT(EmbeddedNetwork):
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         rope = None if self.rotary is None else self.rotary.table
-        blocks = list(self.blocks)
-        tokens = self.run(blocks[: self.early], tokens, c, rope)
-        tokens = self.run(blocks[self.early : self.shared], tokens, late, rope)
-        out = []
+        blocks, leave = list(self.blocks), self.exit_layer
+        out, second, done = [], None, 0
+
+        def image(layer: nn.Module, tokens: Tensor, c: Tensor) -> Tensor:
+            return unpatchify(layer(tokens, c), self.patch_size, self.grid)
+
+        def through(tokens: Tensor, start: int, end: int) -> Tensor:
+            """Blocks `start` to `end`, those before `early` under c and the others under late."""
+            middle = min(max(start, self.early), end)
+            tokens = self.run(blocks[start:middle], tokens, c, rope)
+            return self.run(blocks[middle:end], tokens, late, rope)
+
+        if leave is not None and heads != "map":
+            tokens, done = through(tokens, 0, leave), leave
+            second = image(self.exit_head, tokens, c if leave <= self.early else late)
+            if heads == "exit":
+                return second
+        tokens = through(tokens, done, self.shared)
         if heads != "velocity":
-            end = self.final_layer(self.run(blocks[self.shared :], tokens, late, rope), late)
-            end = unpatchify(end, self.patch_size, self.grid)
+            end = self.run(blocks[self.shared :], tokens, late, rope)
+            end = image(self.final_layer, end, late)
             out.append(end[:, : self.shape[0]] if self.drops_variance else end)
-        if heads != "map":
-            end = self.velocity_layer(self.run(self.v_blocks, tokens, late, rope), late)
-            out.append(unpatchify(end, self.patch_size, self.grid))
+        if second is None and heads != "map":
+            second = image(self.velocity_layer, self.run(self.v_blocks, tokens, late, rope), late)
+        out += [] if second is None else [second]
         return out[0] if len(out) == 1 else tuple(out)

@@ -55,12 +55,13 @@ class DiscreteSteps(FixedTable):
         return (below + (t - low) / (high - low)).clamp(0, 999)
 
 
-_ZERO = ("adaLN_modulation.", "final_layer.linear.", "velocity_layer.linear.", "unet.conv_out.",
+_ZERO = ("adaLN_modulation.", "final_layer.linear.", "velocity_layer.linear.", "exit_head.linear.",
+         "unet.conv_out.",
          *(f"{name}_embedder.mlp.2." for name in ("h", "g", "low", "high")))  # fmt: skip
 """Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
 
 ADDED = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.", "low_embedder.",
-         "high_embedder.", "v_blocks.", "velocity_layer.")  # fmt: skip
+         "high_embedder.", "v_blocks.", "velocity_layer.", "exit_head.")  # fmt: skip
 """Prefixes of weights that those of a network without the part may lack: it keeps its start."""
 
 
@@ -80,7 +81,7 @@ class Network(ModelMixin, ConfigMixin):
     native: Callable[..., Tensor]
     """Forward pass of the public architecture in its own time and sign: `native(x, t, y, h,
     guidance)` with `x` (B, C, H, W), native time `t` (B,), `h` = t - s (B,) in our time, y and
-    guidance as in `forward`; (B, C, H, W), or more channels. With a velocity head it takes `heads`
+    guidance as in `forward`; (B, C, H, W), or more channels. With a second head it takes `heads`
     as well, and where `decoupled` is true, `h` is native s."""
 
     def _setup(self) -> None:
@@ -96,6 +97,7 @@ class Network(ModelMixin, ConfigMixin):
         self.guidance_interval: bool = config.get("guidance_interval", False)
         self.guidance_output: bool = config.get("guidance_output", False)
         self.velocity_head = bool(config.get("velocity_blocks"))
+        self.exits = config.get("exit_layer") is not None
         self.decoupled = config.get("decoupled_depth") is not None
         self.convention = config.convention
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
@@ -107,7 +109,7 @@ class Network(ModelMixin, ConfigMixin):
         y: Tensor | None = None,
         s: Tensor | None = None,
         guidance: Tensor | None = None,
-        heads: Literal["map", "velocity", "both"] = "map",
+        heads: Literal["map", "velocity", "exit", "both"] = "map",
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict F, (B, C, H, W).
 
@@ -117,8 +119,8 @@ class Network(ModelMixin, ConfigMixin):
         - `s`: destination times (B,) of a two-time network; None means s = t.
         - `guidance`: guidance scales (B,) >= 1, or (B, 3): scale, low and high of the interval of
           t in which it holds, (0, 1) where it is not said; None means scale 1.
-        - `heads`: "map" is F; "velocity" the v of the velocity head, which is an F as well; "both"
-          the pair (F, v).
+        - `heads`: "map" is F; "velocity" the v of the velocity head and "exit" the output of the
+          exit head, which are an F as well; "both" the pair of F and the one that there is.
         """
         if x_t.shape[1:] != self.shape:
             raise ValueError(
@@ -127,10 +129,11 @@ class Network(ModelMixin, ConfigMixin):
             )
         if s is not None and not self.second_time:
             raise ValueError("this network has one time: build it with second_time=True to pass s")
-        if heads != "map" and not (self.velocity_head and heads in ("velocity", "both")):
+        second = ["velocity"] * self.velocity_head + ["exit"] * self.exits
+        if heads not in ("map", *second, *(["both"] if second else [])):
             raise ValueError(
-                f"heads must be map, or velocity or both of a DiT built with velocity_blocks, "
-                f"got {heads!r}"
+                "heads must be map; velocity or both of a DiT with velocity_blocks; exit or both "
+                f"of one with an exit_layer, got {heads!r}"
             )
         h = None if s is None else self.native_time(s) if self.decoupled else t - s
         more = {} if heads == "map" else {"heads": heads}

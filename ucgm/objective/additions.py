@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
 from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import TwinFlowSplit
 from ucgm.transport import expand
 
 
@@ -126,7 +126,12 @@ class Alignment(nn.Module):
 
 
 def flow_anchor_term(
-    objective: ObjectiveSettings, passes: Passes, draw: Draw, at_t: Tensor | None, field: Tensor
+    objective: ObjectiveSettings,
+    passes: Passes,
+    draw: Draw,
+    at_t: Tensor | None,
+    field: Tensor,
+    progress: float,
 ) -> Tensor:
     """Mean of |F(x_t, t, t) - F*|^2, with the cosine where the settings say so: a scalar.
 
@@ -137,6 +142,7 @@ def flow_anchor_term(
         draw: the complete draw.
         at_t: (B, ...) F at (t, t), where the term shares the times of the rows.
         field: (B, ...) F* there.
+        progress: share of the run that is done.
     """
     if at_t is None:
         host, t = draw.host, draw.flow_time
@@ -146,7 +152,7 @@ def flow_anchor_term(
         at_t = prediction = passes.call("online", x_t, t, draw.y, t, wrapped=True)
         with torch.no_grad():
             here = replace(draw, t=t, s=t, m=t, host=own)
-            field = field_at(objective, passes, here, x_t, prediction.detach(), None)
+            field = field_at(objective, passes, here, x_t, prediction.detach(), None, progress)
     assert at_t is not None
     rows = mean_flat((at_t - field).square())
     if objective.flow_anchor_cosine:

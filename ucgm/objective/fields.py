@@ -1,170 +1,16 @@
-"""The field F*: which direction a training target calls the true one.
+"""The field F* at the states of a step, by the rules of :mod:`ucgm.objective.field_rules`.
 
-One affine rule covers data, guidance in training, distillation and teachers:
-
-    F* = a_d F_data + a_c F_cond + a_u F_uncond,    a_d + a_c + a_u = 1
-
-with coefficients that depend on the row's region: t inside the enhancement interval, t outside
-it, or label dropped.  x_t is invariant under it: every (x*, z*) of F* mixes to the same x_t.  A
-source is evaluated on exactly the rows where its coefficient is not 0.
-
-    rule          cond, uncond      inside                    outside        dropped
-    data                            (1, 0, 0)                 (1, 0, 0)      (1, 0, 0)
-    enhanced      online, target    (1, w, -w)                (1/2, 1/2, 0)  (1/2, 0, 1/2)
-    guided        target, target    (1, w, -w)                (1, 0, 0)      (1, 0, 0)
-    guided_online online, online    (1, w, -w)                (1, 0, 0)      (1, 0, 0)
-    teacher       teacher           (1 - w, w, 0)             (1/2, 1/2, 0)  (1, 0, 0)
-    teacher_cfg   teacher, teacher  (1, w, -w)                (1/2, 1/2, 0)  (1, 0, 0)
-    distillation  teacher, teacher  (0, w, 1 - w)             (0, 1, 0)      (0, 1, 0)
-    cfg           online, online    (w, 0, 1 - w)             (w, 1 - w, 0)  (1, 0, 0)
-    cfg_target    target, target    (w, 0, 1 - w)             (1, 0, 0)      (1, 0, 0)
-    mixed         online, online    (w, k, 1 - w - k)         (1, 0, 0)      (1, 0, 0)
-    mixed_dropped online, online    (w, k, 1 - w - k)         (1, 0, 0)      (w, k, 1 - w - k)
-    faded         online, online    (k + e, 1 - k, -e)        (1, 0, 0)      (1, 0, 0)
-    scaled        online, online    (1, 1 - 1/w, -(1 - 1/w))  (1, 0, 0)      (1, 0, 0)
-    jump          target at (t, m)  the network's own jump, where s < m      data
-
-w is ``enhancement_ratio`` (zeta of UCGM, omega of MeanFlow), or the row's drawn guidance scale, and
-k ``guidance_mix`` (kappa); e = k f(t) (w - 1), where f = 1 - exp(-d / (40 (1 - d))) fades the
-guidance out above t = 0.8, with d = (1 - t) / 0.2, and is 1 below.
-
-    rule          method                                      guidance scale of the fixed point
-    enhanced      UCGM multi-step (arXiv 2505.07447, sec 3.2) 1 / (1 - w)
-    guided        RCGM, TwinFlow                              1 / (1 - w) for its own EMA
-    guided_online decoupled MeanFlow (arXiv 2510.24474)       1 / (1 - w)
-    teacher       UCGM few-step, a teacher that is guided     1 + w k0, k0 that of the teacher
-    teacher_cfg   few-step tuning of an unguided model        1 + w
-    distillation  consistency distillation, any teacher       w
-    cfg           FACM without a teacher (arXiv 2507.03738)   w
-    cfg_target    TVM (arXiv 2511.19797)                      w
-    mixed         MeanFlow (arXiv 2505.13447, equation 21)    w / (1 - k)
-    mixed_dropped AlphaFlow (arXiv 2510.20771, its code)      w / (1 - k)
-    faded         SoFlow (arXiv 2512.15657)                   w, where f = 1
-    scaled        improved MeanFlow, w an input of the network  w
-    jump          Shortcut: w guides its smallest jumps       w
-
-Several teachers are averaged.  w = 0 is plain data under the rules of UCGM.  Where the two
-predictions are of one network and there are no labels, one pass is both.
+Every pass is made on exactly the rows where its coefficient is not 0.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw, HostTimes
-from ucgm.objective.passes import Passes, Source, place
+from ucgm.objective.field_rules import OFF_AT_ZERO, sources_of, teachers_of, weighted_parts
+from ucgm.objective.passes import Heads, Passes, place
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
-
-Affine = tuple[float | Tensor, float | Tensor, float | Tensor]
-Rule = Callable[[Tensor, float, Tensor], Affine]
-
-
-def data(w: Tensor, k: float, t: Tensor) -> Affine:
-    """F_data alone; w, t (B,)."""
-    return 1.0, 0.0, 0.0
-
-
-def extrapolated(w: Tensor, k: float, t: Tensor) -> Affine:
-    """F_data and w times the guidance; w, t (B,)."""
-    return 1.0, w, -w
-
-
-def half(w: Tensor, k: float, t: Tensor) -> Affine:
-    """The mean of data and prediction; w, t (B,)."""
-    return 0.5, 0.5, 0.0
-
-
-def mixed(w: Tensor, k: float, t: Tensor) -> Affine:
-    """MeanFlow's rule; w, t (B,)."""
-    return w, k, 1.0 - w - k
-
-
-def faded(w: Tensor, k: float, t: Tensor) -> Affine:
-    """SoFlow's rule; w, t (B,)."""
-    late = ((1.0 - t) / 0.2).clamp(0.0, 1.0 - 1e-6)
-    share = torch.where(t > 0.8, -torch.expm1(-0.025 * late / (1.0 - late)), 1.0)
-    extra = k * share * (w - 1.0)
-    return k + extra, 1.0 - k, -extra
-
-
-@dataclass(frozen=True)
-class FieldRule:
-    """Coefficients (a_d, a_c, a_u) by region, and the networks that give the two predictions."""
-
-    conditional: Source
-    unconditional: Source
-    inside: Rule
-    outside: Rule = data
-    dropped: Rule = data
-    closed: bool = False
-    """the ends of the interval are inside, by published code."""
-
-
-FIELD_RULES: dict[str, FieldRule] = {
-    "enhanced": FieldRule("online", "target", extrapolated, half, lambda w, k, t: (0.5, 0.0, 0.5)),
-    "guided": FieldRule("target", "target", extrapolated),
-    "guided_online": FieldRule("online", "online", extrapolated, closed=True),
-    "teacher": FieldRule("teacher", "teacher", lambda w, k, t: (1.0 - w, w, 0.0), half),
-    "teacher_cfg": FieldRule("teacher", "teacher", extrapolated, half),
-    "distillation": FieldRule(
-        "teacher",
-        "teacher",
-        lambda w, k, t: (0.0, w, 1.0 - w),
-        lambda w, k, t: (0.0, 1.0, 0.0),
-        lambda w, k, t: (0.0, 1.0, 0.0),
-        closed=True,
-    ),
-    "cfg": FieldRule(
-        "online",
-        "online",
-        lambda w, k, t: (w, 0.0, 1.0 - w),
-        lambda w, k, t: (w, 1.0 - w, 0.0),
-        closed=True,
-    ),
-    "cfg_target": FieldRule("target", "target", lambda w, k, t: (w, 0.0, 1.0 - w)),
-    "mixed": FieldRule("online", "online", mixed, closed=True),
-    "mixed_dropped": FieldRule("online", "online", mixed, data, mixed),
-    "faded": FieldRule("online", "online", faded, closed=True),
-    "scaled": FieldRule(
-        "online", "online", lambda w, k, t: (1.0, 1.0 - 1.0 / w, -(1.0 - 1.0 / w)), closed=True
-    ),
-}
-# Under these rules a ratio of 0 switches enhancement off altogether.
-OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
-
-
-def sources_of(objective: ObjectiveSettings) -> set[str]:
-    """Networks besides the trained one that the field of ``objective`` evaluates."""
-    name, w = objective.field, objective.enhancement_ratio
-    if name == "data" or (w == 0.0 and name in OFF_AT_ZERO):
-        return set()
-    if name == "jump":
-        return {"target"}
-    rule = FIELD_RULES[name]
-    return {rule.conditional, rule.unconditional} - {"online"}
-
-
-def coefficients(objective: ObjectiveSettings, host: HostTimes) -> Tensor:
-    """(3, B) coefficients of (data, conditional, unconditional) on the CPU."""
-    rule, t = FIELD_RULES[objective.field], host.t
-    w = torch.full_like(t, objective.enhancement_ratio)
-    if host.guidance is not None:
-        w = host.guidance
-    inside, outside, dropped = (
-        torch.stack(
-            [
-                torch.as_tensor(a, dtype=t.dtype).expand_as(t)
-                for a in region(w, objective.guidance_mix, t)
-            ]
-        )
-        for region in (rule.inside, rule.outside, rule.dropped)
-    )
-    low, high = objective.enhancement_interval
-    within = (t >= low) & (t <= high) if rule.closed else (t > low) & (t < high)
-    return torch.where(host.dropped, dropped, torch.where(within, inside, outside))
 
 
 def guided_jump(
@@ -200,6 +46,7 @@ def field_at(
     x_t: Tensor,
     prediction: Tensor,
     velocity: Tensor | None,
+    progress: float,
 ) -> Tensor:
     """F* (B, ...) at (x_t, t); every pass is made on the rows that need it.
 
@@ -211,45 +58,47 @@ def field_at(
         prediction: (B, ...) F of the gradient pass where s = t, detached; it serves where it is the
             source.
         velocity: (B, ...) F of the trained network at s = t on the rows with m > s, if it is known.
+        progress: share of the run that is done, for weights that move.
 
     Raises:
-        ValueError: the rule needs a teacher, and there is none.
+        ValueError: the rule needs a teacher, and there is none, or not so many.
     """
     sources, host, t = sources_of(objective), draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
     data = objective.transport.target(draw.x, draw.z, t)
-    if "teacher" in sources and not passes.networks["teacher"]:
+    if (count := teachers_of(objective)) > len(passes.networks["teacher"]):
         raise ValueError(
-            f"objective.field = {objective.field!r} needs a teacher: start from a trained run"
+            f"objective.field = {objective.field!r} needs a teacher, or {count}: start from a "
+            "trained run, or name them in train.teacher"
         )
     if objective.field == "jump":
         jump = guided_jump(objective, passes, draw, x_t, t, draw.m)
         return place(data, host.m > host.s, None, jump)
-    if objective.field not in FIELD_RULES or (not sources and objective.field in OFF_AT_ZERO):
+    if objective.field == "data" or (not sources and objective.field in OFF_AT_ZERO):
         return data
-    rule, table = FIELD_RULES[objective.field], coefficients(objective, host)
     null = null_labels(draw)
-    if null is None and rule.conditional == rule.unconditional:
-        table[1], table[2] = table[1] + table[2], 0.0
+    parts, table = weighted_parts(objective, host, progress, null is not None)
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
     own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
-    table[:, own] = torch.tensor([[1.0], [0.0], [0.0]], dtype=table.dtype)
+    table[0, own], table[1:, own] = 1.0, 0.0
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
-    a_data, a_cond, a_uncond = (expand(a, x_t) for a in on_device)
+    a_data, *weights = (expand(a, x_t) for a in on_device)
     field = a_data * data
     scale = scale_at(draw)
     one = None if scale is None else torch.ones_like(scale)
-    heads = "velocity" if objective.velocity_head else "map"
-    if passes.anywhere(table[1] != 0):
-        rows, known = table[1] != 0, torch.zeros_like(x_t)
-        if rule.conditional == "online":
+    for part, a, rows in zip(parts, weights, table[1:] != 0, strict=True):
+        if not passes.anywhere(rows):
+            continue
+        y, strength = (null, one) if part.view == "null" else (draw.y, scale)
+        heads: Heads = "velocity" if objective.velocity_head else "map"
+        known: Tensor | float = 0.0
+        if part.view == "exit":
+            heads = "exit"
+        elif part.network == "online" and part.view == "label":
             rows, known = known_already(objective, host, rows, prediction, velocity)
-        cond = passes.on_rows(rule.conditional, rows, x_t, t, draw.y, t, scale, heads)
-        field = field + a_cond * (known + cond)
-    if passes.anywhere(table[2] != 0):
-        inputs = (x_t, t, draw.y if null is None else null, t, one, heads)
-        field = field + a_uncond * passes.on_rows(rule.unconditional, table[2] != 0, *inputs)
+        inputs = (x_t, t, draw.y if y is None else y, t, strength, heads, part.teacher)
+        field = field + a * (known + passes.on_rows(part.network, rows, *inputs))
     return field
 
 

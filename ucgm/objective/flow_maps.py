@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ucgm.objective import times
+from ucgm.objective import destinations, times
 from ucgm.objective.methods import Method, method
 from ucgm.objective.objective import Objective
 
@@ -10,7 +10,7 @@ from ucgm.objective.objective import Objective
 # numbers.  A tenth of the batch has no label, all of it among the three quarters with s = t.
 _MEANFLOW = Objective(
     time_law=times.LogitNormal(-0.4, 1.0),
-    destination=times.SortedPair(0.75),
+    destination=destinations.SortedPair(0.75),
     two_time=True,
     consistency_ratio=1.0,
     tangent="jvp",
@@ -25,7 +25,7 @@ _MEANFLOW = Objective(
 )
 # RCGM's own guidance ratio is not known: TwinFlow's repository has 0.5 and 0 for its RCGM.
 _RCGM = Objective(
-    destination=times.Below(),
+    destination=destinations.Below(),
     two_time=True,
     consistency_ratio=1.0,
     tangent="forward",
@@ -73,7 +73,7 @@ FLOW_MAPS: dict[str, Method] = {
         "MeanFlow on pixels without labels (github.com/Gsunshine/py-meanflow, CIFAR-10, v0).",
         _MEANFLOW,
         time_law=times.LogitNormal(-2.0, 2.0),
-        destination=times.SortedPair(0.25),
+        destination=destinations.SortedPair(0.25),
         field="data",
         enhancement_ratio=0.0,
         guidance_mix=0.0,
@@ -87,7 +87,7 @@ FLOW_MAPS: dict[str, Method] = {
     "decoupled_meanflow": method(
         "Decoupled MeanFlow (arXiv 2510.24474): the second time in the last blocks only.",
         time_law=times.LogitNormal(0.0, 1.0),
-        destination=times.Apart(
+        destination=destinations.Apart(
             0.5, times.LogitNormal(0.4, 1.0), times.LogitNormal(-1.2, 1.0), swap=True
         ),
         two_time=True,
@@ -104,7 +104,7 @@ FLOW_MAPS: dict[str, Method] = {
     "imf": method(
         "Improved MeanFlow (arXiv 2512.02012, section 4): along the network's own velocity.",
         _MEANFLOW,
-        destination=times.SortedPair(0.5),
+        destination=destinations.SortedPair(0.5),
         own_velocity=True,
         field="scaled",
         guidance_mix=0.0,
@@ -117,7 +117,7 @@ FLOW_MAPS: dict[str, Method] = {
     "alpha_flow": method(
         "AlphaFlow (arXiv 2510.20771): from flow matching to MeanFlow over the run.",
         _MEANFLOW,
-        destination=times.SortedPair(0.25, single=True),
+        destination=destinations.SortedPair(0.25, single=True),
         anchor_schedule="alpha",
         step_rule="exact",
         target_clamp=4.0,
@@ -131,7 +131,9 @@ FLOW_MAPS: dict[str, Method] = {
     "soflow": method(
         "SoFlow (arXiv 2512.15657): a solution of the flow from t to s, anchors closing in on t.",
         time_law=times.LogitNormal(-0.2, 1.0),
-        destination=times.Apart(0.75, times.LogitNormal(0.2, 0.8), times.LogitNormal(-1.0, 0.8)),
+        destination=destinations.Apart(
+            0.75, times.LogitNormal(0.2, 0.8), times.LogitNormal(-1.0, 0.8)
+        ),
         two_time=True,
         consistency_ratio=1.0,
         anchor_schedule="soflow",
@@ -146,7 +148,7 @@ FLOW_MAPS: dict[str, Method] = {
     "tim": method(
         "Transition models, TiM (arXiv 2509.04394): any step, by differences of the prediction.",
         time_law=times.LogitNormal(-0.4, 1.0),
-        destination=times.SortedPair(0.5, to_data=0.1),
+        destination=destinations.SortedPair(0.5, to_data=0.1),
         two_time=True,
         consistency_ratio=1.0,
         tangent="central_prediction",
@@ -162,7 +164,7 @@ FLOW_MAPS: dict[str, Method] = {
         "Terminal velocity matching (arXiv 2511.19797): the jump's derivative by its end.",
         **_TERMINAL,
         time_law=times.LogitNormal(-0.4, 1.0),
-        destination=times.GapFirst(),
+        destination=destinations.GapFirst(),
         residual_network="target",
         field="cfg_target",
         guidance_range=(2.0, 2.0),
@@ -174,13 +176,13 @@ FLOW_MAPS: dict[str, Method] = {
     "lsd": method(
         "Lagrangian self-distillation (arXiv 2505.18825): its own end velocity, one network.",
         **_TERMINAL,
-        destination=times.SortedPair(0.75, single=True),
+        destination=destinations.SortedPair(0.75, single=True),
         loss_sum=True,
         log_variance=True,
     ),
     "shortcut": method(
         "Shortcut models (arXiv 2410.12557, equation 5): two half jumps make a whole one.",
-        destination=times.Dyadic(0.125, 7, on_grid=True),
+        destination=destinations.Dyadic(0.125, 7, on_grid=True),
         two_time=True,
         consistency_ratio=0.5,
         step_rule="exact",
@@ -204,7 +206,7 @@ FLOW_MAPS: dict[str, Method] = {
     "twinflow": method(
         "TwinFlow (arXiv 2512.05150): RCGM, plus matching of the network's own samples.",
         _RCGM,
-        destination=times.TwinFlowSplit(),
+        destination=destinations.TwinFlowSplit(),
         enhancement_ratio=0.8,
         label_dropout=0.0,
         loss_power=0.5,

@@ -25,13 +25,14 @@ from ucgm.objective.additions import (
     transported,
 )
 from ucgm.objective.anchors import anchor
+from ucgm.objective.destinations import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
-from ucgm.objective.fields import field_at, own_velocity, sources_of
+from ucgm.objective.field_rules import sources_of, teachers_of
+from ucgm.objective.fields import field_at, own_velocity
 from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
 from ucgm.objective.passes import Network, Passes
 from ucgm.objective.residual import consistency_target
 from ucgm.objective.settings import ObjectiveSettings
-from ucgm.objective.times import Data, Destination, SameTime, TwinFlowSplit
 from ucgm.runtime.randomness import RowRandom, as_random
 from ucgm.transport import expand
 
@@ -58,7 +59,13 @@ class Objective(ObjectiveSettings):
     @property
     def needs_teacher(self) -> bool:
         """Whether :meth:`terms` needs a frozen teacher."""
-        return "teacher" in sources_of(self)
+        return self.teachers > 0
+
+    @property
+    def teachers(self) -> int:
+        """How many teachers :meth:`terms` needs at least."""
+        second = self.residual_network == "teacher" and not self.diffusion
+        return max(teachers_of(self), int(second))
 
     @property
     def needs_target(self) -> bool:
@@ -74,6 +81,7 @@ class Objective(ObjectiveSettings):
             "guidance_input": self.guidance_range is not None,
             "guidance_interval": self.guidance_interval,
             "velocity_blocks": 2 if self.velocity_head else 0,
+            "exit_layer": 1 if self.exit_head else 0,
         }
         return {name: value for name, value in needed.items() if value}
 
@@ -197,14 +205,12 @@ class Objective(ObjectiveSettings):
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        prediction, at_destination, at_t, at_velocity = self._gradient_pass(passes, draw, x_t)
-        velocity = None
+        prediction, at_destination, at_t, second = self._gradient_pass(passes, draw, x_t)
         with torch.no_grad():
             known = prediction.detach()
-            if self.own_velocity:
-                velocity = own_velocity(self, passes, draw, x_t)
-            at_same_time = known if at_velocity is None else at_velocity.detach()
-            field = field_at(self, passes, draw, x_t, at_same_time, velocity)
+            velocity = own_velocity(self, passes, draw, x_t) if self.own_velocity else None
+            at_same_time = second.detach() if self.velocity_head and second is not None else known
+            field = field_at(self, passes, draw, x_t, at_same_time, velocity, progress)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
             elif self.diffusion:
@@ -217,9 +223,13 @@ class Objective(ObjectiveSettings):
         per_sample = per_sample_loss(self, prediction, f_target)
         loss = weighted_mean(self, per_sample, draw, log_variance)
         if self.flow_anchor:
-            loss = loss + self.flow_anchor * flow_anchor_term(self, passes, draw, at_t, field)
-        if at_velocity is not None:
-            loss = loss + self.velocity_head * per_sample_loss(self, at_velocity, field).mean()
+            at_same = flow_anchor_term(self, passes, draw, at_t, field, progress)
+            loss = loss + self.flow_anchor * at_same
+        if second is not None:
+            learned = f_target if self.exit_target == "field" else known
+            learned = field if self.velocity_head else learned
+            term = per_sample_loss(self, second, learned).mean()
+            loss = loss + (self.velocity_head or self.exit_head) * term
         if self.matching:
             loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
         if self.alignment:
@@ -233,7 +243,7 @@ class Objective(ObjectiveSettings):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """F (B, ...) with gradient, and what comes with it under some settings, each (B, ...).
 
-        These are the velocity where a jump ends, F at (t, t), and the second head's velocity.
+        These are the velocity where a jump ends, F at (t, t), and what the second head says.
         """
         assert draw.s is not None
         inputs = (x_t, draw.t, draw.y, draw.s)
@@ -242,7 +252,7 @@ class Objective(ObjectiveSettings):
         if self.flow_anchor and self.flow_anchor_law is None:
             prediction, at_t = passes.gradient_at_two(*inputs)
             return prediction, None, at_t, None
-        if self.velocity_head:
-            prediction, velocity = passes.call("online", *inputs, wrapped=True, heads="both")
-            return prediction, None, None, velocity
+        if self.velocity_head or self.exit_head:
+            prediction, second = passes.call("online", *inputs, wrapped=True, heads="both")
+            return prediction, None, None, second
         return passes.call("online", *inputs, wrapped=True), None, None, None

@@ -25,7 +25,7 @@ from ucgm.transport import expand
 
 Network = Callable[..., Tensor]
 Source = Literal["online", "target", "teacher"]
-Heads = Literal["map", "velocity", "both"]
+Heads = Literal["map", "velocity", "exit", "both"]
 
 
 class Passes:
@@ -96,6 +96,7 @@ class Passes:
         wrapped: bool = False,
         scale: Tensor | None = None,
         heads: Heads = "map",
+        teacher: int | None = None,
     ) -> Any:
         """A pass for rows that are already selected; its result is in full precision.
 
@@ -109,7 +110,8 @@ class Passes:
             signed: give own samples of TwinFlow their negative times.
             wrapped: with gradient, through the wrapper of data-parallel training, if there is one.
             scale: (R,) guidance scales, at every time, in place of the drawn ones.
-            heads: what is wanted of a network with a velocity head: F, the velocity, or both.
+            heads: what is wanted of a network with a second head: F, the other, or both.
+            teacher: which of several teachers; None: the mean of all.
         """
         if self.sign is not None and signed:
             sign = take(self.sign, index)
@@ -120,7 +122,10 @@ class Passes:
             extra["guidance"] = take(self.guidance, index)
             if scale is not None:
                 extra["guidance"] = _at_every_time(scale, extra["guidance"])
-        modules = (n if wrapped else getattr(n, "module", n) for n in self.networks[source])
+        networks = self.networks[source]
+        if teacher is not None and source == "teacher":
+            networks = networks[teacher : teacher + 1]
+        modules = (n if wrapped else getattr(n, "module", n) for n in networks)
         if heads != "map":
             modules = (partial(module, heads=heads) for module in modules)
         results = [self._run(module, inputs, extra) for module in modules]
@@ -139,6 +144,7 @@ class Passes:
         s: Tensor,
         scale: Tensor | None = None,
         heads: Heads = "map",
+        teacher: int | None = None,
     ) -> Tensor:
         """A pass for ``rows``, a CPU mask (B,), 0 on the others; x (B, ...), the others (B,)."""
         nothing = torch.zeros_like(x)
@@ -146,7 +152,7 @@ class Passes:
             return nothing
         index = self.index(stand_in(rows))
         x, t, y, s, scale = (take(v, index) for v in (x, t, y, s, scale))
-        part = self.call(source, x, t, y, s, index, scale=scale, heads=heads)
+        part = self.call(source, x, t, y, s, index, scale=scale, heads=heads, teacher=teacher)
         return place(nothing, rows, index, part)
 
     def _run(self, module: Network, inputs: tuple[Any, ...], extra: dict[str, Any]) -> Tensor:

@@ -40,8 +40,16 @@ def preset(name: str, **settings: Any) -> Objective:
         raise ValueError(f"preset {name!r}: {error}") from error
 
 
-def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
+def count_passes(
+    objective: Objective, rows: int = 4096, teachers: int = 1, taught: list[float] | None = None
+) -> dict[str, float]:
     """Passes of a step per row, counted over a batch of ``rows`` and not declared.
+
+    Args:
+        objective: whose passes.
+        rows: of the batch.
+        teachers: how many there are; as many as are needed, if these are more.
+        taught: gets the passes of each teacher.
 
     Returns:
         ``gradient`` (a forward and its backward), ``forward`` (without gradient) and ``tangent`` (a
@@ -61,6 +69,18 @@ def count_passes(objective: Objective, rows: int = 4096) -> dict[str, float]:
         f = torch.zeros_like(inputs[0])
         return (f, f) if heads == "both" else f
 
+    counts = [0.0] * max(teachers, objective.teachers)
+
+    def teacher_of(k: int) -> Any:
+        def teacher(*inputs: Tensor, **more: Any) -> Any:
+            counts[k] += len(inputs[0]) / rows
+            return network(*inputs, **more)
+
+        return teacher
+
+    teaching = [teacher_of(k) for k in range(len(counts))]
     variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
-    objective.terms(network, draw, target=network, teacher=network, log_variance=variance)
+    objective.terms(network, draw, target=network, teacher=teaching, log_variance=variance)
+    if taught is not None:
+        taught += counts
     return {kind: count / rows for kind, count in rows_of.items()}

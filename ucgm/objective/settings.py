@@ -6,7 +6,8 @@ Presets fill these fields in, and YAML files change them.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ucgm.objective import times
+from ucgm.objective import destinations, times
+from ucgm.objective.sources import FieldSource, check_sources
 from ucgm.runtime.values import Interval, NotNegative, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
 
@@ -25,6 +26,7 @@ FieldName = Literal[
     "faded",
     "scaled",
     "jump",
+    "sources",
 ]
 TangentMethod = Literal["central", "central_prediction", "forward", "jvp"]
 StepRule = Literal["one", "exact", "cosine", "ucgm", "relaxed"]
@@ -43,7 +45,7 @@ class ObjectiveSettings:
     """path and prediction target."""
     time_law: times.TimeDistribution = times.Uniform()
     """law of the training time t."""
-    destination: times.Destination | None = None
+    destination: destinations.Destination | None = None
     """law of the destination s; null: t for lambda = 0 and the data otherwise."""
     two_time: bool = False
     """the network takes s as well as t."""
@@ -66,8 +68,9 @@ class ObjectiveSettings:
     """network steps that the second term of G takes from m to s."""
     own_velocity: bool = False
     """differentiate along the network's own velocity instead of the field (improved MeanFlow)."""
-    residual_network: Literal["online", "target"] = "online"
-    """network of the second term of G: ``online`` or ``target`` (the EMA)."""
+    residual_network: Literal["online", "target", "teacher"] = "online"
+    """network of the second term of G: ``online``, ``target`` (the EMA), or ``teacher``, whose own
+    second step it is then (progressive distillation, arXiv 2202.00512)."""
     terminal: bool = False
     """match the velocity at the destination in place of G, where s < t (TVM)."""
     step_rule: StepRule = "one"
@@ -84,6 +87,8 @@ class ObjectiveSettings:
     """phi divides by the root mean square of the sample plus this number."""
     field: FieldName = "data"
     """rule of the field F*."""
+    sources: tuple[FieldSource, ...] = ()
+    """what the field ``sources`` is made of: networks and their weights."""
     enhancement_ratio: Number = 0.0
     """zeta or omega, the strength of guidance in training."""
     guidance_mix: Number = 0.0
@@ -133,6 +138,11 @@ class ObjectiveSettings:
     velocity_head: NotNegative = 0.0
     """weight of the loss of the network's second head, which learns the field (improved
     MeanFlow)."""
+    exit_head: NotNegative = 0.0
+    """weight of the loss of the network's exit head, a prediction from its earlier blocks (internal
+    guidance, arXiv 2512.24176)."""
+    exit_target: Literal["deep", "field"] = "deep"
+    """what it learns: ``deep``, the network's own F without gradient, or ``field``, as F does."""
     alignment: NotNegative = 0.0
     """weight of the representation alignment term (REPA)."""
     matching: NotNegative = 0.0
@@ -161,7 +171,7 @@ class ObjectiveSettings:
                 "objective.field scaled divides by enhancement_ratio, the guidance scale: 1 is "
                 f"none, got {self.enhancement_ratio}"
             )
-        if self.matching and not isinstance(self.destination, times.TwinFlowSplit):
+        if self.matching and not isinstance(self.destination, destinations.TwinFlowSplit):
             raise ValueError(
                 "objective.matching is a term of TwinFlow: set destination to TwinFlowSplit"
             )
@@ -179,6 +189,15 @@ class ObjectiveSettings:
             )
         if self.log_loss is not None and not self.log_variance:
             raise ValueError("objective.log_loss is about a log_variance: set log_variance: true")
+        if self.field == "sources":
+            check_sources(self.sources)
+        elif self.sources:
+            raise ValueError("objective.sources is about the field sources: set field: sources")
+        if self.exit_head and (self.velocity_head or self.flow_anchor or self.terminal):
+            raise ValueError(
+                "objective.exit_head is trained with one pass of F: it goes with no velocity_head, "
+                "flow_anchor or terminal"
+            )
         if self.terminal:
             self._check_terminal()
 
@@ -190,8 +209,10 @@ class ObjectiveSettings:
                 "two_time: true and tangent: jvp"
             )
         # Where the laws of t and s leave no row with s = t, flow matching is a term of its own.
-        apart = isinstance(self.destination, times.GapFirst | times.Below)
-        if not apart and not isinstance(self.destination, times.SortedPair | times.Apart):
+        apart = isinstance(self.destination, destinations.GapFirst | destinations.Below)
+        if not apart and not isinstance(
+            self.destination, destinations.SortedPair | destinations.Apart
+        ):
             raise ValueError(
                 "objective.terminal needs rows with s < t: set destination to GapFirst, Below, "
                 f"SortedPair or Apart, got {self.destination}"

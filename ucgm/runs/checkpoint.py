@@ -5,6 +5,7 @@
     latest                         name of the newest checkpoint
     .lock                          held by the training that is running in it
     teacher.safetensors            weights it started from, which are its frozen teacher
+    teachers.json                  where the teachers are other runs: which weights
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
@@ -104,18 +105,30 @@ def load_weights(
     path: Path,
     allow_missing: tuple[str, ...] = (),
     passed_over: tuple[str, ...] = (),
+    blocks: tuple[int, ...] = (),
 ) -> None:
     """Load safetensors into ``network``, which may be sharded; names and shapes must agree.
 
     Parameters with a prefix of ``allow_missing`` may keep their initial value; those with one of
-    ``passed_over`` keep it.
+    ``passed_over`` keep it.  ``blocks`` are those of the file that are kept, in the order of the
+    network's; none: all.
     """
     own = network.state_dict()
-    _check_file(network, path, allow_missing, passed_over)
+    _check_file(network, path, allow_missing, passed_over, blocks)
     with reading(path), safe_open(path, "pt") as file:
         for name in file.keys():
-            if not name.startswith(passed_over):
-                load_shard(own[name], file.get_tensor(name))
+            kept = _name_of_kept(name, blocks)
+            if kept is not None and not name.startswith(passed_over):
+                load_shard(own[kept], file.get_tensor(name))
+
+
+def _name_of_kept(name: str, blocks: tuple[int, ...]) -> str | None:
+    """The name of a weight where only some ``blocks`` are kept; None: it is of another."""
+    first, _, rest = name.partition(".")
+    number, _, rest = rest.partition(".")
+    if not blocks or first != "blocks":
+        return name
+    return f"blocks.{blocks.index(int(number))}.{rest}" if int(number) in blocks else None
 
 
 def _check_file(
@@ -123,11 +136,13 @@ def _check_file(
     path: Path,
     allow_missing: tuple[str, ...] = (),
     passed_over: tuple[str, ...] = (),
+    blocks: tuple[int, ...] = (),
 ) -> None:
     """Refuse names and shapes that differ, apart from what :func:`load_weights` is told."""
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     with reading(path), safe_open(path, "pt") as file:
-        theirs = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        names = {name: kept for name in file.keys() if (kept := _name_of_kept(name, blocks))}
+        theirs = {kept: tuple(file.get_slice(name).get_shape()) for name, kept in names.items()}
     own, theirs = (
         {k: v for k, v in side.items() if not k.startswith(passed_over)} for side in (own, theirs)
     )

@@ -19,7 +19,8 @@ import yaml
 from ucgm.data import DataConfig, Digits
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
-from ucgm.objective.times import Destination, TimeDistribution
+from ucgm.objective.destinations import Destination
+from ucgm.objective.times import TimeDistribution
 from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.reading import Word, read_yaml, reading
@@ -140,7 +141,10 @@ def from_dict(expected: Any, value: Any, where: str = "") -> Any:
         ValueError: an unknown key, a value of another type, a number that is not finite, or a class
             that does not fit, with its place in the file.
     """
-    kinds = [kind for kind in typing.get_args(expected) or (expected,) if kind is not type(None)]
+    arguments = typing.get_args(expected)
+    if arguments[1:] == (...,) and dataclasses.is_dataclass(arguments[0]):
+        return _sections(arguments[0], value, where)
+    kinds = [kind for kind in arguments or (expected,) if kind is not type(None)]
     if isinstance(value, Word):
         read = None if expected is str else value.read(where)
         value = str(value) if kinds == [str] and read is not None or expected is str else read
@@ -149,6 +153,14 @@ def from_dict(expected: Any, value: Any, where: str = "") -> Any:
             return None
         return _section(kinds[0], value, where)
     return checked(expected, value, where, text=True)
+
+
+def _sections(cls: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """A list of dataclasses of one kind."""
+    value = value.read(where) if isinstance(value, Word) else value
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where} must be a list of sections, got {value!r:.80}")
+    return tuple(from_dict(cls, item, f"{where}[{i}]") for i, item in enumerate(value))
 
 
 def class_and_settings(section: Any) -> tuple[Any, Any]:

@@ -43,7 +43,8 @@ def fitted_layer(
         size, length, batch, rate, decay, period = "B", 200_000, 256, 2e-4, 0.9999, 5000
     else:
         size, length, batch, rate, decay, period = "XL", 400_000, 256, 2e-4, 0.9999, 5000
-    tuning = config.train.init is not None
+    started = config.train.init is not None
+    tuning = started and not config.train.keep_blocks  # a student of kept blocks is a new network
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
     length = config.train.steps if "train.steps" in given else length
@@ -60,30 +61,33 @@ def fitted_layer(
     }
     # Whatever file gives a length, a batch or a period means it, also one below the preset.
     layer["train"] = {k: v for k, v in layer["train"].items() if f"train.{k}" not in given}
-    open_choice = not tuning and "data.channels" not in given
+    open_choice = not started and "data.channels" not in given
     if open_choice and isinstance(dataset, ImageDataset) and dataset.channels_that_fit() == 1:
         layer["data"] = {"channels": 1}
-    if not (sized or tuning):
+    if not (sized or started):
         layer["model"] = {"size": f"{size}/{patch}"}
     if config.objective.preset in DEFAULTS:
-        model = config.model if sized or tuning else replace(config.model, **layer["model"])
+        model = config.model if sized or started else replace(config.model, **layer["model"])
         whole = config.train.sharding == "none"
-        layer["optimizer"] |= _optimizer(model, whole, tuning)
+        name = config.optimizer.name if "optimizer.name" in given else None
+        layer["optimizer"] |= _optimizer(model, whole, tuning, name)
         layer["ema"] = {"std": 0.1}
     return layer
 
 
-def _optimizer(model: NetworkConfig, whole: bool, tuning: bool) -> Layer:
+def _optimizer(model: NetworkConfig, whole: bool, tuning: bool, name: str | None) -> Layer:
     """Muon for transformers whose matrices are ``whole``, AdamW otherwise and in a ``tuning``.
 
     The rate falls as one over the width, which keeps the change of a layer's output in a step the
-    same (arXiv 2203.03466, table 3); the numbers are those of docs/results/recipe.md.
+    same (arXiv 2203.03466, table 3); the numbers are those of docs/results/recipe.md.  It belongs
+    to the optimizer, also where that was given by its ``name``.
     """
     numbers = model.defaults()[1] | {k: v for k, v in vars(model).items() if v is not None}
     width = numbers.get("hidden_size") or numbers.get("model_channels") or numbers["channels"][-1]
     blocks = isinstance(model, TransformerConfig) and hasattr(torch.optim, "Muon")
-    muon = blocks and whole and not tuning
-    name, rate = ("muon", 1e-2) if muon else ("adamw", 1e-3 if tuning else 2e-3)
+    if name is None:
+        name = "muon" if blocks and whole and not tuning else "adamw"
+    rate = {"muon": 1e-2, "lion": 7e-4}.get(name, 2e-3) / (2 if tuning else 1)
     rate = float(f"{rate * 96 / width:.2g}")
     return {"name": name, "lr": rate, "betas": (0.9, 0.95), "schedule": "cosine"}
 

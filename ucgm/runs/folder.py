@@ -5,6 +5,7 @@ to the weights it started from, which stay in it; and to one training at a time.
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -33,6 +34,7 @@ _FREE_TO_CHANGE = (
     "train.num_workers",
     "train.preview_every",
     "train.sharding",
+    "train.teacher",  # it may have moved; its weights may not have changed
     "train.tracker",
     "data.path",
     "data.vae_path",
@@ -76,21 +78,28 @@ def _follows_the_length(config: Config) -> str:
 
 def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Dataset) -> None:
     """Load the weights that ``train.init`` names; a run that has begun keeps its own copy."""
-    if config.train.init is None:
-        if config.objective.needs_teacher:
+    train = config.train
+    if train.init is None:
+        if train.keep_blocks:
+            raise ValueError(
+                "train.keep_blocks is about the blocks of train.init: name a run there"
+            )
+        if config.objective.needs_teacher and not train.teacher:
             raise ValueError(
                 f"the preset {config.objective.preset} learns from a trained model: set train.init "
-                "to the run folder of a multi-step model"
+                "to the run folder of a multi-step model, or train.teacher to those of several"
             )
         return
     if (run_dir / START).exists():
         checkpoint.load_weights(network, run_dir / START)
         return
-    run = checkpoint.load_run(config.train.init)
+    run = checkpoint.load_run(train.init)
     _check_start(config, run, network, dataset)
     folder = run.run_dir / CHECKPOINTS / f"step_{run.step:07d}"
-    anew = checkpoint.LABEL_TABLES if config.train.new_labels else ()
-    checkpoint.load_weights(network, folder / "ema.safetensors", ADDED, anew)
+    anew = checkpoint.LABEL_TABLES if train.new_labels else ()
+    theirs, mine = (getattr(n, "config", {}).get("exit_layer") for n in (run.network, network))
+    anew = anew if theirs == mine else (*anew, "exit_head.")  # of other blocks
+    checkpoint.load_weights(network, folder / "ema.safetensors", ADDED, anew, train.keep_blocks)
 
 
 def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, dataset: Dataset) -> None:
@@ -101,16 +110,15 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
             f"{where} was trained on {run.config.objective.transport} and this objective uses "
             f"{config.objective.transport}: set objective.transport to its path"
         )
-    try:
-        data = open_for_sampling(run.config.data, run.run_dir)
-    except ValueError:  # its data are not on this machine, and it kept no card of them
-        data = DataSpec(run.shape, run.num_classes, str(where)).open()
-    _check_classes(config, data, dataset)
+    check_data(config, run, dataset)
     theirs, mine = (dict(getattr(n, "config", {})) for n in (run.network, network))
     parts = ("second_time", "guidance_input", "guidance_interval", "velocity_blocks",
              "decoupled_depth")  # fmt: skip
     free = {name for name in parts if not theirs.get(name)}  # it may be added, not taken away
-    free |= {*["num_classes"] * config.train.new_labels}
+    free |= {"exit_layer", *["num_classes"] * config.train.new_labels}
+    if config.train.keep_blocks:
+        _check_blocks(config, theirs, mine)
+        free |= {"depth"}
     for name in (theirs.keys() & mine.keys()) - free:
         if not name.startswith("_") and theirs[name] != mine[name]:
             raise ValueError(
@@ -118,13 +126,50 @@ def _check_start(config: Config, run: checkpoint.Run, network: nn.Module, datase
                 f"{theirs[name]}, this {name} = {mine[name]}. Use the model section of "
                 f"{where}/config.yaml"
             )
+
+
+def check_data(config: Config, run: checkpoint.Run, dataset: Dataset) -> None:
+    """Refuse a run to start from, or to learn from, whose data are of another kind.
+
+    Raises:
+        ValueError: other classes, another shape, or other latents.
+    """
+    where = run.run_dir
+    try:
+        data = open_for_sampling(run.config.data, where)
+    except ValueError:  # its data are not on this machine, and it kept no card of them
+        data = DataSpec(run.shape, run.num_classes, str(where)).open()
+    _check_classes(config, where, data, dataset)
+    if data.shape != dataset.shape:
+        raise ValueError(
+            f"the run {where} was trained on data of shape {data.shape}, and {dataset.name} has "
+            f"{dataset.shape}"
+        )
     if data.codec is not None and dataset.codec is not None:
         data.codec.check_scaling(dataset.codec, f"the run {where}", f"the data set {dataset.name}")
 
 
-def _check_classes(config: Config, theirs: Dataset, mine: Dataset) -> None:
+def _check_blocks(config: Config, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Refuse blocks that the network to start from does not have, or not the new one."""
+    where, kept = config.train.init, config.train.keep_blocks
+    depth = theirs.get("depth")
+    if not isinstance(depth, int) or "encoder_depth" in theirs:
+        raise ValueError(f"train.keep_blocks is for a DiT, and the network of {where} is none")
+    if max(kept) >= depth or len(set(kept)) < len(kept):
+        raise ValueError(
+            f"train.keep_blocks {list(kept)} must be different blocks of 0 to {depth - 1}, which "
+            f"{where} has"
+        )
+    if mine["depth"] != len(kept):
+        raise ValueError(
+            f"train.keep_blocks names {len(kept)} blocks and model.depth is {mine['depth']}: leave "
+            "model.depth out"
+        )
+
+
+def _check_classes(config: Config, where: Path, theirs: Dataset, mine: Dataset) -> None:
     """Refuse other classes, unless their table is drawn anew, which no teacher can do without."""
-    where, other = config.train.init, other_classes(theirs, mine)
+    other = other_classes(theirs, mine)
     if config.train.new_labels and config.objective.needs_teacher:
         raise ValueError(
             f"train.new_labels: the preset {config.objective.preset} learns from {where}, which "

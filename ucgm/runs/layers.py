@@ -183,7 +183,12 @@ def _with_inputs(config: Config, given: set[str], run: Config | None) -> Config:
         for name, value in objective.network_inputs.items()
         if name not in given and not getattr(model, name, value)
     }
-    depth = getattr(model, "depth", None) or model.defaults()[1].get("depth", 1)
+    if config.train.keep_blocks and "depth" not in given and hasattr(model, "depth"):
+        missing["depth"] = len(config.train.keep_blocks)
+    depth = missing.get("depth") or getattr(model, "depth", None)
+    depth = depth or model.defaults()[1].get("depth", 1)
+    if "exit_layer" in missing:
+        missing["exit_layer"] = max(1, depth // 2)
     for name, value in model_inputs(objective.preset, depth).items():
         if not hasattr(model, name):
             raise ValueError(

@@ -29,6 +29,11 @@ class TrainConfig:
     """largest gradient norm; null: no clipping."""
     init: str | None = None
     """run folder whose EMA weights the training starts from; they also are the frozen teacher."""
+    keep_blocks: tuple[Annotated[int, Range(0, 999)], ...] = ()
+    """blocks of ``init`` that are kept, in this order: a student of that depth, whose teacher is
+    the whole network; none: all."""
+    teacher: tuple[str, ...] = ()
+    """run folders whose EMA weights are the frozen teachers, in place of ``init``."""
     new_labels: bool = False
     """draw the table of labels anew, for data of other classes than those of ``init``."""
     num_workers: Annotated[int, Range(0, 1024)] = 0

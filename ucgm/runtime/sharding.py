@@ -93,7 +93,7 @@ class Sharding:
         """
         if self.mesh is None:
             return network.to(self.device)
-        if hasattr(network, "normalize_weights"):
+        if any(hasattr(module, "normalize_weights") for module in network.modules()):
             raise ValueError(
                 f"{type(network).__name__} changes its weights in its forward pass, which a "
                 "gathered copy would forget: set train.sharding: none"

@@ -7,6 +7,7 @@ All of them extrapolate away from a worse prediction F_bad, inside an interval o
 
     classifier-free  F_bad: the same network without the label         (arXiv 2207.12598)
     autoguidance     F_bad: a weaker network with the same label       (arXiv 2406.02507)
+    internal         F_bad: the network's own exit head, in the same pass (arXiv 2512.24176)
     input            the scale is an input of a network trained with it: one pass; so is the
                      interval of a network built with it (arXiv 2512.02012)
 
@@ -35,9 +36,9 @@ class Guidance:
     """closed interval of t in which guidance is on."""
     channels: Count | None = None
     """guide the first channels alone, as DiT's and SiT's code does; None: all."""
-    kind: Literal["classifier_free", "auto", "input"] = "classifier_free"
-    """classifier_free; auto: away from the weaker network of the run `guide`; input: the scale is
-    an input of the network."""
+    kind: Literal["classifier_free", "auto", "internal", "input"] = "classifier_free"
+    """classifier_free; auto: away from the weaker network of the run `guide`; internal: away from
+    the network's exit head; input: the scale is an input of the network."""
     guide: str | None = None
     """run folder of the weaker network of autoguidance."""
 
@@ -69,13 +70,15 @@ class Guidance:
                     "guidance.kind auto needs a weaker network: name its run in guidance.guide"
                 )
             return Autoguided(network, guide, self.scale, self.interval, self.channels)
+        if self.kind == "internal":
+            return InternallyGuided(network, self.scale, self.interval, self.channels)
         if not null_label:
             raise ValueError("guidance needs a model with classes; set guidance.scale to 1.0")
         return Guided(network, self.scale, self.interval, null_label, self.channels)
 
 
 class IntervalGuidance:
-    """A network under guidance inside an interval of times; the base of the three kinds.
+    """A network under guidance inside an interval of times; the base of all kinds.
 
     ``scale``, ``interval`` and ``channels`` are those of :class:`Guidance`.
     """
@@ -173,6 +176,30 @@ class Autoguided(IntervalGuidance):
 
 
 @dataclass(eq=False, repr=False)
+class InternallyGuided(IntervalGuidance):
+    """A network guided away from its own exit head: one call with the same rows."""
+
+    network: Network
+    scale: float
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Ask for the exit head."""
+        super().__post_init__()
+        if not getattr(self.network, "exits", False):
+            raise ValueError(
+                "guidance.kind internal needs a network with an exit head: train it with "
+                "objective.exit_head 0.5, or choose another guidance.kind"
+            )
+
+    def guided(self, x: Tensor, t: Tensor, y: Tensor, s: Tensor | None = None) -> Tensor:
+        """F_exit + scale (F - F_exit)."""
+        good, bad = call(self.network, x, t, y, s, heads="both")
+        return self.extrapolate(bad, good)
+
+
+@dataclass(eq=False, repr=False)
 class GuidanceInput(IntervalGuidance):
     """A network that was trained with the guidance scale as an input (iMF, guidance distillation).
 
@@ -207,7 +234,7 @@ class Watched:
 
     def __init__(self, network: Network, see: Callable[[Tensor], Tensor]) -> None:
         self.network, self.see = network, see
-        for name in ("num_classes", "guidance_interval"):  # what is asked of a network
+        for name in ("num_classes", "guidance_interval", "exits"):  # what is asked of a network
             setattr(self, name, getattr(network, name, None))
 
     def __call__(

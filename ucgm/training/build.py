@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
 from ucgm.objective import LogVariance
 from ucgm.runs import checkpoint
-from ucgm.runs.config import Config, flat
+from ucgm.runs.config import Config, flat, read_config
 from ucgm.runs.folder import create_run, refuse_another, start_from
 from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import sole_writer
@@ -31,6 +32,7 @@ from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
+from ucgm.training.teachers import keep_facts, names_of_teachers, open_teachers
 from ucgm.training.throughput import count_work, measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
 
@@ -94,6 +96,7 @@ class TrainState:
             f"estimate: {self.memory}; {duration(self.seconds)} per step, "
             f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
+            *(f"teacher: {name}" for name in names_of_teachers(config)),
             f"averages: {config.ema.describe(target=config.objective.needs_target)}",
             f"optimizer: {config.optimizer.describe()}"
             + (f", clip {train.grad_clip:g}" if train.grad_clip else ""),
@@ -117,18 +120,20 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     refuse_another(config, run_dir)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     data = dataset.shape, dataset.num_classes
-    work = count_work(config.model, *data, config.objective)
-    needed = needed_memory(config, *data, plan, work.parameters)
+    teaching = [read_config(Path(name) / "config.yaml").model for name in names_of_teachers(config)]
+    work = count_work(config.model, *data, config.objective, teaching)
+    needed = needed_memory(config, *data, plan, work)
     memory = check_memory(needed, plan, accelerator.device)
-    network = _begin(config, run_dir, dataset, sharding)
+    network, teachers, facts = _begin(config, run_dir, dataset, sharding)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         held.enter_context(sole_writer(run_dir, "ucgm train"))
         create_run(config, run_dir, network)
+        keep_facts(run_dir, facts)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    networks = make_networks(config, network, sharding)
+    networks = make_networks(config, network, sharding, teachers)
     trained = networks.trained()
     wrapped, wrapped_variance = networks.online, networks.log_variance
     optimizer = build_optimizer(config.optimizer, trained)
@@ -189,15 +194,22 @@ def keep_freed_memory(device: torch.device) -> bool:
     )
 
 
-def _begin(config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding) -> nn.Module:
-    """The network as the run begins, on the host, alike on every process."""
+def _begin(
+    config: Config, run_dir: Path, dataset: Dataset, sharding: Sharding
+) -> tuple[nn.Module, list[nn.Module], list[dict[str, Any]]]:
+    """The network as the run begins, its teachers and what they are: on the host, alike everywhere.
+
+    Runs that are named may be going on, and have a new checkpoint by the time that another process
+    looks.
+    """
     torch.manual_seed(config.train.seed)
     network = config.model.build(dataset.shape, dataset.num_classes)
     check_inputs(config, network)
     start_from(config, run_dir, network, dataset)
-    # The run that it starts from may be going on, and have a new checkpoint by now.
-    sharding.copy_first(network)
-    return network
+    teachers, facts = open_teachers(config, run_dir, dataset)
+    for module in (network, *teachers):
+        sharding.copy_first(module)
+    return network, teachers, facts
 
 
 def check_inputs(config: Config, network: nn.Module) -> None:
@@ -214,6 +226,11 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
         )
     settings = getattr(network, "config", {})
+    if getattr(settings, "exit_layer", None) and not objective.exit_head:
+        raise ValueError(
+            f"the preset {objective.preset} would never train the network's exit head: set "
+            "exit_layer: null in the model section, or objective.exit_head: 0.5"
+        )
     if getattr(settings, "velocity_blocks", 0) and not objective.velocity_head:
         raise ValueError(
             f"the preset {objective.preset} would never train the network's velocity head: set "

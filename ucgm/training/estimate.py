@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def needed_memory(
-    config: Config, shape: tuple[int, int, int], num_classes: int, plan: BatchPlan, parameters: int
+    config: Config, shape: tuple[int, int, int], num_classes: int, plan: BatchPlan, work: Work
 ) -> float:
     """Bytes of one process: weights, gradients, moments, averages, teacher, and activations.
 
@@ -31,12 +31,13 @@ def needed_memory(
         shape: (C, H, W) of the data.
         num_classes: of the data.
         plan: rows of a micro-batch, and processes.
-        parameters: of the network.
+        work: of a row.
     """
     objective, ema = config.objective, config.ema
-    copies = 5 + len(ema.tracked) + objective.needs_teacher  # weights, gradient, moments, average
+    copies = 5 + len(ema.tracked)  # weights, gradient, moments, average
+    copies += objective.needs_teacher and not work.teachers
     copies += objective.needs_target and ema.target_decay is not None
-    state = 4.0 * parameters * copies
+    state = 4.0 * (work.parameters * copies + work.teachers)
     if config.train.sharding == "fsdp2":
         state /= plan.world
     return state + plan.micro_batch * _kept_bytes(config, shape, num_classes)

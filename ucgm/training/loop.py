@@ -91,7 +91,7 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     state.wrapped,
                     draw,
                     target=(networks.target or networks.ema).network,
-                    teacher=networks.teacher,
+                    teacher=networks.teachers,
                     log_variance=state.wrapped_variance,
                     progress=state.step / train.steps,
                 )

@@ -1,5 +1,6 @@
 """The networks of a training: the one that learns, its averages, the teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,8 @@ class Networks:
     """the average that the objective learns from, where it is another."""
     tracked: dict[float, EMA]
     """power-function averages by their relative length."""
-    teacher: nn.Module | None
-    """frozen, where the objective has one."""
+    teachers: list[nn.Module]
+    """frozen, where the objective has any."""
     log_variance: LogVariance | None
     """the learned variance of t, where the objective has one."""
 
@@ -52,28 +53,32 @@ class Networks:
         return {p: name for name, p in found if p.requires_grad}
 
 
-def make_networks(config: Config, network: nn.Module, sharding: Sharding) -> Networks:
+def make_networks(
+    config: Config, network: nn.Module, sharding: Sharding, teachers: Sequence[nn.Module] = ()
+) -> Networks:
     """Copies of the new network for all its roles, each moved or sharded before the next is made.
 
-    The trained one goes last, because a sharded network cannot be copied.
+    The trained one goes last, because a sharded network cannot be copied.  ``teachers`` are other
+    networks; where there are none, the network as it begins is its own.
     """
     settings, place = config.ema, sharding.place
     ema = EMA(network, settings.decay, settings.warmup, settings.std, place)
-    target = teacher = log_variance = None
+    target = log_variance = None
     if config.objective.needs_target and settings.target_decay is not None:
         target = EMA(network, settings.target_decay, settings.warmup, place=place)
     tracked = {std: EMA(network, 0.0, std=std, place=place) for std in settings.tracked}
-    if config.objective.needs_teacher:
-        teacher = place(frozen_copy(network))
+    if config.objective.needs_teacher and not teachers:
+        teachers = [frozen_copy(network)]
+    teachers = [place(teacher) for teacher in teachers]
     if config.objective.log_variance:
         place(log_variance := LogVariance(two_time=config.objective.two_time))
     place(network)
-    networks = Networks(network, ema, target, tracked, teacher, log_variance)
+    networks = Networks(network, ema, target, tracked, teachers, log_variance)
     compiled = config.train.compile
     if sharding.device.type == "cuda" if compiled is None else compiled:
         # Programs of earlier trainings of this process would count towards the limit below.
         torch._dynamo.reset()
-        for module in filter(None, (network, teacher, *(a.network for a in networks.averages()))):
+        for module in (network, *teachers, *(a.network for a in networks.averages())):
             compile_blocks(module)
     return networks
 

@@ -15,6 +15,7 @@ share of it can be compared between machines, where a data sheet's peak cannot.
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,8 @@ class Work:
     """floating-point operations, forward and backward."""
     parameters: int
     """of the network."""
+    teachers: int = 0
+    """parameters of teachers that are other networks."""
 
     def of_step(self, plan: BatchPlan) -> float:
         """Operations of an optimizer step of one process."""
@@ -56,17 +59,29 @@ class Work:
 
 
 def count_work(
-    model: NetworkConfig, shape: tuple[int, int, int], num_classes: int, objective: Objective
+    model: NetworkConfig,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    objective: Objective,
+    teachers: Sequence[NetworkConfig] = (),
 ) -> Work:
-    """Count the work of one row with fake tensors and a counting network: no arithmetic."""
-    passes = count_passes(objective)
+    """Count the work of one row with fake tensors and a counting network: no arithmetic.
+
+    ``teachers`` are those that are not the network itself.
+    """
+    taught: list[float] = []
+    passes = count_passes(objective, teachers=len(teachers), taught=taught)
     found = cost(model, shape, num_classes)
     weighted = sum(_WEIGHT[kind] * n for kind, n in passes.items())
     gmacs = found.gmacs * weighted
-    if objective.velocity_head:  # the pass with gradient runs both heads, the others one of them
+    if (
+        objective.velocity_head or objective.exit_head
+    ):  # the pass with gradient runs both heads, the others one of them
         both = cost(model, shape, num_classes, heads="both").gmacs
         gmacs += _WEIGHT["gradient"] * (both - found.gmacs)
-    return Work(passes, 2e9 * gmacs, found.parameters)
+    others = [cost(teacher, shape, num_classes) for teacher in teachers]
+    gmacs += sum(n * (o.gmacs - found.gmacs) for n, o in zip(taught, others, strict=False))
+    return Work(passes, 2e9 * gmacs, found.parameters, sum(o.parameters for o in others))
 
 
 @torch.no_grad()

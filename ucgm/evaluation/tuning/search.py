@@ -83,9 +83,9 @@ class Trial(NamedTuple):
 
 
 def passes(sampler: Sampler, guidance: Guidance) -> int:
-    """Network passes per image: an evaluation under guidance is two, unless it is an input."""
+    """Network passes per image: an evaluation under guidance by a second pass is two."""
     low, high = guidance.interval
-    twice = guidance.scale != 1.0 and guidance.kind != "input"
+    twice = guidance.scale != 1.0 and guidance.kind not in ("input", "internal")
     return sum(2 if twice and low <= step.t <= high else 1 for step in sampler.plan())
 
 

@@ -1,0 +1,265 @@
+"""What distillation gives on the digits: the tables of docs/results/distil.md.
+
+    python scripts/distil.py [--seeds 0 1 2] [--steps 400] [--out-dir runs/distil]
+
+A teacher of four blocks is trained as by default; students of two blocks, from scratch or from two
+of its blocks, learn from data, from the teacher, or from two teachers, all for the same number of
+steps; the teacher's steps are halved from 16 to 1; and networks of four blocks are trained with
+and without an exit head.  5,000 samples each; FID to the training scans in the feature space of
+the shipped classifier.  What is done is not done again.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tables import cell, write_part
+
+from ucgm.evaluation.benchmark import benchmark
+from ucgm.generation.samples import SamplingConfig
+from ucgm.objective import preset
+from ucgm.runs.checkpoint import load_run
+from ucgm.runs.layers import training_config
+from ucgm.runtime.randomness import RowRandom
+from ucgm.training.loop import train
+
+Settings = dict[str, Any]
+NETWORK = {"size": "T/2"}
+STUDENT = {**NETWORK, "depth": 2}
+KEPT = {"keep_blocks": [0, 2]}
+# Nine parts of the teacher, one of the data (TinyFusion, arXiv 2412.01199).
+TAUGHT = {
+    "preset": "multi_step",
+    "field": "sources",
+    "sources": [{"network": "teacher", "weight": 0.9}, {"network": "data", "weight": 0.1}],
+}
+EULER = ["--sampler.extrapolation", "0", "--sampler.grid.gap", "[0, 0]"]
+INTERNAL = ["--guidance.kind", "internal", "--guidance.scale"]
+SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
+
+
+class Row(NamedTuple):
+    """A training: its settings, what it starts from, and whom it learns from."""
+
+    title: str
+    settings: Mapping[str, Any]
+    init: str | None = None
+    teachers: int = 0
+    steps: Sequence[int] = (4, 8)
+    changes: Sequence[Sequence[str]] = ((),)
+
+
+def halved(steps: int) -> Settings:
+    """Two of the teacher's steps become one of ``steps`` (arXiv 2202.00512)."""
+    return {
+        "objective": {
+            "preset": "multi_step",
+            "time_law": "Uniform",
+            "destination": {"class_path": "GridStep", "init_args": {"steps": steps}},
+            "consistency_ratio": 0.5,
+            "step_rule": "exact",
+            "residual_network": "teacher",
+            "field": "distillation",
+            "enhancement_ratio": 1.0,
+        },
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    }
+
+
+def sampled(scale: float) -> list[str]:
+    """Internal guidance of a scale."""
+    return [*INTERNAL, str(scale)]
+
+
+MULTI = {"preset": "multi_step"}
+ROWS: dict[str, Row] = {
+    "teacher": Row(
+        "teacher", {"objective": MULTI, "model": NETWORK}, None, 0, (1, 2, 4, 8), ((), EULER)
+    ),
+    "scratch": Row("from scratch, data", {"objective": MULTI, "model": STUDENT}),
+    "scratch_taught": Row(
+        "from scratch, teacher", {"objective": TAUGHT, "model": STUDENT}, teachers=1
+    ),
+    "kept": Row("two blocks kept, data", {"objective": MULTI, "train": KEPT}, "teacher"),
+    "kept_taught": Row(
+        "two blocks kept, teacher", {"objective": TAUGHT, "train": KEPT}, "teacher", 1
+    ),
+    "two_teachers": Row(
+        "two blocks kept, mean of two teachers", {"objective": TAUGHT, "train": KEPT}, "teacher", 2
+    ),
+    "halved_8": Row("16 steps to 8", halved(8), "teacher", 0, (8,), (EULER,)),
+    "halved_4": Row("8 steps to 4", halved(4), "halved_8", 0, (4,), (EULER,)),
+    "halved_2": Row("4 steps to 2", halved(2), "halved_4", 0, (2,), (EULER,)),
+    "halved_1": Row("2 steps to 1", halved(1), "halved_2", 0, (1,), (EULER,)),
+    "plain": Row("no exit head", {"objective": MULTI, "model": NETWORK}, steps=(8,)),
+    "exit": Row(
+        "exit head after 2 blocks",
+        {"objective": {**MULTI, "exit_head": 0.5}, "model": NETWORK},
+        steps=(8,),
+        changes=[sampled(scale) for scale in SCALES],
+    ),
+    "exit_on_data": Row(
+        "exit head taught by data",
+        {"objective": {**MULTI, "exit_head": 0.5, "exit_target": "field"}, "model": NETWORK},
+        steps=(8,),
+        changes=[sampled(scale) for scale in SCALES],
+    ),
+}
+
+
+class Study(NamedTuple):
+    """Lengths, and where the runs are."""
+
+    steps: int
+    teacher_steps: int
+    samples: int
+    folder: Path
+
+
+def run(study: Study, name: str, seed: int) -> Path:
+    """Train and measure a row, and what it needs, unless that is done; its folder."""
+    row, folder = ROWS[name], study.folder / name / f"seed{seed}"
+    init = None if row.init is None else run(study, row.init, seed)
+    others = [run(study, "teacher", (seed + k) % 3) for k in range(row.teachers)]
+    steps = study.teacher_steps if name == "teacher" else study.steps
+    shared: Settings = {
+        "train": {
+            "steps": steps,
+            "global_batch": 128,
+            "seed": seed,
+            "init": None if init is None else str(init),
+            "teacher": [str(other) for other in others],
+            "log_every": 100,
+            "preview_every": 10**6,
+            "checkpoint_every": steps,
+        }
+    }
+    objective = dict(row.settings["objective"])
+    first = {"objective": {"preset": objective.pop("preset")}}
+    layers = [first, shared, {**row.settings, "objective": objective}]
+    config, _ = training_config(layers, folder)
+    assert config.train.global_batch == 128, config.train
+    if not (folder / "checkpoints").exists():
+        train(config, folder)
+    for number, changes in enumerate(row.changes):
+        report = folder / f"report{number}"
+        if not (report / "benchmark.json").exists():
+            benchmark(
+                str(folder),
+                list(row.steps),
+                num_images=study.samples,
+                settings=SamplingConfig(seed=seed),
+                out_dir=report,
+                keep_features=False,
+                changes=list(changes),
+            )
+    return folder
+
+
+def scores(study: Study, name: str, number: int, steps: int, key: str = "fid") -> list[float]:
+    """A score of every seed."""
+    found = []
+    for path in sorted((study.folder / name).glob(f"seed*/report{number}/benchmark.json")):
+        rows = json.loads(path.read_text())["rows"]
+        found += [row["scores"][key] for row in rows if row["steps"] == steps]
+    return found
+
+
+def ratios(one: list[float], other: list[float]) -> str:
+    """Quotients of the seeds, such as 0.51, 0.48, 0.55."""
+    return ", ".join(f"{a / b:.2f}" for a, b in zip(one, other, strict=True))
+
+
+@torch.no_grad()
+def loss_of(folder: Path, draws: int = 8) -> float:
+    """Flow-matching loss of the average on the training scans, with labels and fixed noise."""
+    found = load_run(folder)
+    data, objective = found.config.data.open(), preset("multi_step", label_dropout=0.0)
+    stored, y = data.read(torch.arange(len(data)))
+    x, total = data.prepare(stored), 0.0
+    for k in range(draws):
+        keys = RowRandom.for_rows(0, k, torch.arange(len(x)))
+        total += float(objective.terms(found.network, objective.draw(x, y, 10, keys)).loss)
+    return total / draws
+
+
+def students(study: Study) -> list[str]:
+    """Lines of the smaller students."""
+    lines = ["| 2 blocks | FID, 4 calls | FID, 8 calls | accuracy, 8 | over scratch, 8 |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    base = scores(study, "scratch", 0, 8)
+    for name in ("teacher", "scratch", "scratch_taught", "kept", "kept_taught", "two_teachers"):
+        fid = [scores(study, name, 0, n) for n in (4, 8)]
+        right = scores(study, name, 0, 8, "accuracy")
+        over = "" if name in ("teacher", "scratch") else ratios(fid[1], base)
+        cells = [*map(cell, fid), f"{min(right):.3f}", over]
+        lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} |")
+    return lines
+
+
+def progressive(study: Study) -> list[str]:
+    """Lines of the halved steps."""
+    lines = [
+        "| steps (Euler) | FID of the teacher | halved | accuracy, halved |",
+        "|---:|---:|---:|---:|",
+    ]
+    for n in (8, 4, 2, 1):
+        name = f"halved_{n}"
+        right = scores(study, name, 0, n, "accuracy")
+        cells = [cell(scores(study, "teacher", 1, n)), cell(scores(study, name, 0, n))]
+        lines.append(f"| {n} | {' | '.join(cells)} | {min(right):.3f} |")
+    return lines
+
+
+def exits(study: Study) -> list[str]:
+    """Lines of internal guidance."""
+    head = [f"scale {scale:g}" for scale in SCALES]
+    lines = [f"| FID, 8 calls | {' | '.join(head)} | loss over that without exit |"]
+    lines.append("|---|" + "---:|" * (len(head) + 1))
+    seeds = sorted((study.folder / "plain").glob("seed*"))
+    base = [loss_of(folder) for folder in seeds]
+    lines.append(
+        f"| {ROWS['plain'].title} | {cell(scores(study, 'plain', 0, 8))} |" + " |" * len(head)
+    )
+    for name in ("exit", "exit_on_data"):
+        cells = [cell(scores(study, name, k, 8)) for k in range(len(SCALES))]
+        own = [loss_of(study.folder / name / folder.name) for folder in seeds]
+        over = ", ".join(f"{a / b:.4f}" for a, b in zip(own, base, strict=True))
+        lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} | {over} |")
+    for name in ("exit", "exit_on_data"):
+        unguided = scores(study, name, 0, 8)
+        for k, scale in enumerate(SCALES[1:], 1):
+            over = ratios(scores(study, name, k, 8), unguided)
+            lines.append(f"- {ROWS[name].title}, scale {scale:g} over unguided: {over}")
+    at = next(i for i, line in enumerate(lines) if line.startswith("- "))
+    return [*lines[:at], "", *lines[at:]]
+
+
+def main() -> None:
+    """Train, measure, write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--teacher-steps", type=int, default=1500)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--out-dir", type=Path, default=Path("runs/distil"))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(asked.steps, asked.teacher_steps, asked.samples, asked.out_dir)
+    for name in asked.rows or ROWS:
+        for seed in asked.seeds:
+            run(study, name, seed)
+    if asked.rows:
+        return
+    for part in (students, progressive, exits):
+        lines = part(study)
+        print("\n".join(lines), flush=True)
+        write_part("distil.md", part.__name__, lines)
+
+
+if __name__ == "__main__":
+    main()
