@@ -247,6 +247,22 @@ def test_a_set_on_disk_is_read_as_it_was_and_measured(tmp_path, capsys):
     assert set(convolutions) == {
         f"{a} {b}" for a in ("random", "method") for b in ("plain", "hard", "soft")
     } | {"full hard"}
+    few = {"seeds": 1, "steps": 60, "full_steps": 60}
+    for columns in kept["accuracy"].values():  # its own students are not taken
+        columns |= {name: [0.0] for name in columns if name.startswith("method")}
+    (again / "known.json").write_text(json.dumps(kept))
+    reused = evaluate_set(str(again), known=str(again / "known.json"), **few)
+    assert reused["accuracy"] == content["accuracy"]
+    assert list(reused["accuracy"]["perceptron"]) == list(convolutions)
+    for change, said in (
+        ({"steps": 61}, "has steps {'few': 60, 'full': 60} and this evaluation {'few': 61, 'full'"),
+        ({"seeds": 2}, "has seeds 1 and this evaluation 2: its students are others"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate_set(str(again), known=str(again / "known.json"), **few | change)
+    (again / "known.json").write_text('{"accuracy": {"convolutions": {}}}')
+    with pytest.raises(ValueError, match="accuracy.convolutions.full hard is missing"):
+        evaluate_set(str(again), known=str(again / "known.json"), **few)
     with pytest.raises(ValueError, match="holds something, nothing was written"):
         condense("digits", str(folder))
     (folder / "images/3/004.png").unlink()
