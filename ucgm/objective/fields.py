@@ -91,7 +91,8 @@ def field_at(
         if not passes.anywhere(rows):
             continue
         y, strength = (null, one) if part.view == "null" else (draw.y, scale)
-        heads: Heads = "velocity" if objective.velocity_head else "map"
+        own_head = objective.velocity_head and part.network != "teacher"
+        heads: Heads = "velocity" if own_head else "map"
         known: Tensor | float = 0.0
         if part.view == "exit":
             heads = "exit"
