@@ -85,8 +85,8 @@ def names_of_teachers(config: Config) -> tuple[str, ...]:
     train, needed = config.train, config.objective.teachers
     if not needed and train.teacher:
         raise ValueError(
-            f"train.teacher is set and the preset {config.objective.preset} learns from no teacher: "
-            "set objective.field to sources (docs/distil.md), or leave it out"
+            f"train.teacher is set, and the preset {config.objective.preset} learns from no "
+            "teacher: set objective.field to sources (docs/distil.md), or leave it out"
         )
     if not needed:
         return ()
