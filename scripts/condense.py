@@ -3,7 +3,8 @@
     python scripts/condense.py digits digits
     python scripts/condense.py NAME DATA --held-out TEST --size 32
 
-Each is `ucgm condense` and `ucgm condense evaluate` on DATA; what is done is not done again.
+Each is `ucgm condense` and `ucgm condense evaluate` on DATA; what is done is not done again, and
+the students of all and of random images are taught once for a size.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main():
     torch.set_num_threads(1)
     lines = []
     for ipc in asked.ipc:
-        found = {}
+        found, known = {}, None
         for title, changes in SETS.items():
             folder = asked.out_dir / asked.name / f"{ipc}-{title.split()[0]}"
             if not folder.exists():
@@ -49,7 +50,8 @@ def main():
                 condense(asked.data, str(folder), settings=config, **where)
             result = folder / "evaluation.json"
             if not result.exists():
-                evaluate_set(str(folder), seeds=asked.seeds)
+                evaluate_set(str(folder), seeds=asked.seeds, known=known)
+            known = known or str(result)
             found[title] = json.loads(result.read_text())["accuracy"]
         lines += [
             f"### {ipc} images per class",

@@ -10,7 +10,7 @@ from ucgm.condense import CondenseConfig
 from ucgm.condense.build import condense_pool
 from ucgm.condense.command import condense
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.evaluate import evaluate_set, score
+from ucgm.condense.evaluate import evaluate_set, score, scores
 from ucgm.condense.match import FrequencySampler, characteristic_loss, matched, mean_loss
 from ucgm.condense.observe import ExtractorObserver, Observer
 from ucgm.condense.patches import crops, embed, split, stitch
@@ -247,6 +247,22 @@ def test_a_set_on_disk_is_read_as_it_was_and_measured(tmp_path, capsys):
     assert set(convolutions) == {
         f"{a} {b}" for a in ("random", "method") for b in ("plain", "hard", "soft")
     } | {"full hard"}
+    few = {"seeds": 1, "steps": 60, "full_steps": 60}
+    for columns in kept["accuracy"].values():  # its own students are not taken
+        columns |= {name: [0.0] for name in columns if name.startswith("method")}
+    (again / "known.json").write_text(json.dumps(kept))
+    reused = evaluate_set(str(again), known=str(again / "known.json"), **few)
+    assert reused["accuracy"] == content["accuracy"]
+    assert list(reused["accuracy"]["perceptron"]) == list(convolutions)
+    for change, said in (
+        ({"steps": 61}, "has steps {'few': 60, 'full': 60} and this evaluation {'few': 61, 'full'"),
+        ({"seeds": 2}, "has seeds 1 and this evaluation 2: its students are others"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate_set(str(again), known=str(again / "known.json"), **few | change)
+    (again / "known.json").write_text('{"accuracy": {"convolutions": {}}}')
+    with pytest.raises(ValueError, match="accuracy.convolutions.full hard is missing"):
+        evaluate_set(str(again), known=str(again / "known.json"), **few)
     with pytest.raises(ValueError, match="holds something, nothing was written"):
         condense("digits", str(folder))
     (folder / "images/3/004.png").unlink()
@@ -257,6 +273,19 @@ def test_a_set_on_disk_is_read_as_it_was_and_measured(tmp_path, capsys):
 def test_dd_rankings_score_maps_nothing_gained_to_its_constant():
     assert score(0.0) == pytest.approx(0.2689, abs=1e-4)
     assert score((0.004 - 0.039) / 2) == pytest.approx(0.262, abs=5e-4)
+
+
+def test_the_scores_by_hand():
+    """HLR 99 - 90 = 9; gains: soft 93 - 88 = 5, hard 90 - 80 = 10, plain 70 - 66 = 4."""
+    table = {"full hard": [98.0, 100.0], "random plain": [66.0, 66.0], "random hard": [79.0, 81.0]}
+    table |= {"random soft": [88.0, 88.0], "method plain": [71.0, 69.0]}
+    table |= {"method hard": [90.0, 90.0], "method soft": [92.0, 94.0]}
+    found = scores({"convolutions": table})["convolutions"]
+    assert (found["HLR"], found["IOR hard"], found["IOR soft"]) == (9.0, 10.0, 5.0)
+    # a = (0.05 - 0.09) / 2 = -0.02: (0.980199 - 0.367879) / 2.350402
+    assert found["LRS"] == pytest.approx(0.260517, abs=1e-6)
+    # a = (0.10 + 0.04) / 2 = 0.07: (1.072508 - 0.367879) / 2.350402
+    assert found["ARS"] == pytest.approx(0.299791, abs=1e-6)
 
 
 def test_herding_and_soft_labels_beat_random_images_of_one_per_class(digits, judge):

@@ -10,8 +10,8 @@ over seeds (of students, and of the random images), for two architectures:
     HLR = accuracy(full, hard) - accuracy(method, hard)        hard label recovery, in points
     IOR = accuracy(method, r) - accuracy(random, r)            improvement over random
     LRS = (e^a - e^-1) / (e - e^-1),  a = (IOR_soft - HLR) / 2  label-robust score (DD-Ranking)
-    ARS = the same of a = (IOR_plain + IOR_soft) / 2            augmentation-robust: plain is hard
-                                                                labels without any augmentation
+    ARS = the same of a = (IOR_hard + IOR_plain) / 2            augmentation-robust: both of hard
+                                                                labels, plain without augmentation
 """
 
 import json
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.pool import RealImages, open_sets
+from ucgm.condense.pool import RealImages, digest_of, open_sets
 from ucgm.condense.students import (
     Architecture,
     Course,
@@ -39,8 +39,11 @@ from ucgm.condense.students import (
 from ucgm.data.pixels import from_uint8
 from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.processes import Progress
+from ucgm.runtime.reading import read_json
 
 ARCHITECTURES: tuple[Architecture, ...] = ("convolutions", "perceptron")
+BASELINES = ("full hard", "random plain", "random hard", "random soft")
+Table = dict[str, dict[str, list[float]]]
 
 
 def score(alpha: float) -> float:
@@ -53,6 +56,7 @@ def evaluate_set(
     seeds: int = 3,
     steps: int | None = None,
     full_steps: int = 1000,
+    known: str | None = None,
 ) -> dict[str, Any]:
     """Teach students by a condensed set, by random images and by all; print and keep the table.
 
@@ -61,27 +65,39 @@ def evaluate_set(
         seeds: how many of each.
         steps: of a student of few images; 200 and 4 per image of a class when left out.
         full_steps: of a student of all images.
+        known: evaluation.json of a set of the same data, observer and size, whose students of all
+            and of random images are not taught again.
 
     Returns:
         the content of ``evaluation.json``.
+
+    Raises:
+        ValueError: ``known`` has other students.
     """
     if seeds < 1:
         raise ValueError(f"seeds is {seeds}: it must be at least 1")
     path = Path(folder)
     found = CondensedSet.load(path)
-    said = found.manifest["data"]
-    train, test = open_sets(said["where"], said["size"], said["held_out"])
-    ipc = found.manifest["settings"]["ipc"]
-    length = steps or 200 + 4 * ipc
+    settings, where = found.manifest["settings"], found.manifest["data"]
+    train, test = open_sets(where["where"], where["size"], where["held_out"])
     begin = time.perf_counter()
-    table = _taught(found, train, test, seeds, length, full_steps)
-    content = {
-        "set": found.manifest["settings"],
-        "tested_on": f"{len(test.labels)} images of {test.name}",
+    facts = {
+        "train_sha256": digest_of(train.pixels, train.labels),
+        "test_sha256": digest_of(test.pixels, test.labels),
+        "observer_sha256": found.observer.digest,
+        "images_per_class": found.images.labels.bincount().tolist(),
+        "soft_labels": "online" if settings["labels"] == "online" else settings["label_views"],
+        "temperature": settings["temperature"],
         "seeds": seeds,
-        "steps": {"few": length, "full": full_steps},
+        "steps": {"few": steps or 200 + 4 * settings["ipc"], "full": full_steps},
+    }
+    table = _taught(found, train, test, facts, _known(known, facts) if known else {})
+    content = {
+        "set": settings,
+        "tested_on": f"{len(test.labels)} images of {test.name}",
+        **facts,
         "accuracy": table,
-        "scores": _scores(table),
+        "scores": scores(table),
         "seconds": time.perf_counter() - begin,
     }
     with sole_writer(path / "evaluation.json", "ucgm condense evaluate"):
@@ -91,21 +107,31 @@ def evaluate_set(
     return content
 
 
+def _known(path: str, facts: dict[str, Any]) -> Table:
+    """Accuracies of students of all and of random images in an evaluation with the same facts."""
+    wanted = {kind: dict.fromkeys(BASELINES, [float]) for kind in ARCHITECTURES}
+    content = read_json(Path(path), {"accuracy": wanted})
+    for key, value in facts.items():
+        if content.get(key) != value:
+            raise ValueError(
+                f"{path} has {key} {content.get(key)} and this evaluation {value}: its students "
+                "are others, leave out --known"
+            )
+    return {kind: {n: content["accuracy"][kind][n] for n in BASELINES} for kind in ARCHITECTURES}
+
+
 def _taught(
-    found: CondensedSet,
-    train: RealImages,
-    test: RealImages,
-    seeds: int,
-    length: int,
-    full_steps: int,
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracies by architecture, and by images and labels, one per seed."""
-    settings = found.manifest["settings"]
+    found: CondensedSet, train: RealImages, test: RealImages, facts: dict[str, Any], known: Table
+) -> Table:
+    """Accuracies by architecture, and by images and labels, one per seed; ``known`` ones as they
+    are.
+    """
     x, y = train.pixels, train.labels
     own, own_labels = found.decoded()
-    jobs = len(ARCHITECTURES) * seeds * 7
-    progress = Progress(jobs, "teaching", unit="students")
-    table: dict[str, dict[str, list[float]]] = {}
+    length, seeds = facts["steps"]["few"], facts["seeds"]
+    progress = Progress(
+        len(ARCHITECTURES) * seeds * (3 if known else 7), "teaching", unit="students"
+    )
 
     def taught(
         kind: Architecture,
@@ -113,32 +139,38 @@ def _taught(
         images: Tensor,
         labels: Tensor,
         soft: SoftLabels | Labeller | None,
-        number: int,
+        number: int = length,
         augmented: bool = True,
     ) -> float:
         student = new_student(kind, train.shape, len(train.class_names), 1000 + seed)
-        course = Course(number, temperature=settings["temperature"], seed=2000 + seed)
+        course = Course(number, temperature=facts["temperature"], seed=2000 + seed)
         teach(student, images, labels, course, train.mirrored, soft, augmented)
         progress.add(1)
-        return accuracy(student, test.pixels, test.labels)
+        return 100 * accuracy(student, test.pixels, test.labels)
 
+    table: Table = {}
     for kind in ARCHITECTURES:
-        columns = table[kind] = {}
+        columns = table[kind] = dict(known.get(kind, {}))
         for seed in range(seeds):
-            rows = _random_rows(y, settings["ipc"], seed)
-            few = from_uint8(x[rows]), y[rows]
-            random_soft = _soft_of(found, few[0], train.mirrored, seed)
             own_soft = found.soft or _soft_of(found, own, train.mirrored, seed)
-            for name, value in {
-                "full hard": taught(kind, seed, x, y, None, full_steps),
-                "random plain": taught(kind, seed, *few, None, length, False),
-                "random hard": taught(kind, seed, *few, None, length),
-                "random soft": taught(kind, seed, *few, random_soft, length),
-                "method plain": taught(kind, seed, own, own_labels, None, length, False),
-                "method hard": taught(kind, seed, own, own_labels, None, length),
-                "method soft": taught(kind, seed, own, own_labels, own_soft, length),
-            }.items():
-                columns.setdefault(name, []).append(100 * value)
+            new = {}
+            if not known:
+                rows = _random_rows(y, facts["images_per_class"], seed)
+                few = from_uint8(x[rows]), y[rows]
+                soft = _soft_of(found, few[0], train.mirrored, seed)
+                new = {
+                    "full hard": taught(kind, seed, x, y, None, facts["steps"]["full"]),
+                    "random plain": taught(kind, seed, *few, None, augmented=False),
+                    "random hard": taught(kind, seed, *few, None),
+                    "random soft": taught(kind, seed, *few, soft),
+                }
+            new |= {
+                "method plain": taught(kind, seed, own, own_labels, None, augmented=False),
+                "method hard": taught(kind, seed, own, own_labels, None),
+                "method soft": taught(kind, seed, own, own_labels, own_soft),
+            }
+            for name, value in new.items():
+                columns.setdefault(name, []).append(value)
     return table
 
 
@@ -154,18 +186,18 @@ def _soft_of(
     return store_labels(images, views, mirrored, found.observer.logits, generator)
 
 
-def _random_rows(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Rows of ``count`` random images of every class."""
+def _random_rows(labels: Tensor, counts: list[int], seed: int) -> Tensor:
+    """Rows of so many random images of every class."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for label in range(int(labels.max()) + 1):
+    for label, count in enumerate(counts):
         of_class = torch.nonzero(labels == label)[:, 0]
         rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(rows)
 
 
-def _scores(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """HLR, IOR, LRS and ARS by architecture."""
+def scores(table: Table) -> dict[str, dict[str, float]]:
+    """HLR, IOR, LRS and ARS by architecture, of accuracies in % one per seed."""
     found = {}
     for kind, columns in table.items():
         mean = {name: statistics.mean(values) for name, values in columns.items()}
@@ -176,7 +208,7 @@ def _scores(table: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
             "IOR hard": gain["hard"],
             "IOR soft": gain["soft"],
             "LRS": score((gain["soft"] - recovery) / 200),
-            "ARS": score((gain["soft"] + gain["plain"]) / 200),
+            "ARS": score((gain["hard"] + gain["plain"]) / 200),
         }
     return found
 
