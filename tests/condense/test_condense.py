@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from ucgm.condense import CondenseConfig
@@ -15,7 +16,7 @@ from ucgm.condense.match import FrequencySampler, characteristic_loss, matched, 
 from ucgm.condense.observe import ExtractorObserver, Observer
 from ucgm.condense.patches import crops, embed, split, stitch
 from ucgm.condense.pool import Chained, RealImages, RealPool, open_real
-from ucgm.condense.select import select
+from ucgm.condense.select import apportioned, select
 from ucgm.condense.students import Course, accuracy, draw_views, new_student, show, teach
 from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.extractors import open_extractor
@@ -178,6 +179,68 @@ def test_rded_is_its_algorithm_and_the_same_bytes_for_one_seed(digits, judge):
     assert torch.equal(one.images.pixels, two.images.pixels)
     assert (config.selector, config.crops, config.crop_scale) == ("realism", 5, (0.08, 1.0))
     assert (config.labels, config.temperature, config.accept) == ("online", 20.0, False)
+
+
+@pytest.mark.parametrize(
+    ("weights", "total", "counts"),
+    [
+        ([5, 3, 2], 10, [5, 3, 2]),
+        ([1, 1, 1], 11, [4, 4, 3]),
+        ([3, 2, 2], 5, [2, 2, 1]),  # 2.14, 1.43, 1.43: the rest goes to the first of two equals
+        ([1, 6, 3], 7, [1, 4, 2]),  # 0.7 becomes 1; 6 are left for 6 : 3
+        ([90, 10, 0], 6, [4, 1, 1]),  # 0.6 and 0 become 1
+        ([0, 0, 0], 7, [3, 2, 2]),
+        ([1e-9, 1, 4], 3, [1, 1, 1]),
+    ],
+)
+def test_counts_in_proportion_by_hand(weights, total, counts):
+    assert apportioned([float(w) for w in weights], total) == counts
+
+
+class Sure(Observer):
+    """Of an image of brightness k with 0.9, 0.8 or 0.5 that it is of class k."""
+
+    num_classes, name, digest = 3, "sure", "0" * 64
+
+    def observe(self, images):
+        label = ((images[:, 0, 0, 0] + 1) * 127.5).round().long()
+        right = torch.tensor([0.9, 0.8, 0.5])[label]
+        share = ((1 - right) / 2)[:, None].repeat(1, 3)
+        share[torch.arange(len(label)), label] = right
+        return share.log(), images.flatten(1)
+
+
+def test_the_less_sure_the_observer_the_more_images_of_a_class(tmp_path):
+    labels = torch.arange(3).repeat_interleave(20)
+    real = RealImages(
+        "x", labels.byte().view(60, 1, 1, 1).expand(60, 1, 8, 8), labels, ("a", "b", "c")
+    )
+    config = CondenseConfig(ipc=8, per_class="confusion", pool_per_class=10)
+    found = condense_pool(RealPool(real, 0), real, Sure(), config)
+    assert found.manifest["images_per_class"] == [3, 6, 15]  # 24 as 0.1 : 0.2 : 0.5
+    assert found.images.labels.bincount().tolist() == [3, 6, 15]
+    assert len({name for names in found.manifest["candidates"] for name in names}) == 24
+    for changes in ({"factor": 2}, {"match": "mean"}):
+        with pytest.raises(ValueError, match="whole images that are not matched: leave out factor"):
+            CondenseConfig(per_class="confusion", **changes)
+
+
+def test_a_set_of_unequal_classes_is_read_and_measured_beside_as_many_random_images(tmp_path):
+    config = CondenseConfig(ipc=3, per_class="confusion")
+    folder = condense("digits", str(tmp_path / "set"), settings=config, observer_steps=60)
+    counts = json.loads((folder / "condensed.json").read_text())["images_per_class"]
+    assert sum(counts) == 30 and min(counts) >= 1 and max(counts) > 3
+    assert [len(list((folder / f"images/{k}").iterdir())) for k in range(10)] == counts
+    found = CondensedSet.load(folder)
+    assert found.images.labels.bincount().tolist() == counts
+    content = evaluate_set(str(folder), seeds=1, steps=20, full_steps=20)
+    assert content["images_per_class"] == counts
+    assert (
+        f"{min(counts)} to {max(counts)} images per class" in (folder / "evaluation.md").read_text()
+    )
+    with Image.open(folder / "sheet.png") as sheet:  # one class in a row of up to ten
+        scale = (sheet.height - 1) // 10
+        assert sheet.width == min(10, max(counts)) * scale + 1
 
 
 class Permuted(Observer):

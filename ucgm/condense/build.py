@@ -14,7 +14,7 @@ from ucgm.condense.match import matched
 from ucgm.condense.observe import Observer
 from ucgm.condense.patches import crops, embed, stitch
 from ucgm.condense.pool import Pool, RealImages
-from ucgm.condense.select import select
+from ucgm.condense.select import apportioned, select
 from ucgm.condense.students import SoftLabels, store_labels
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.files import plain
@@ -34,19 +34,22 @@ class Candidates(NamedTuple):
     accepted: int
 
 
-def gather(pool: Pool, label: int, observer: Observer, config: CondenseConfig) -> Candidates:
-    """Candidates of a class, each by its best crop; accepted ones alone where that is asked for.
+def gather(
+    pool: Pool, label: int, count: int, observer: Observer, config: CondenseConfig
+) -> Candidates:
+    """Candidates for ``count`` images of a class, each by its best crop; accepted ones alone where
+    that is asked for.
 
     Raises:
         ValueError: fewer than the set needs.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + label)
-    needed = config.ipc * config.factor**2
+    needed = count * config.factor**2
+    wanted = max(needed, config.pool_per_class)
     parts: list[Candidates] = []
     seen = kept = 0
-    while kept < config.pool_per_class and seen < config.max_rounds * config.pool_per_class:
-        missing = config.pool_per_class - kept if config.accept else config.pool_per_class
-        images, names = pool.candidates(label, seen, missing)
+    while kept < wanted and seen < config.max_rounds * wanted:
+        images, names = pool.candidates(label, seen, wanted - kept)
         if not len(names):
             break
         seen += len(names)
@@ -57,7 +60,7 @@ def gather(pool: Pool, label: int, observer: Observer, config: CondenseConfig) -
             break
     if kept < needed:
         raise ValueError(
-            f"class {label} has {kept} candidates of the {needed} that {config.ipc} images need, "
+            f"class {label} has {kept} candidates of the {needed} that {count} images need, "
             f"of {seen} that were looked at: lower ipc, raise max_rounds"
             + (", or take all with --accept false" if config.accept else "")
         )
@@ -121,21 +124,23 @@ def condense_pool(
     begin = time.perf_counter()
     accuracy = observer.check(real, config.min_accuracy)
     classes = len(real.class_names)
+    counts = _counts(real, observer, config)
     images, names, seen, accepted = [], [], 0, 0
     progress = Progress(classes, "condensing", unit="classes")
-    for label in range(classes):
-        found = gather(pool, label, observer, config)
+    for label, count in enumerate(counts):
+        found = gather(pool, label, count, observer, config)
         seen, accepted = seen + found.seen, accepted + found.accepted
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + label + 500_000)
         mean = None
         if config.selector == "herding":
-            mean = _mean_of(real, label, observer, config)
-        count = config.ipc * config.factor**2
-        rows = select(config.selector, found.losses, found.features, count, generator, mean)
+            features = _seen(real, label, observer)[1]
+            mean = functional.normalize(features.double(), dim=1).mean(0)
+        kept = count * config.factor**2
+        rows = select(config.selector, found.losses, found.features, kept, generator, mean)
         images.append(to_uint8(stitch(found.patches[rows], config.factor)))
-        names += [[found.names[r] for r in rows[i :: config.ipc]] for i in range(config.ipc)]
+        names += [[found.names[r] for r in rows[i::count]] for i in range(count)]
         progress.add(1)
-    labels = torch.arange(classes).repeat_interleave(config.ipc)
+    labels = torch.arange(classes).repeat_interleave(torch.tensor(counts))
     chosen = RealImages(real.name, torch.cat(images), labels, real.class_names)
     selected = time.perf_counter() - begin
     if config.match != "none":
@@ -147,6 +152,7 @@ def condense_pool(
         "observer": observer.identity() | {"accuracy": accuracy},
         "classes": list(real.class_names),
         "shape": list(real.shape),
+        "images_per_class": counts,
         "candidates": names,
         "looked_at": seen,
         "accepted": accepted,
@@ -162,8 +168,15 @@ def _soft(images: RealImages, observer: Observer, config: CondenseConfig) -> Sof
     return store_labels(x, config.label_views, images.mirrored, observer.logits, generator)
 
 
-def _mean_of(real: RealImages, label: int, observer: Observer, config: CondenseConfig) -> Tensor:
-    """(d,) mean of the unit features of real images of a class, at most 1,000."""
-    rows = torch.nonzero(real.labels == label)[:1000, 0]
-    _, features = observer(from_uint8(real.pixels[rows]))
-    return functional.normalize(features.double(), dim=1).mean(0)
+def _counts(real: RealImages, observer: Observer, config: CondenseConfig) -> list[int]:
+    """How many images of every class the set has."""
+    classes = len(real.class_names)
+    if config.per_class == "equal":
+        return [config.ipc] * classes
+    sure = [_seen(real, k, observer)[0].double().softmax(1)[:, k].mean() for k in range(classes)]
+    return apportioned([1 - float(share) for share in sure], classes * config.ipc)
+
+
+def _seen(real: RealImages, label: int, observer: Observer) -> tuple[Tensor, Tensor]:
+    """Logits (n, K) and features (n, d) of real images of a class, at most 1,000."""
+    return observer(from_uint8(real.pixels[torch.nonzero(real.labels == label)[:1000, 0]]))

@@ -75,10 +75,11 @@ class CondensedSet:
             save_file({k: v.contiguous() for k, v in held.items()}, folder / "labels.safetensors")
         if isinstance(self.observer, ClassifierObserver):
             self.observer.save(folder / "observer.safetensors")
-        shown = torch.cat(
-            [self.images.pixels[self.images.labels == k][:10] for k in range(len(counts))][:20]
-        )
-        grid(shown, min(10, max(counts.values()) + 1)).save(folder / "sheet.png")
+        columns = min(10, max(counts.values()) + 1)
+        rows = [self.images.pixels[self.images.labels == k][:columns] for k in range(len(counts))]
+        blank = rows[0].new_full((columns, *rows[0].shape[1:]), 255)
+        rows = [torch.cat((row, blank))[:columns] for row in rows[:20]]
+        grid(torch.cat(rows), columns).save(folder / "sheet.png")
         (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=2) + "\n")
 
     @classmethod

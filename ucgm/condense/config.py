@@ -15,6 +15,9 @@ class CondenseConfig:
 
     ipc: Count = 10
     """images per class of the condensed set."""
+    per_class: Literal["equal", "confusion"] = "equal"
+    """the same number of every class, or, of as many in all, the more of a class the less sure the
+    observer is of it: in proportion to 1 - its mean probability of the right class, at least 1."""
     pool_per_class: Count = 300
     """candidates per class that are looked at."""
     selector: Selector = "herding"
@@ -65,6 +68,11 @@ class CondenseConfig:
                 f"{self.ipc} images per class of {self.factor}x{self.factor} patches need "
                 f"{self.ipc * self.factor**2} candidates, and pool_per_class is "
                 f"{self.pool_per_class}: raise it, or lower ipc"
+            )
+        if self.per_class == "confusion" and (self.factor > 1 or self.match != "none"):
+            raise ValueError(
+                "per_class confusion is for whole images that are not matched: leave out factor "
+                "and match"
             )
 
     @classmethod

@@ -18,6 +18,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,12 @@ def _random_rows(labels: Tensor, counts: list[int], seed: int) -> Tensor:
     rows = []
     for label, count in enumerate(counts):
         of_class = torch.nonzero(labels == label)[:, 0]
+        if len(of_class) < count:
+            warnings.warn(
+                f"there are {len(of_class)} real images of a class of which the set has {count}: "
+                "the random column has fewer",
+                stacklevel=2,
+            )
         rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(rows)
 
@@ -215,9 +222,10 @@ def scores(table: Table) -> dict[str, dict[str, float]]:
 
 def report(content: dict[str, Any]) -> str:
     """The table as Markdown."""
-    settings, lines = content["set"], []
-    lines += [
-        f"{settings['ipc']} images per class, {settings['selector']}, {content['tested_on']}, "
+    few, most = min(content["images_per_class"]), max(content["images_per_class"])
+    lines = [
+        f"{few if few == most else f'{few} to {most}'} images per class, "
+        f"{content['set']['selector']}, {content['tested_on']}, "
         f"{content['seeds']} seeds; accuracy in %, mean and deviation.",
         "",
     ]

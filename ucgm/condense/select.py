@@ -52,6 +52,25 @@ def select(
     return _kmeans(units, count, generator) if selector == "kmeans" else _herd(units, count, mean)
 
 
+def apportioned(weights: list[float], total: int) -> list[int]:
+    """Counts of the sum ``total`` in proportion to weights, by largest remainders, each at least 1.
+
+    Those whose share is less than 1 have 1, and the others share the rest.
+    """
+    weights = weights if sum(weights) > 0 else [1.0] * len(weights)
+    free, share = list(range(len(weights))), dict[int, float]()
+    while len(share) != len(free):
+        whole = sum(weights[i] for i in free)
+        rest = total - len(weights) + len(free)
+        share = {i: rest * weights[i] / whole for i in free}
+        free = [i for i in free if share[i] >= 1]
+    counts = [int(share.get(i, 1)) for i in range(len(weights))]
+    free.sort(key=lambda i: counts[i] - share[i])
+    for i in free[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
 def _herd(units: Tensor, count: int, mean: Tensor | None) -> Tensor:
     """Herding of features (n, d) of length 1 to their mean, or to ``mean`` (d,)."""
     mean = units.mean(0) if mean is None else mean.double()
