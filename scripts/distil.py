@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tables import cell, write_part
+from tables import RESULTS, cell, write_part
 
 from ucgm.evaluation.benchmark import benchmark
+from ucgm.generation.command import open_run, samples_of_run
 from ucgm.generation.samples import SamplingConfig
+from ucgm.generation.writers import save_strip
 from ucgm.objective import preset
 from ucgm.runs.checkpoint import load_run
 from ucgm.runs.layers import training_config
@@ -238,6 +240,21 @@ def exits(study: Study) -> list[str]:
     return [*lines[:at], "", *lines[at:]]
 
 
+def pictures(study: Study) -> None:
+    """Samples of seed 0 with the same noise and classes, one model in a row."""
+    shown = {
+        "distil_students": [(name, []) for name in ("teacher", "scratch", "kept", "kept_taught")],
+        "distil_exits": [("exit", sampled(scale)) for scale in SCALES],
+    }
+    for title, rows in shown.items():
+        strips = []
+        for name, changes in rows:
+            found = open_run(str(study.folder / name / "seed0"), None, "ema", "cpu", changes)
+            samples = samples_of_run(found, SamplingConfig(seed=7), 8)
+            strips.append(samples.images(torch.arange(20)))
+        save_strip(strips, RESULTS / f"{title}.png")
+
+
 def main() -> None:
     """Train, measure, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -259,6 +276,7 @@ def main() -> None:
         lines = part(study)
         print("\n".join(lines), flush=True)
         write_part("distil.md", part.__name__, lines)
+    pictures(study)
 
 
 if __name__ == "__main__":

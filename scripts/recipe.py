@@ -92,6 +92,8 @@ ROWS: dict[str, Row] = {
     "few_step": few(),
     # The time of 500 steps of ucgm_few: a step takes 2.1 times as long (scripts/bench/presets.py).
     "few_step_240": few(train={"steps": 240}),
+    # What multi_step is where images are no drawings, which decide for themselves.
+    "photographs": multi(objective=law(0.0, 1.0), model={"convention": "ucgm"}),
     # One change of multi_step each.
     "adamw": multi(optimizer={"name": "adamw", "lr": 2e-3}),
     "adamw_rate_4": multi(optimizer={"name": "adamw", "lr": 8e-3}),
@@ -148,7 +150,15 @@ ROWS: dict[str, Row] = {
 """The first five are the defaults and what they are compared with."""
 
 SEARCH = (
-    *("multi_step", "adamw", "adamw_rate_4", "rate_half", "rate_twice", "average_short"),
+    *(
+        "multi_step",
+        "photographs",
+        "adamw",
+        "adamw_rate_4",
+        "rate_half",
+        "rate_twice",
+        "average_short",
+    ),
     *("average_long", "late_times", "wide_times", "uniform_times", "data_prediction"),
     *("data_late", "data_later", "data_late_twice", "no_label_dropout", "enhanced_target"),
     *("few_step", "few_rate_half", "few_rate_twice", "unguided", "few_more_guidance", "one_time"),

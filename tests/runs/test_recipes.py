@@ -8,6 +8,7 @@ from tests.data.toys import image_tree
 from ucgm.cli import main
 from ucgm.data import Digits
 from ucgm.objective.presets import PRESETS, preset
+from ucgm.objective.times import LogitNormal, Uniform
 from ucgm.runs.config import flat, from_dict, read_config, to_dict, write_config
 from ucgm.runs.fitted import DEFAULTS, describe_fitted
 from ucgm.runs.layers import config_of, layers_of, training_config
@@ -240,6 +241,48 @@ def test_grey_images_have_one_channel_unless_it_is_said(tmp_path):
     # A tuning has the data of its start.
     few = ["--objective.preset", "few_step", "--train.init", str(run)]
     assert training_config(layers_of(few), tmp_path / "few")[0].data == config.data
+
+
+def drawings(folder, share):
+    """Class folders of grey images with a square of noise on black."""
+    for name in ("3", "7"):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = np.zeros((16, 16), np.uint8)
+            side = round(16 * (1 - share) ** 0.5)
+            noise = np.random.default_rng(i).integers(10, 255, (side, side))
+            pixels[:side, :side] = noise.astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return ["--data", "Images", "--data.size", "16", "--data.path", str(folder)]
+
+
+def test_a_network_says_the_data_of_drawings_at_later_times(tmp_path):
+    size, later = ["--model.size", "N/2"], LogitNormal(1.0, 1.0)
+    drawn, half = drawings(tmp_path / "drawn", 0.8), drawings(tmp_path / "half", 0.5)
+    config, fitted = training_config(layers_of([*drawn, *size]), tmp_path / "run")
+    assert config.model.convention == "jit" and config.objective.time_law == later
+    line = describe_fitted(config, fitted)
+    assert "model.convention jit" in line and "time_law LogitNormal(mean=1.0, std=1.0)" in line
+    assert training_config(layers_of(drawn), tmp_path / "run")[0].model.size == "T/2"
+    plain, _ = training_config(layers_of([*half, *size]), tmp_path / "run")
+    assert plain.model.convention == "ucgm" and plain.objective.time_law == LogitNormal(0.0, 1.0)
+    words = [*drawn, *size, "--model.convention", "ucgm", "--objective.time_law", "Uniform"]
+    asked, _ = training_config(layers_of(words), tmp_path / "run")
+    assert asked.model.convention == "ucgm" and asked.objective.time_law == Uniform()
+    # A U-Net and another path have no such network, a published preset its own settings.
+    assert training_config(layers_of([*drawn, "--model", "UNetConfig"]), tmp_path / "run")[0]
+    trig = training_config(layers_of([*drawn, *size, "--objective.transport", "Trig"]), tmp_path)
+    assert trig[0].model.convention == "ucgm"
+    named = [*drawn, "--objective.preset", "flow_matching"]
+    assert training_config(layers_of(named), tmp_path / "run")[0].model.convention == "ucgm"
+    # A run goes on with what it began with, a tuning has the network of its start.
+    (tmp_path / "run").mkdir()
+    write_config(config, tmp_path / "run" / "config.yaml")
+    again = [*drawn, *size, "--objective.preset", "multi_step"]
+    assert training_config(layers_of(again), tmp_path / "run")[0] == config
+    few = ["--objective.preset", "few_step", "--train.init", str(tmp_path / "run")]
+    tuned, _ = training_config(layers_of(few), tmp_path / "few")
+    assert tuned.model.convention == "jit" and tuned.objective.time_law != later
 
 
 def test_the_same_command_continues_what_was_fitted(tmp_path, capsys):

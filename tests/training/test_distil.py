@@ -96,6 +96,8 @@ def test_two_teachers_of_other_size_and_path(teacher, tmp_path):
     with pytest.raises(ValueError, match="names 2 teachers and train.teacher has 1"):
         train(config(both, teacher=(str(teacher),)), tmp_path / "one")
     assert not (tmp_path / "one").exists()
+    with pytest.raises(ValueError, match="flow_matching learns from no teacher"):
+        train(config(preset("flow_matching"), teacher=(str(teacher),)), tmp_path / "one")
 
 
 def test_internal_guidance_of_a_run_and_as_a_teacher(teacher, tmp_path):

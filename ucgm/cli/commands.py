@@ -38,6 +38,11 @@ _FUNCTIONS = {
     "presets": ("ucgm.runs.presets", "print_presets"),
     "demo": ("ucgm.cli.demo", "demo"),
 }
+# Those whose name follows ``condense``.
+_OF_SETS = {
+    "evaluate": ("ucgm.condense.evaluate", "evaluate_set"),
+    "restore": ("ucgm.condense.restore", "restore"),
+}
 COMMANDS = ("train", *_FUNCTIONS)
 
 
@@ -145,6 +150,6 @@ def _call(command: str, words: list[str]) -> None:
         print(help_of_settings(Config))
         return
     module, name = _FUNCTIONS[command]
-    if command == "condense" and words[:1] == ["evaluate"]:
-        module, name, words = "ucgm.condense.evaluate", "evaluate_set", words[1:]
+    if command == "condense" and words and words[0] in _OF_SETS:
+        (module, name), words = _OF_SETS[words[0]], words[1:]
     call(getattr(importlib.import_module(module), name), f"ucgm {command}", words)

@@ -13,7 +13,7 @@ from ucgm.condense.config import CondenseConfig
 from ucgm.condense.match import matched
 from ucgm.condense.observe import Observer
 from ucgm.condense.patches import crops, embed, stitch
-from ucgm.condense.pool import Pool, RealImages
+from ucgm.condense.pool import Pool, RealImages, digest_of
 from ucgm.condense.select import apportioned, select
 from ucgm.condense.students import SoftLabels, store_labels
 from ucgm.data.pixels import from_uint8, to_uint8
@@ -153,6 +153,7 @@ def condense_pool(
         "classes": list(real.class_names),
         "shape": list(real.shape),
         "images_per_class": counts,
+        "pixels_sha256": digest_of(chosen.pixels),
         "candidates": names,
         "looked_at": seen,
         "accepted": accepted,

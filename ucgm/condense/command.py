@@ -73,7 +73,7 @@ def condense(
         is_run = (Path(source) / "config.yaml").is_file()
         run = open_run(source, None, "ema", "cpu") if is_run else None
         real, _ = open_sets(data or source, size, held_out)
-        pools: list[Pool] = [] if run is None else [_samples_of(run, config.seed, steps)]
+        pools: list[Pool] = [] if run is None else [generated_pool(run, config.seed, steps)]
         pools += [RealPool(real, config.seed)] if mixed or run is None else []
         judge = _judge(run, real, observer, observer_weights, config.seed, observer_steps)
         facts = {
@@ -87,7 +87,7 @@ def condense(
     return Path(out_dir)
 
 
-def _samples_of(run: Run, seed: int, steps: int | None) -> GeneratedPool:
+def generated_pool(run: Run, seed: int, steps: int | None) -> GeneratedPool:
     """Samples of a run as candidates."""
     samples = samples_of_run(run, SamplingConfig(seed=seed), steps)
     return GeneratedPool(samples, protocol_of(run, samples) | {"steps": samples.sampler.steps})

@@ -7,12 +7,15 @@ DIR/condensed.json         every setting, sources, hashes, what each image was
 DIR/sheet.png              the set, one class in a row
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -26,7 +29,50 @@ from ucgm.evaluation.extractors import open_extractor
 from ucgm.runs.checkpoint import load_run
 from ucgm.runtime.reading import read_json, reading
 
-MANIFEST = "condensed.json"
+MANIFEST, LABELS, OBSERVER = "condensed.json", "labels.safetensors", "observer.safetensors"
+_FIELDS = {
+    "settings": {"labels": str, "factor": int, "crops": int, "match": str},
+    "pool": {},
+    "observer": {"sha256": str},
+    "classes": [str],
+    "shape": [int],
+    "candidates": [[str]],
+}
+
+
+def read_manifest(path: Path, fields: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The content of a condensed.json, with those ``fields`` (see
+    :func:`ucgm.runtime.reading.check_fields`) beside the usual.
+    """
+    return read_json(path, _FIELDS | (fields or {}))
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Around what writes a set into a temporary folder: one line where there is no space."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the set could not be written: {error}. Make room, or choose a place that can be "
+            "written, and run the same command again"
+        ) from error
+
+
+def save_images(images: RealImages, manifest: dict[str, Any], folder: Path) -> None:
+    """Images, their sheet and the manifest, into a folder that exists."""
+    counts = images.labels.bincount()
+    columns = min(10, int(counts.max()))
+    rows = []
+    for name, pixels in zip(images.class_names, images.pixels.split(counts.tolist()), strict=True):
+        place = folder / "images" / name
+        place.mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            to_pil(image).save(place / f"{number:03d}.png")
+        blank = pixels.new_full((columns, *pixels.shape[1:]), 255)
+        rows.append(torch.cat((pixels, blank))[:columns])
+    grid(torch.cat(rows[:20]), columns).save(folder / "sheet.png")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def decoded(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -64,23 +110,13 @@ class CondensedSet:
 
     def save(self, folder: Path) -> None:
         """Write all into a folder that exists."""
-        counts: dict[int, int] = {}
-        for image, label in zip(self.images.pixels, self.images.labels.tolist(), strict=True):
-            place = folder / "images" / self.images.class_names[label]
-            place.mkdir(parents=True, exist_ok=True)
-            number = counts[label] = counts.get(label, -1) + 1
-            to_pil(image).save(place / f"{number:03d}.png")
-        if self.soft is not None:
-            held = {**self.soft.views._asdict(), "logits": self.soft.logits}
-            save_file({k: v.contiguous() for k, v in held.items()}, folder / "labels.safetensors")
-        if isinstance(self.observer, ClassifierObserver):
-            self.observer.save(folder / "observer.safetensors")
-        columns = min(10, max(counts.values()) + 1)
-        rows = [self.images.pixels[self.images.labels == k][:columns] for k in range(len(counts))]
-        blank = rows[0].new_full((columns, *rows[0].shape[1:]), 255)
-        rows = [torch.cat((row, blank))[:columns] for row in rows[:20]]
-        grid(torch.cat(rows), columns).save(folder / "sheet.png")
-        (folder / MANIFEST).write_text(json.dumps(self.manifest, indent=2) + "\n")
+        with writing():
+            save_images(self.images, self.manifest, folder)
+            if self.soft is not None:
+                held = {**self.soft.views._asdict(), "logits": self.soft.logits}
+                save_file({k: v.contiguous() for k, v in held.items()}, folder / LABELS)
+            if isinstance(self.observer, ClassifierObserver):
+                self.observer.save(folder / OBSERVER)
 
     @classmethod
     def load(cls, folder: str | Path) -> "CondensedSet":
@@ -92,7 +128,7 @@ class CondensedSet:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{folder} is no set of `ucgm condense`: it has no {MANIFEST}")
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST)
         channels, size, _ = manifest["shape"]
         images = open_real(str(folder / "images"), size, channels)
         # Folders are listed by name, and classes may have stood in another order.
@@ -108,8 +144,8 @@ class CondensedSet:
             )
         soft = None
         if manifest["settings"]["labels"] == "stored":
-            with reading(folder / "labels.safetensors"):
-                held = load_file(folder / "labels.safetensors")
+            with reading(folder / LABELS):
+                held = load_file(folder / LABELS)
             soft = SoftLabels(Views(*(held[k] for k in Views._fields)), held["logits"])
         observer = _observer_of(folder, manifest["observer"])
         if observer.digest != manifest["observer"]["sha256"]:
@@ -126,4 +162,6 @@ def _observer_of(folder: Path, said: dict[str, Any]) -> Observer:
     if "spec" in said:
         extractor = open_extractor(said["spec"], said["weights"])
         return ExtractorObserver(extractor, said["weights"])
-    return ClassifierObserver.load(folder / "observer.safetensors")
+    if not (folder / OBSERVER).is_file():
+        raise ValueError(f"{folder} has no {OBSERVER}: copy the one that was made with the set")
+    return ClassifierObserver.load(folder / OBSERVER)

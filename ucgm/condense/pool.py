@@ -44,6 +44,12 @@ class RealImages:
             raise ValueError(
                 f"{self.name} has no image of class {self.class_names[min(missing)]}: add some"
             )
+        for k, name in enumerate(self.class_names):
+            if name[:1] in ("", ".") or {"/", "\\"} & set(name) or name in self.class_names[:k]:
+                raise ValueError(
+                    f"class {name!r} of {self.name} cannot be the name of a folder of its own: "
+                    "rename it"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -172,7 +178,11 @@ class RealPool(Pool):
     def candidates(self, label: int, start: int, count: int) -> tuple[Tensor, list[str]]:
         """Images (n, C, H, W) uint8 of the set."""
         rows = self.rows[label][start : start + count]
-        return self.images.pixels[rows], [f"{self.images.name}:{row}" for row in rows.tolist()]
+        return self.numbered(rows), [f"{self.images.name}:{row}" for row in rows.tolist()]
+
+    def numbered(self, numbers: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 of the numbers (n,) in the names of candidates."""
+        return self.images.pixels[numbers]
 
     def identity(self) -> dict[str, Any]:
         """Name and number."""
@@ -193,8 +203,11 @@ class GeneratedPool(Pool):
     def candidates(self, label: int, start: int, count: int) -> tuple[Tensor, list[str]]:
         """Samples (n, C, H, W) uint8, of which there is no end."""
         numbers = label + self.samples.data.num_classes * torch.arange(start, start + count)
-        places = torch.arange(count)
-        return self.samples.images(numbers, places), [f"sample:{n}" for n in numbers.tolist()]
+        return self.numbered(numbers), [f"sample:{n}" for n in numbers.tolist()]
+
+    def numbered(self, numbers: Tensor) -> Tensor:
+        """Samples (n, C, H, W) uint8 of the numbers (n,) in the names of candidates."""
+        return self.samples.images(numbers, numbers // self.samples.data.num_classes)
 
     def identity(self) -> dict[str, Any]:
         """The protocol of the samples."""

@@ -91,11 +91,10 @@ def field_at(
         if not passes.anywhere(rows):
             continue
         y, strength = (null, one) if part.view == "null" else (draw.y, scale)
-        heads: Heads = "velocity" if objective.velocity_head else "map"
+        own_head = objective.velocity_head and part.network != "teacher"
+        heads: Heads = "exit" if part.view == "exit" else "velocity" if own_head else "map"
         known: Tensor | float = 0.0
-        if part.view == "exit":
-            heads = "exit"
-        elif part.network == "online" and part.view == "label":
+        if part.network == "online" and part.view == "label":
             rows, known = known_already(objective, host, rows, prediction, velocity)
         inputs = (x_t, t, draw.y if y is None else y, t, strength, heads, part.teacher)
         field = field + a * (known + passes.on_rows(part.network, rows, *inputs))

@@ -11,6 +11,7 @@ from ucgm.data.sets.image_folder import ImageDataset
 from ucgm.nn import NetworkConfig
 from ucgm.nn.configs import TransformerConfig
 from ucgm.runs.config import Config, flat
+from ucgm.transport import Linear
 
 Layer = dict[str, Any]
 DEFAULTS = ("multi_step", "few_step")
@@ -72,7 +73,31 @@ def fitted_layer(
         name = config.optimizer.name if "optimizer.name" in given else None
         layer["optimizer"] |= _optimizer(model, whole, tuning, name)
         layer["ema"] = {"std": 0.1}
+    if config.objective.preset == "multi_step" and not started and _drawn(dataset):
+        layer = {**layer, **_of_drawings(layer, config, given)}
     return layer
+
+
+def _drawn(dataset: Dataset) -> bool:
+    """Whether images are mostly background, as drawings, letters and sprites are."""
+    return isinstance(dataset, ImageDataset) and dataset.flat_share() > 2 / 3
+
+
+def _of_drawings(layer: Layer, config: Config, given: Collection[str]) -> Layer:
+    """Sections of a multi-step training on drawings: the network says the data, at later times.
+
+    The data of a drawing are a few flat values, which a network can say exactly, and its noise is
+    not (JiT, arXiv 2511.13720); docs/results/recipe.md has what it gains, and that photographs
+    lose by it.
+    """
+    found: Layer = {}
+    if "objective.time_law" not in given:
+        later = {"class_path": "LogitNormal", "init_args": {"mean": 1.0, "std": 1.0}}
+        found["objective"] = {"time_law": later}
+    fits = isinstance(config.model, TransformerConfig) and config.objective.transport == Linear()
+    if fits and "model.convention" not in given:
+        found["model"] = layer.get("model", {}) | {"convention": "jit"}
+    return found
 
 
 def _optimizer(model: NetworkConfig, whole: bool, tuning: bool, name: str | None) -> Layer:
@@ -98,5 +123,9 @@ def describe_fitted(config: Config, fitted: Layer) -> str:
     names = [f"{section}.{key}" for section, part in fitted.items() for key in part]
     if config.ema.std is not None:  # an average whose length follows that of the run
         names = [name for name in names if name != "ema.decay"]
-    shown = ", ".join(f"{n} {values[n]}" for n in names if not n.endswith("_every"))
+    shown = ", ".join(
+        f"{n} {values.get(n, getattr(config.objective, n.partition('.')[2], None))}"
+        for n in names
+        if not n.endswith("_every")
+    )
     return f"chosen for these data and this device: {shown}"

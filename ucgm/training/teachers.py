@@ -83,6 +83,11 @@ class Teacher(nn.Module):
 def names_of_teachers(config: Config) -> tuple[str, ...]:
     """Runs that teach; empty where the weights at the start do, or nothing does."""
     train, needed = config.train, config.objective.teachers
+    if not needed and train.teacher:
+        raise ValueError(
+            f"train.teacher is set, and the preset {config.objective.preset} learns from no "
+            "teacher: set objective.field to sources (docs/distil.md), or leave it out"
+        )
     if not needed:
         return ()
     whole = (train.init,) if train.init is not None and train.keep_blocks else ()

@@ -82,6 +82,19 @@ class ImageDataset(Dataset):
                 spread.append(np.ptp(read_image(self.source.content_of(item), 8), axis=0).max())
         return [bool(width > 2) for width in spread]  # JPEG rounds
 
+    def flat_share(self, looks: int = 64) -> float:
+        """Mean share of an image that has its most frequent grey value, or one within 2 of it.
+
+        About 0.1 of photographs and 0.8 of drawings and writing; 0 where no image can be read.
+        """
+        shares = []
+        for item in np.linspace(0, len(self) - 1, min(looks, len(self))).astype(int):
+            with contextlib.suppress(UnreadableImage, OSError):
+                image = read_image(self.source.content_of(item), self.shape[-1])
+                counts = np.bincount(image.mean(0).astype(int).ravel(), minlength=256)
+                shares.append(np.convolve(counts, np.ones(5)).max() / counts.sum())
+        return float(np.mean(shares)) if shares else 0.0
+
     def channels_that_fit(self) -> Literal[1, 3]:
         """1 where images were looked at and all were grey, otherwise 3."""
         found = self.coloured(64)
