@@ -55,6 +55,14 @@ def test_scores_of_the_memoriser(oracle):
     assert oracle["real"]["scores"]["accuracy"] > 0.98
 
 
+def test_fdr_is_fid_in_units_of_held_out_real_images(oracle):
+    floor = oracle["real"]["scores"]
+    for row in (*oracle["rows"], oracle["real"]):
+        found = row["scores"]["fdr"]
+        assert found == pytest.approx(row["scores"]["fid"] / floor["fid"], rel=1e-9)
+    assert floor["fdr"] == pytest.approx(1.0, rel=1e-9)
+
+
 def test_permuted_labels_show_in_accuracy_alone(tmp_path, oracle):
     moved = run_benchmark(tmp_path, Memoriser(shift=1), (8,), 960)["rows"][0]["scores"]
     assert moved["accuracy"] < 0.01
@@ -280,7 +288,7 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
     mine = run_benchmark(
         tmp_path, metrics_config=MetricConfig(extractor="flat"), out_dir=tmp_path / "flat"
     )
-    assert mine["metrics"] == ["fid", "fid_heldout", "kid", "precision", "recall"]
+    assert mine["metrics"] == ["fid", "fid_heldout", "fdr", "kid", "precision", "recall"]
 
 
 class Blocks(torch.nn.Module):
@@ -293,6 +301,22 @@ class Blocks(torch.nn.Module):
     def forward(self, images):
         pooled = torch.nn.functional.avg_pool2d(images.float() / 64, 2)
         return {"features": pooled.flatten(1) * self.w}
+
+
+def test_fdr_of_several_extractors_has_a_mean(tmp_path):
+    register_extractor(
+        "means", lambda weights: Extractor("means", "b2" * 32, Blocks(), {"features": 16}, 1)
+    )
+    both = MetricConfig(("fid", "fdr"), extractor=("digits", "means"))
+    result = run_benchmark(tmp_path, metrics_config=both)
+    assert result["metrics"] == ["fid", "fdr", "means.fid", "means.fdr", "fdr_mean"]
+    for row in result["rows"]:
+        scores = row["scores"]
+        assert scores["fdr_mean"] == (scores["fdr"] + scores["means.fdr"]) / 2
+    page = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "FDr, mean" in page and "FDr (means)" in page
+    alone = run_benchmark(tmp_path, metrics_config=MetricConfig(("fdr",)), out_dir=tmp_path / "one")
+    assert alone["metrics"] == ["fdr"]
 
 
 def test_several_extractors_see_the_same_images_once(tmp_path):

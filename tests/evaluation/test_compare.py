@@ -103,16 +103,17 @@ def test_held_out_distances_compare_with_one_held_out_reference_only(reports, tm
     for name, sha in (("a", "00"), ("b", "11")):
         report = json.loads((Path(reports[0]) / "benchmark.json").read_text())
         report["references"][1]["sha256"] = sha
-        report["metrics"] = ["fid", "fid_heldout"]
+        report["metrics"] = ["fid", "fid_heldout", "fdr"]
         for row in report["rows"]:
-            row["scores"]["fid_heldout"] = 1.0
+            row["scores"] |= {"fid_heldout": 1.0, "fdr": 1.0}
         report["real"] = None
         shutil.copytree(reports[0], tmp_path / name)
         (tmp_path / name / "benchmark.json").write_text(json.dumps(report))
         folders.append(str(tmp_path / name))
     compare_run(folders, str(tmp_path / "fid"))
-    with pytest.raises(ValueError, match="reference differs: "):
-        compare_run(folders, str(tmp_path / "out"), metric="fid_heldout")
+    for metric in ("fid_heldout", "fdr"):
+        with pytest.raises(ValueError, match="reference differs: "):
+            compare_run(folders, str(tmp_path / "out"), metric=metric)
 
 
 def test_numbers_stay_under_their_heads_when_runs_have_other_metrics(reports, tmp_path):

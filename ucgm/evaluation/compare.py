@@ -122,16 +122,19 @@ def _facts(result: dict[str, Any], folder: Path, metric: str) -> dict[str, tuple
     protocol = result["protocol"]
     extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
     name = metric.rpartition(".")[0] or extractors[0]["name"]
-    used = [entry for entry in extractors if entry["name"] == name]
-    references = [entry for entry in result["references"] if entry["extractor"] == name]
-    number = int(metric.endswith("fid_heldout"))  # the held-out reference follows the other
-    if not used or number >= len(references):
+    used = [entry for entry in extractors if metric == "fdr_mean" or entry["name"] == name]
+    names = [entry["name"] for entry in used]
+    references = [entry for entry in result["references"] if entry["extractor"] in names]
+    plain = metric.rpartition(".")[2]
+    if not plain.startswith("fdr"):  # a held-out reference follows the other
+        references = references[1:2] if plain == "fid_heldout" else references[:1]
+    if not references or (plain.startswith("fdr") and len(references) < 2 * len(used)):
         raise ValueError(f"{folder} does not say what its {metric} was measured with.")
     facts = {key: (protocol.get(key), protocol.get(key)) for key in MUST_AGREE}
-    facts["extractor"] = (used[0]["name"], used[0]["sha256"]), used[0]
-    reference = references[number]
-    digest = str(reference["sha256"])
-    facts["reference"] = digest, f"{reference['name']} ({digest[:12]})"
+    facts["extractor"] = [(one["name"], one["sha256"]) for one in used], used[0]
+    digests = [str(reference["sha256"]) for reference in references]
+    shown = [f"{one['name']} ({str(one['sha256'])[:12]})" for one in references]
+    facts["reference"] = digests, ", ".join(shown)
     return facts
 
 

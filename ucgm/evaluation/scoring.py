@@ -5,6 +5,8 @@ Scores, and what each needs besides the generated images:
     fid              moments of the reference features          (1706.08500)
     fid_heldout      moments of real data that training never saw: a memorising generator has a
                      small fid and a fid_heldout no better than the noise floor
+    fdr              fid over that of the held-out moments: 1 is as far from the training data as
+                     real images are (FDr, 2604.28190); fdr_mean is its mean over the extractors
     sfid             moments of the reference's spatial features (2103.03841)
     kid, precision, recall   feature rows of the reference      (1801.01401, 1904.06991)
     inception_score  logits                                     (1606.03498)
@@ -15,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,8 +37,8 @@ from ucgm.evaluation.metrics import (
 )
 from ucgm.runtime.processes import Progress
 
-METRICS = ("fid", "fid_heldout", "sfid", "kid", "precision", "recall", "inception_score",
-           "accuracy")  # fmt: skip
+METRICS = ("fid", "fid_heldout", "fdr", "sfid", "kid", "precision", "recall",
+           "inception_score", "accuracy")  # fmt: skip
 # Images without which a metric has no value.
 LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
@@ -65,8 +68,8 @@ class MetricConfig:
     """
 
     metrics: tuple[str, ...] | None = None
-    """names from fid fid_heldout sfid kid precision recall inception_score accuracy; all that can
-    be computed when left out."""
+    """names from fid fid_heldout fdr sfid kid precision recall inception_score accuracy; all that
+    can be computed when left out."""
     extractor: Names = None
     """digits, inception, dinov2, random, a registered name or module:function; several give further
     columns. That of the reference, or of the data, when left out."""
@@ -104,7 +107,7 @@ class Evaluator:
         extractor: of the features.
         metrics: in the order of the table.
         reference: for all metrics that need one.
-        held_out: for ``fid_heldout``.
+        held_out: for ``fid_heldout`` and ``fdr``.
         prefix: of the extractor's outputs among those of several, and of the scores.
     """
 
@@ -125,6 +128,12 @@ class Evaluator:
         made = FeatureExtractor(images, self.extractor)
         return made.chunk(torch.arange(len(images)), progress.add)[0]["features"]
 
+    @cached_property
+    def real_distance(self) -> float:
+        """FID of the held-out images, which ``fdr`` is in units of."""
+        assert self.held_out is not None
+        return frechet_distance(self.held_out.gaussian, self.reference.gaussian)
+
     def unavailable(self, num_classes: int) -> dict[str, str]:
         """For each metric the empty string, or why it cannot be, for data of ``num_classes``."""
         extractor, reference = self.extractor, self.reference
@@ -144,7 +153,7 @@ class Evaluator:
             logits = f"{name} has no logits"
         if extractor.num_classes == 0 or extractor.num_classes != num_classes:
             accuracy = f"the logits of {name} are not the {num_classes} classes of the data"
-        reasons = ("", held_out, spatial, rows, rows, rows, logits, accuracy)
+        reasons = ("", held_out, held_out, spatial, rows, rows, rows, logits, accuracy)
         return dict(zip(METRICS, reasons, strict=True))
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
@@ -164,6 +173,7 @@ class Evaluator:
         makers: dict[str, Callable[[], float | tuple[float, float]]] = {
             "fid": lambda: distance("features", self.reference.gaussian),
             "fid_heldout": lambda: distance("features", self.held_out and self.held_out.gaussian),
+            "fdr": lambda: distance("features", self.reference.gaussian) / self.real_distance,
             "sfid": lambda: distance("spatial", self.reference.spatial),
             "kid": lambda: kernel_distance(rows("features"), self.reference_rows),
             "precision": lambda: both()[0],
@@ -212,7 +222,13 @@ class Evaluators:
     @property
     def metrics(self) -> list[str]:
         """Names of the scores."""
-        return [part.prefix + name for part in self.parts for name in part.metrics]
+        names = [part.prefix + name for part in self.parts for name in part.metrics]
+        return names + ["fdr_mean"] * (len(self._ratios) > 1)
+
+    @property
+    def _ratios(self) -> list[str]:
+        """Names of the ratios to real images, of which several have a mean."""
+        return [f"{part.prefix}fdr" for part in self.parts if "fdr" in part.metrics]
 
     def without(self, *metrics: str) -> "Evaluators":
         """The same evaluators without some metrics."""
@@ -233,7 +249,10 @@ class Evaluators:
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
         """The scores of all."""
-        return {k: value for part in self.parts for k, value in part.score(statistics).items()}
+        found = {k: value for part in self.parts for k, value in part.score(statistics).items()}
+        if len(self._ratios) > 1:
+            found["fdr_mean"] = fmean(found[name] for name in self._ratios)
+        return found
 
     def identity(self) -> dict[str, Any]:
         """``extractor`` and, where there are several, ``more_extractors`` of a protocol."""
@@ -248,7 +267,7 @@ class Evaluators:
         """Warn where the bias of FID, about c / n, is not small."""
         for part in self.parts:
             width = part.extractor.dimensions["features"]
-            if not {"fid", "fid_heldout", "sfid"} & set(part.metrics) or count >= 30 * width:
+            if not {"fid", "fid_heldout", "fdr", "sfid"} & set(part.metrics) or count >= 30 * width:
                 continue
             text = "FID is biased upwards by several percent, or more"
             if count <= width:

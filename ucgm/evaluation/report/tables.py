@@ -9,6 +9,8 @@ from typing import Any
 COLUMNS = {
     "fid": ("FID", 3),
     "fid_heldout": ("FID held-out", 3),
+    "fdr": ("FDr", 3),
+    "fdr_mean": ("FDr, mean", 3),
     "sfid": ("sFID", 3),
     "kid": ("KID", 4),
     "precision": ("precision", 3),
@@ -171,7 +173,8 @@ def footnotes(result: dict[str, Any]) -> list[str]:
     if real:
         notes.append(
             f"Row real: {real['num_samples']:,} held-out real images ({real['name']}); its FID is "
-            "the noise floor. A generator that memorises has a small FID and a larger FID held-out."
+            "the noise floor, and the unit of FDr. A generator that memorises has a small FID and "
+            "a larger FID held-out."
         )
     published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
     notes.append(
