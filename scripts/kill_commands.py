@@ -38,6 +38,8 @@ import torch
 from killing import end, fork, refuse_threads
 from PIL import Image
 
+import ucgm.condense.build
+import ucgm.condense.command
 import ucgm.data.encoding.command
 import ucgm.evaluation.compare
 import ucgm.evaluation.tuning.tune
@@ -73,6 +75,7 @@ COMMANDS = {
     "encode": "encode IMAGES --vae identity --size 16 --out OUT --shard-size 25 --num-workers 0",
     "export": "export RUN --diffusers OUT --raw --bundle-code",
     "evaluate": "evaluate IMAGES --reference REFERENCE --out-dir OUT",
+    "condense": "condense RUN OUT --ipc 5 --accept false --steps 2 --observer-steps 200",
 }
 REFUSED = re.compile(r"ucgm [\w-]+: error: ucgm [\w-]+ \(process \d+ on \S+\) is writing [^\n]+\n")
 DONE = re.compile(r"ucgm [\w-]+: error: [^\n]+ (exists and was not|holds something)[^\n]+\n")
@@ -218,7 +221,8 @@ def stop_clocks() -> None:
     chunks.Stopwatch.time = lambda *_: contextlib.nullcontext()
     machine = benchmark.machine(benchmark.World(), 1)
     benchmark.machine = lambda *_: machine
-    evaluate.datetime = Stopped
+    evaluate.datetime = ucgm.condense.command.datetime = Stopped
+    ucgm.condense.build.time = argparse.Namespace(perf_counter=lambda: 0.0)
 
 
 def prepare(folder: Path) -> list[Case]:

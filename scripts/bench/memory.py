@@ -2,6 +2,7 @@
 
 python scripts/bench/memory.py loader               one epoch of 20 GiB, in sparse files
 python scripts/bench/memory.py digits 5000 50000    benchmarks of so many images, a process each
+python scripts/bench/memory.py matching 300 3000    matching to so many real images per class
 """
 
 import argparse
@@ -84,20 +85,43 @@ def digits(samples: int) -> None:
     print(f"benchmark of {samples:,} digits: peak {peak / 1024:,.0f} MiB above the model")
 
 
+def matching(per_class: int) -> None:
+    """Peak memory of five steps of matching to 32x32 images of ten classes, with their bytes."""
+    from ucgm.condense import CondenseConfig
+    from ucgm.condense.match import matched
+    from ucgm.condense.pool import RealImages
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10).repeat_interleave(per_class)
+    shape = (len(labels), 3, 32, 32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    real = RealImages("random", pixels, labels, tuple("0123456789"))
+    config = CondenseConfig.ncfm(match_steps=5)
+    start = real.of(torch.arange(0, len(labels), per_class // config.ipc))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        matched(start, real, config)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"matching to {len(labels):,} images of {pixels.nbytes / 2**20:.0f} MiB: peak "
+          f"{peak / 1024:,.0f} MiB above the start, {peak / 1024 - pixels.nbytes / 2**20:,.0f} "
+          "without the images")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("loader", "digits"))
-    parser.add_argument("counts", type=int, nargs="*", default=[5000, 50_000])
+    parser.add_argument("what", choices=("loader", "digits", "matching"))
+    parser.add_argument("counts", type=int, nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "loader":
         with tempfile.TemporaryDirectory() as folder:
             loader(Path(folder))
     elif len(options.counts) == 1:
-        digits(*options.counts)
+        {"digits": digits, "matching": matching}[options.what](*options.counts)
     else:
-        for count in options.counts:
-            subprocess.run([sys.executable, __file__, "digits", str(count)], check=True)
+        counts = options.counts or {"digits": [5000, 50_000], "matching": [300, 3000]}[options.what]
+        for count in counts:
+            subprocess.run([sys.executable, __file__, options.what, str(count)], check=True)
 
 
 if __name__ == "__main__":

@@ -111,8 +111,14 @@ def open_sets(
         test = images_of(own.open())
     else:
         tested = torch.zeros(len(found.labels), dtype=torch.bool)
-        for label in range(len(found.class_names)):
-            tested[torch.nonzero(found.labels == label)[4::5, 0]] = True
+        for label, name in enumerate(found.class_names):
+            rows = torch.nonzero(found.labels == label)[:, 0]
+            if len(rows) < 5:
+                raise ValueError(
+                    f"{found.name} has {len(rows)} images of class {name} and every fifth is kept "
+                    "for the test: add some, or name other images to test on with --held-out"
+                )
+            tested[rows[4::5]] = True
         return found.of(~tested), found.of(tested)
     if test.class_names != found.class_names:
         raise ValueError(
