@@ -1,9 +1,15 @@
-"""The launchers: their commands parse, on one machine and on several; SLURM jobs queue again."""
+"""The launchers: their commands parse, on one machine and on several; SLURM jobs queue again.
+
+The files of SkyPilot and Kubeflow have the fields that their schemas ask for, and what they run is
+run here, in the environment of a machine of theirs, down to the command that would start.
+"""
 
 import functools
 import importlib
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ucgm.cli import commands as cli
 
@@ -180,3 +187,148 @@ def test_a_task_of_srun_is_one_process(called):
     output = shell(LAUNCH / "tune_imagenet256_repae.sh", "x.pt", DRY_RUN="1", **slurm)
     assert "accelerate" not in output and "import" not in output
     assert called(output)[0][0] == "train"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Run a script as a machine of a cluster does, with a python that writes down what it is asked
+    to do, in a copy of what the launchers read; returns the folder and the written command lines.
+    """
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/bash\nprintf "%q " "$@" >> {tmp_path}/log\necho >> {tmp_path}/log\n')
+    python.chmod(0o755)
+    tree = tmp_path / "volume" / "ucgm"
+    for part in ("scripts/launch", "configs"):
+        shutil.copytree(REPO / part, tree / part)
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / "bin" / "activate").touch()
+    (tmp_path / "home").mkdir()
+
+    def run(words, environment, expect=0):
+        path = f"{python.parent}:/usr/bin:/bin"
+        own = {"PATH": path, "HOME": str(tmp_path / "home")}
+        (tmp_path / "log").write_text("")
+        done = subprocess.run(
+            words, cwd=tree, env=own | environment, capture_output=True, text=True
+        )
+        assert done.returncode == expect, done.stderr
+        return (tmp_path / "log").read_text() if expect == 0 else done.stderr
+
+    return run
+
+
+def the_command_of(output, rank, address, called):
+    """Configuration and folder of the last command, whose nodes, rank and address are checked."""
+    last = output.splitlines()[-1]
+    found = dict(re.findall(r"--(num_\w+|machine_rank|main_\w+|mixed_precision) (\S+)", last))
+    assert found.pop("main_process_port").isdigit()
+    assert found == {
+        "num_machines": "2",
+        "num_processes": "16",
+        "machine_rank": rank,
+        "main_process_ip": address,
+        "mixed_precision": "bf16",
+    }
+    (name, (config, run_dir), _), *more = called(last)
+    assert name == "train" and not more and config.train.global_batch == 1024
+    return config, run_dir
+
+
+def skypilot(**changed):
+    """The task, and the environment of its machines: its own variables and those of SkyPilot."""
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    cluster = dict(SKYPILOT_NUM_NODES="2", SKYPILOT_NUM_GPUS_PER_NODE="8")
+    cluster["SKYPILOT_NODE_IPS"] = "10.0.0.5\n10.0.0.6"
+    return task, {k: v or "s3://bucket" for k, v in task["envs"].items()} | cluster | changed
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_machine_of_skypilot_starts_its_part(machine, called, rank):
+    task, environment = skypilot(SKYPILOT_NODE_RANK=rank)
+    output = machine(["bash", "-c", task["run"]], environment)
+    config, run_dir = the_command_of(output, rank, "10.0.0.5", called)
+    assert run_dir == "/runs/imagenet256_vavae" and config.data.path == "/data"
+
+
+def test_another_launcher_with_its_arguments_under_skypilot(machine, called):
+    head = (LAUNCH / "skypilot.yaml").read_text().partition("\nname:")[0]
+    said = [word for word in shlex.split(head) if word.startswith(("LAUNCHER=", "ARGUMENTS="))]
+    changed = dict(word.split("=", 1) for word in said)
+    assert changed.keys() == {"LAUNCHER", "ARGUMENTS"}
+    task, environment = skypilot(SKYPILOT_NODE_RANK="1", **changed)
+    output = machine(["bash", "-c", task["run"]], environment)
+    config, run_dir = the_command_of(output, "1", "10.0.0.5", called)
+    assert run_dir == "/runs/imagenet256_vavae_few" == config.train.init + "_few"
+
+
+def test_the_file_of_skypilot_has_the_fields_of_a_task():
+    task, _ = skypilot()
+    known = "name workdir num_nodes resources envs file_mounts setup run".split()
+    assert list(task) == known and task["workdir"] == "."
+    assert task["resources"]["accelerators"] == "H100:8" and task["num_nodes"] == 2
+    for place, bucket in task["file_mounts"].items():
+        assert bucket["mode"] in ("MOUNT", "COPY", "MOUNT_CACHED")
+        asked = bucket["source"].strip("${}")
+        assert asked in task["envs"] and task["envs"][asked] is None  # SkyPilot asks for it
+        assert place in task["envs"]["ARGUMENTS"]
+    assert "scripts/install.sh" in task["setup"]
+
+
+def trainjob():
+    """The claim, the job, and the variables that the job sets itself."""
+    claim, job = yaml.safe_load_all((LAUNCH / "trainjob.yaml").read_text())
+    return claim, job, {entry["name"]: entry["value"] for entry in job["spec"]["trainer"]["env"]}
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_node_of_a_trainjob_starts_its_part(machine, called, tmp_path, rank):
+    _, job, environment = trainjob()
+    trainer, address = job["spec"]["trainer"], "ucgm-node-0-0.ucgm"
+    environment |= {
+        "VOLUME": str(tmp_path / "volume"),
+        "PET_NNODES": str(trainer["numNodes"]),
+        "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+        "PET_NODE_RANK": rank,
+        "PET_MASTER_ADDR": address,
+        "PET_MASTER_PORT": "29400",
+    }
+    output = machine(trainer["command"], environment)
+    assert output.splitlines()[0].startswith("-m pip install")
+    config, run_dir = the_command_of(output, rank, address, called)
+    assert "--main_process_port 29400" in output
+    assert run_dir == f"{environment['VOLUME']}/runs/imagenet256_vavae"
+    assert config.data.path == f"{environment['VOLUME']}/data"
+    assert (tmp_path / "home" / "ucgm" / "scripts" / "launch").is_dir()
+
+
+def test_a_trainjob_without_its_runtime_says_what_is_missing(machine, tmp_path):
+    _, job, environment = trainjob()
+    environment |= {"VOLUME": str(tmp_path / "volume")}
+    assert "PET_NNODES" in machine(job["spec"]["trainer"]["command"], environment, expect=1)
+
+
+def test_the_file_of_kubeflow_has_the_fields_of_a_trainjob():
+    claim, job, environment = trainjob()
+    assert (claim["apiVersion"], claim["kind"]) == ("v1", "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["resources"]["requests"]["storage"]
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
+    spec = job["spec"]
+    assert spec.keys() == {"runtimeRef", "trainer", "runtimePatches"}
+    assert spec["runtimeRef"]["name"] == "torch-distributed"
+    trainer = spec["trainer"]
+    assert trainer["numNodes"] == 2
+    for kind in ("requests", "limits"):
+        assert trainer["resourcesPerNode"][kind]["nvidia.com/gpu"] == trainer["numProcPerNode"]
+    (patch,) = spec["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert patch["manager"] and node["name"] == pod["containers"][0]["name"] == "node"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts.keys() == {environment["VOLUME"], "/dev/shm"}
+    held = volumes[mounts[environment["VOLUME"]]]["persistentVolumeClaim"]["claimName"]
+    assert held == claim["metadata"]["name"]
+    assert volumes[mounts["/dev/shm"]]["emptyDir"] == {"medium": "Memory"}
