@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import cell
+from trained import train_to_the_end
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.samples import SamplingConfig
 from ucgm.objective import PRESETS
 from ucgm.runs.fitted import DEFAULTS
 from ucgm.runs.layers import training_config
-from ucgm.training.loop import train
 
 STEPS = [1, 2, 4, 8]
 NETWORK = {"size": "T/4"}
@@ -126,8 +126,7 @@ def run(name: str, arguments: argparse.Namespace, seed: int) -> None:
         run(row.init, arguments, seed)
         init = arguments.out_dir / row.init / f"seed{seed}"
     config, _ = training_config([layer_of(row, init, arguments.steps, seed)], None)
-    if not (folder / "checkpoints").exists():
-        train(config, folder)
+    train_to_the_end(config, folder)
     wanted = {*STEPS, config.sampler.steps}
     if wanted - scores(folder).keys():  # what was sampled before is not sampled again
         settings = SamplingConfig(seed=seed, guidance_scale=row.scale)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import RESULTS, cell, write_part
+from trained import train_to_the_end
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.command import open_run, samples_of_run
@@ -26,7 +27,6 @@ from ucgm.objective import preset
 from ucgm.runs.checkpoint import load_run
 from ucgm.runs.layers import training_config
 from ucgm.runtime.randomness import RowRandom
-from ucgm.training.loop import train
 
 Settings = dict[str, Any]
 NETWORK = {"size": "T/2"}
@@ -144,8 +144,7 @@ def run(study: Study, name: str, seed: int) -> Path:
     layers = [first, shared, {**row.settings, "objective": objective}]
     config, _ = training_config(layers, folder)
     assert config.train.global_batch == 128, config.train
-    if not (folder / "checkpoints").exists():
-        train(config, folder)
+    train_to_the_end(config, folder)
     for number, changes in enumerate(row.changes):
         report = folder / f"report{number}"
         if not (report / "benchmark.json").exists():

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import cell, write_part
+from trained import train_to_the_end
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.extractors import Extractor, open_extractor
@@ -31,7 +32,6 @@ from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runs.config import read_config
 from ucgm.runs.layers import training_config
-from ucgm.training.loop import train
 
 Settings = dict[str, Any]
 MULTI_STEPS, FEW_STEPS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
@@ -207,8 +207,7 @@ def run(study: Study, name: str, seed: int) -> Path:
     preset = {"objective": {"preset": objective.pop("preset")}}
     config, _ = training_config([preset, shared, row.settings | {"objective": objective}], folder)
     assert config.train.global_batch == study.batch, config.train
-    if not (folder / "checkpoints").exists():
-        train(config, folder)
+    train_to_the_end(config, folder)
     report = folder / "report"
     if not (report / "benchmark.json").exists():
         benchmark(
