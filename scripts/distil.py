@@ -225,12 +225,15 @@ def exits(study: Study) -> list[str]:
     lines.append(
         f"| {ROWS['plain'].title} | {cell(scores(study, 'plain', 0, 8))} |" + " |" * len(head)
     )
-    for name in ("exit", "exit_on_data"):
+    names = [
+        name for name in ("exit", "exit_on_data") if len(scores(study, name, 0, 8)) == len(seeds)
+    ]
+    for name in names:
         cells = [cell(scores(study, name, k, 8)) for k in range(len(SCALES))]
         own = [loss_of(study.folder / name / folder.name) for folder in seeds]
         over = ", ".join(f"{a / b:.4f}" for a, b in zip(own, base, strict=True))
         lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} | {over} |")
-    for name in ("exit", "exit_on_data"):
+    for name in names:
         unguided = scores(study, name, 0, 8)
         for k, scale in enumerate(SCALES[1:], 1):
             over = ratios(scores(study, name, k, 8), unguided)

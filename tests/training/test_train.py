@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import ucgm
 from tests import group
 from ucgm.data import Digits
 from ucgm.nn import DiTConfig
@@ -353,3 +355,12 @@ def test_sigterm_saves_and_ends_well(tmp_path, launcher, sharding):
     output = process.communicate(timeout=90)[0]
     assert process.returncode == 0 or launcher is TORCHRUN, output  # torchrun itself reports 1
     assert checkpoint.load_run(run).step >= 5
+
+
+def test_a_script_that_is_told_to_stop_does_not_go_on_with_half_a_training(tmp_path):
+    settings = tiny(steps=100_000, checkpoint_every=100_000, log_every=1000)
+    stop = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+    stop.start()
+    with pytest.raises(InterruptedError, match=r"run was told to stop at step [\d,]+ of 100,000"):
+        ucgm.train(settings, tmp_path / "run")
+    assert checkpoint.load_run(tmp_path / "run").step > 0

@@ -23,7 +23,15 @@ def train(config: Config | Mapping[str, Any], run_dir: str | Path) -> Run:
         ValueError: a run folder of another configuration, or settings that do not fit together.
         RuntimeError: too many steps in a row without a finite loss and gradient, or a checkpoint
             that could not be written.
+        InterruptedError: the training was told to stop by a signal; it has saved a checkpoint, and
+            the same call goes on.  A script would otherwise go on with half a training.
     """
     if not isinstance(config, Config):
         config, _ = training_config([dict(config)], Path(run_dir))
-    return load_run(loop.train(config, run_dir))
+    run = load_run(loop.train(config, run_dir))
+    if run.step < config.train.steps:
+        raise InterruptedError(
+            f"{run_dir} was told to stop at step {run.step:,} of {config.train.steps:,}: the same "
+            "call goes on"
+        )
+    return run
