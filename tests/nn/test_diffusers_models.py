@@ -11,7 +11,7 @@ SHAPE = (4, 8, 8)
 CONFIGS = {
     "DiT": DiTConfig(size="T/2"),
     "DDT": DDTConfig(size="T/2"),
-    "DiTDH": DiTDHConfig(size="T/2", depth=2, head_width=128, head_depth=1, qk_norm=True),
+    "DiTDH": DiTDHConfig(size="T/2", depth=2, head_width=128, qk_norm=True),
     "EDM2": EDM2Config(model_channels=64, channel_mult=(1, 2), num_blocks=1, attention=(4,)),
     "UNet": UNetConfig(),
 }
