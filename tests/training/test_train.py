@@ -358,9 +358,15 @@ def test_sigterm_saves_and_ends_well(tmp_path, launcher, sharding):
 
 
 def test_a_script_that_is_told_to_stop_does_not_go_on_with_half_a_training(tmp_path):
-    settings = tiny(steps=100_000, checkpoint_every=100_000, log_every=1000)
-    stop = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
-    stop.start()
+    log = tmp_path / "run" / "metrics.jsonl"
+
+    def stop():
+        while not (log.exists() and log.stat().st_size):  # then signals are waited for
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    settings = tiny(steps=100_000, checkpoint_every=100_000, log_every=1)
     with pytest.raises(InterruptedError, match=r"run was told to stop at step [\d,]+ of 100,000"):
         ucgm.train(settings, tmp_path / "run")
     assert checkpoint.load_run(tmp_path / "run").step > 0
