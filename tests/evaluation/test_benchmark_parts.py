@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests import group
 from tests.digits_oracle import make_run
 from ucgm.cli import commands as cli
 from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.chunks import ChunkFolder
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.runtime.files import TOGETHER, sole_writer
 
@@ -95,6 +100,23 @@ def test_parts_at_the_same_time_do_not_disturb_each_other(tmp_path, alone, parts
     work(out)
     assert scores(out) == alone and times(out) == before
     assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".tmp", ".lock")]
+
+
+def test_two_jobs_write_the_same_chunk_in_turn(tmp_path, monkeypatch):
+    log, rows, folder = [], {"features": torch.ones(3, 2)}, ChunkFolder(tmp_path / "out")
+
+    def slow(*args):
+        log.append("begin")
+        time.sleep(0.2)
+        save_file(*args)
+        log.append("end")
+
+    monkeypatch.setattr("ucgm.evaluation.chunks.save_file", slow)
+    with ThreadPoolExecutor(2) as jobs:
+        for done in [jobs.submit(folder.write, 0, (rows, {"n": 3})) for _ in range(2)]:
+            done.result()
+    assert log == ["begin", "end"] * 2
+    assert folder.read(0)[1] == {"n": 3} and len(list(folder.folder.iterdir())) == 1
 
 
 def test_what_another_part_is_writing_stays_and_the_sum_waits(tmp_path):

@@ -31,6 +31,7 @@ from ucgm.evaluation.sweep import FeatureExtraction, Part
 from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
+from ucgm.runtime.files import ALONE, TOGETHER
 from ucgm.runtime.processes import World, join_world
 from ucgm.runtime.values import Count, Range, checked
 
@@ -92,7 +93,7 @@ def benchmark(
     folder = Path(out_dir or run.run_dir / "benchmark" / _name(run, protocol))
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world, mine)
     result: dict[str, Any] = {}
-    with world.writes(folder, "ucgm benchmark", extraction.how):
+    with world.writes(folder, "ucgm benchmark", TOGETHER if mine else ALONE):
         rows = _rows(extraction, evaluators, samples, protocol, counts, batch_size)
         if world.first and not mine:
             result = _described(run, protocol, evaluators, chosen)

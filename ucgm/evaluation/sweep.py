@@ -31,7 +31,7 @@ from ucgm.evaluation.chunks import (
 )
 from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.scoring import FeatureStatistics
-from ucgm.runtime.files import ALONE, IN_TURN, TOGETHER, claim_folder, sole_writer
+from ucgm.runtime.files import IN_TURN, claim_folder, sole_writer
 from ucgm.runtime.processes import Progress, World
 
 
@@ -78,11 +78,6 @@ class FeatureExtraction:
     chunk_size: int
     world: World
     part: Part | None = None
-
-    @property
-    def how(self) -> int:
-        """How the folder is written, see ``files.sole_writer``."""
-        return TOGETHER if self.part else ALONE
 
     def claim(self, protocol: dict[str, Any]) -> None:
         """Make the folder that of ``protocol``; all processes call it first.
