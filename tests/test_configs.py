@@ -83,7 +83,7 @@ METHODS = {
     ),
     "jit": (
         "jit", OptimizerConfig("adamw", 2e-4, (0.9, 0.95), warmup_steps=6255), 1024, 750_600, None,
-        50, 132,
+        50, 131,
     ),
     "pixel_meanflow": (
         "pixel_meanflow", OptimizerConfig("adamw", 6e-4, (0.9, 0.999), warmup_steps=9600), 1024,

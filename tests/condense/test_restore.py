@@ -106,6 +106,7 @@ def test_a_manifest_alone_gives_hard_labels_and_another_place_of_the_run(
             r"candidates (sample|digits-train) are of 1x8x8 and the set is of 1x9x9",
         ),
         ({"candidates": [["sample:0"]] * 19}, "has 19 candidates for"),
+        ({"candidates": [], "images_per_class": [0] * 10}, "has 0 candidates for"),
         ({"candidates": [["sample:x"]] * 20}, r"names \['sample:x'\], which is no candidate"),
         ({"candidates": [["digits-train:1343"]] * 20}, r"names \['digits-train:1343'\]"),
         ({"candidates": [["faces:0"]] * 20}, r"names \['faces:0'\], which is no candidate"),

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from tests.nn.conftest import GOLDEN
 from ucgm.nn import from_state_dict, import_weights
 
-NAMES = ["dit", "sit", "lightningdit", "lightningdit_qknorm_woshift", "tit", "ddt", "edm2"]
+NAMES = ["dit", "sit", "lightningdit", "lightningdit_qknorm_woshift", "tit", "ddt", "edm2", "jit"]
 REVERSED = {"sit", "lightningdit", "lightningdit_qknorm_woshift", "ddt"}
 
 
@@ -52,11 +52,11 @@ def test_decoupled_meanflow():
         assert (other(io["x"], io["t"], io["y"], io["r"]) - io["out"]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("case", [n for n in NAMES if n != "dit"], indirect=True)
+@pytest.mark.parametrize("case", [n for n in NAMES if n not in ("dit", "jit")], indirect=True)
 def test_our_forward_is_the_published_output_in_our_frame(case):
     """The published times and outputs, turned by hand into t = 1 noise and F = noise - data.
 
-    Not for DiT, whose native time is a step: see test_conventions.
+    Not for DiT, whose native time is a step: see test_conventions; nor for JiT, see test_jit.
     """
     name, net, io = case
     t = 1 - io["t"] if name in REVERSED else io["t"]

@@ -7,7 +7,8 @@ from ucgm.nn import DiTConfig, from_state_dict
 from ucgm.nn.cost import cost, count_parameters, published_models
 
 # Publications say 33M, 130M, 458M, 675M (DiT, SiT, LightningDiT), 675M (DDT-XL) and 125M, 280M,
-# 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL). Fixed position embeddings and Fourier features count.
+# 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL), 131M, 459M, 953M (JiT B, L, H with patches of 16). Fixed
+# position embeddings and Fourier features count.
 COUNTS = {
     "DiT-S/2": 32_957_200,
     "DiT-B/2": 130_500_112,
@@ -27,6 +28,12 @@ COUNTS = {
     "DDT-B/2": 130_262_800,
     "DDT-L/2": 457_648_144,
     "DDT-XL/2": 674_646_352,
+    "JiT-B/16": 131_320_320,
+    "JiT-B/32": 133_387_008,
+    "JiT-L/16": 459_139_808,
+    "JiT-L/32": 461_796_320,
+    "JiT-H/16": 952_842_048,
+    "JiT-H/32": 956_383_296,
     "EDM2-XS": 124_713_381,
     "EDM2-S": 280_213_093,
     "EDM2-M": 497_808_165,

@@ -66,7 +66,7 @@ def restore(manifest: str, out_dir: str, run: str | None = None) -> Path:
             if section.get(key) == old:
                 section[key] = run
     counts, names = said["images_per_class"], said["candidates"]
-    if len(counts) != len(said["classes"]) or sum(counts) != len(names):
+    if len(counts) != len(said["classes"]) or sum(counts) != len(names) or not all(counts):
         raise ValueError(f"{path} has {len(names)} candidates for {counts} images per class")
     with new_folder(Path(out_dir), "ucgm condense restore") as temporary:
         pixels = _pixels(_pools(said), names, said["shape"], path)

@@ -1,7 +1,8 @@
 """Network settings as frozen dataclasses, read by the command line and stored with a run.
 
-A size is "WIDTH/PATCH": T, S, B, L, XL, 1p0B, 1p6B (the last two of UCGM, arXiv:2505.07447) and N
-(for tests) name (hidden_size, depth, num_heads); the number is the side of a patch.
+A size is "WIDTH/PATCH": T, S, B, L, XL, H (of JiT, arXiv:2511.13720), 1p0B, 1p6B (the last two of
+UCGM, arXiv:2505.07447) and N (for tests) name (hidden_size, depth, num_heads); the number is the
+side of a patch.
 """
 
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
+    "H": (1280, 32, 16),
     "1p0B": (1536, 24, 24),
     "1p6B": (1792, 28, 28),
 }
@@ -42,6 +44,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "tit": dict(norm="rms", norm_affine=False, mlp="swiglu", qk_norm=True, rope=True),
     "lightningdit": dict(norm="rms", norm_affine=True, mlp="swiglu", qk_norm=False, rope=True),
     "dit": dict(norm="layer", norm_affine=False, mlp="gelu", qk_norm=False, rope=False),
+    "jit": dict(
+        norm="rms", norm_affine=True, mlp="swiglu", qk_norm=True, rope=True, context_tokens=32
+    ),
 }
 
 
@@ -148,8 +153,9 @@ class TransformerConfig(NetworkConfig):
 class DiTConfig(TransformerConfig):
     """A diffusion transformer; the defaults are TiT's (RMSNorm, QK-norm, rotary, SwiGLU)."""
 
-    family: Literal["tit", "lightningdit", "dit"] = "tit"
-    """Architecture that the switches left at null follow; "dit" is also SiT and REPA."""
+    family: Literal["tit", "lightningdit", "dit", "jit"] = "tit"
+    """Architecture that the switches left at null follow; "dit" is also SiT and REPA; "jit" is made
+    for convention "jit"."""
     norm: Literal["rms", "layer"] | None = None
     """RMSNorm or LayerNorm."""
     norm_affine: bool | None = None
@@ -166,6 +172,12 @@ class DiTConfig(TransformerConfig):
     """Add fixed sin-cos positions to the tokens."""
     shift: bool = True
     """Modulate with a shift beside the scale."""
+    bottleneck: Width | None = None
+    """Channels between pixels and token; null: none; of "jit" 128, and 256 from width 1280 on."""
+    context_tokens: Annotated[int, Range(0, 1024)] | None = None
+    """Tokens of the label beside those of the patches; null: 32 of "jit", none of others."""
+    context_start: Annotated[int, Range(0, 1000)] | None = None
+    """First block that has them; null: 0, and of "jit" a third of the depth, as published."""
     guidance_interval: bool = False
     """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
     guidance_output: bool = False
@@ -184,7 +196,12 @@ class DiTConfig(TransformerConfig):
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return DiT, and the switches of the family and the numbers of the size."""
-        return DiT, FAMILIES[self.family] | (parse_size(self.size) if self.size else {})
+        numbers = parse_size(self.size) if self.size else {}
+        width, depth = (getattr(self, k) or numbers.get(k, 0) for k in ("hidden_size", "depth"))
+        options = FAMILIES[self.family] | numbers
+        if self.family == "jit":
+            options |= {"bottleneck": 128 if width < 1280 else 256, "context_start": depth // 3}
+        return DiT, options
 
 
 @dataclass(frozen=True)

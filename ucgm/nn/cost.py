@@ -45,7 +45,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
-    """Name -> (config, latent shape at 256 pixels; EDM2: 512) of the published sizes."""
+    """Name -> (config, shape of latents, or of JiT pixels, at 256; EDM2, JiT-*/32: at 512)."""
     sd, va = (4, 32, 32), (32, 16, 16)
     out: dict[str, tuple[NetworkConfig, tuple[int, int, int]]] = {}
     for size in ("S/2", "B/2", "L/2", "XL/2", "XL/1"):
@@ -55,13 +55,17 @@ def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
         out[f"TiT-{size}"] = (DiTConfig(size=size, family="tit"), shape)
     for size in ("B/2", "L/2", "XL/2"):
         out[f"DDT-{size}"] = (DDTConfig(size=size), sd)
+    for size in ("B", "L", "H"):
+        for patch, side in ((16, 256), (32, 512)):
+            jit = DiTConfig(size=f"{size}/{patch}", family="jit", convention="jit")
+            out[f"JiT-{size}/{patch}"] = (jit, (3, side, side))
     for size in ("XS", "S", "M", "L", "XL", "XXL"):
         out[f"EDM2-{size}"] = (EDM2Config(size=size), (4, 64, 64))
     return out
 
 
 def print_models(name: str = "") -> None:
-    """Print the published networks: latents, parameters, multiply-adds of one sample.
+    """Print the published networks: latents or pixels, parameters, multiply-adds of one sample.
 
     Args:
         name: only those whose name contains this, such as XL.

@@ -1,4 +1,4 @@
-"""One diffusion transformer that is DiT, SiT, REPA's SiT, LightningDiT and TiT by its switches.
+"""One diffusion transformer that is DiT, SiT, REPA, LightningDiT, TiT and JiT by its switches.
 
     c = embed_t(t) + embed_y(y) [+ embed_h(t - s)] [+ embed_g(1 - 1/guidance)]
         [+ embed_low(low) + embed_high(high)]
@@ -8,21 +8,28 @@ With `decoupled_depth` the later blocks and the head have c of s in place of tha
 input (arXiv:2510.24474). With `velocity_blocks` n the last n blocks and the head exist twice, as
 `v_blocks` and `velocity_layer`: v runs beside F from the blocks before them (arXiv:2512.02012).
 With `exit_layer` n the first n blocks end in a head of their own, `exit_head`, whose F is worse and
-is had on the way to F: what internal guidance needs (arXiv:2512.24176).
+is had on the way to F: what internal guidance needs (arXiv:2512.24176). With `context_tokens` n,
+n tokens of the label, learned positions + embed_y(y), stand before the patches from block
+`context_start` on, and no rotary angle turns them (arXiv:2511.13720).
 
 Sources: DiT arXiv:2212.09748, SiT arXiv:2401.08740, REPA arXiv:2410.06940, LightningDiT
-arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM).
+arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM), JiT arXiv:2511.13720.
 
 | family            | norm, affine | mlp    | qk_norm | rope | shift |
 |-------------------|--------------|--------|---------|------|-------|
 | DiT, SiT, REPA    | layer, no    | gelu   | no      | no   | yes   |
 | LightningDiT-XL/1 | rms, yes     | swiglu | no      | yes  | yes   |
 | TiT               | rms, no      | swiglu | yes     | yes  | yes   |
+| JiT               | rms, yes     | swiglu | yes     | yes  | yes   |
+
+JiT also has a bottleneck in the embedding of patches and 32 context tokens; it says the data,
+convention "jit".
 
 The embedders of h = t - s, of the guidance and of its interval have zero output layers at the
 start: weights trained without give, bit for bit, the same output in a network with these inputs.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,6 +83,9 @@ class DiT(EmbeddedNetwork):
         rope: bool = True,
         sincos: bool = True,
         shift: bool = True,
+        bottleneck: int | None = None,
+        context_tokens: int = 0,
+        context_start: int = 0,
         learn_sigma: bool = False,
         velocity_blocks: int = 0,
         exit_layer: int | None = None,
@@ -91,10 +101,13 @@ class DiT(EmbeddedNetwork):
         super().__init__()
         self._embed(hidden_size, patch_size)
         self.drops_variance = learn_sigma and convention != "ddpm"
-        self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size)
+        self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size, bottleneck)
         positions = torch.zeros(1, self.grid**2, hidden_size) if sincos else None
         self.register_buffer("pos_embed", positions)
-        self.rotary = Rotary(hidden_size // num_heads, self.grid) if rope else None
+        head = hidden_size // num_heads
+        self.rotary = Rotary(head, self.grid, unturned=context_tokens) if rope else None
+        context = nn.Parameter(torch.zeros(1, context_tokens, hidden_size))
+        self.in_context_posemb = context if context_tokens else None
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
         out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
@@ -102,6 +115,7 @@ class DiT(EmbeddedNetwork):
         shared = depth - velocity_blocks
         self.exit_layer = exit_layer
         self.early, self.shared = decoupled_depth or shared, shared
+        self.context_start = context_start if context_tokens else None
         self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
         features = patch_size**2 * in_channels
         if velocity_blocks:
@@ -123,6 +137,10 @@ class DiT(EmbeddedNetwork):
         if leave is not None and not 1 <= leave < depth:
             raise ValueError(f"exit_layer {leave} must lie in 1 to {depth - 1}, below depth")
         shared = depth - config.velocity_blocks
+        if config.context_tokens and not (
+            config.num_classes and 0 <= config.context_start < shared
+        ):
+            raise ValueError(f"context_tokens need classes, and context_start in 0 to {shared - 1}")
         if late is not None and not config.second_time:
             raise ValueError("decoupled_depth needs second_time=True")
         if late is not None and not 1 <= late <= shared:
@@ -132,8 +150,16 @@ class DiT(EmbeddedNetwork):
     def initialize_weights(self) -> None:
         """Draw new weights: zero modulation and head, so that every block is the identity."""
         super().initialize_weights()
+        if self.in_context_posemb is not None:
+            nn.init.normal_(self.in_context_posemb, std=0.02)
         if self.pos_embed is not None:
             self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[-1], self.grid))
+
+    def context(self, y: Tensor | None) -> Tensor:
+        """The tokens (B, context_tokens, D) of the labels `y` (B,)."""
+        assert self.in_context_posemb is not None
+        assert self.y_embedder is not None
+        return self.y_embedder(self.require_labels(y)).unsqueeze(1) + self.in_context_posemb
 
     def native(
         self,
@@ -154,18 +180,24 @@ class DiT(EmbeddedNetwork):
         tokens = self.x_embedder(x)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        rope = None if self.rotary is None else self.rotary.table
         blocks, leave = list(self.blocks), self.exit_layer
         out, second, done = [], None, 0
 
         def image(layer: nn.Module, tokens: Tensor, c: Tensor) -> Tensor:
-            return unpatchify(layer(tokens, c), self.patch_size, self.grid)
+            return unpatchify(layer(tokens[:, -(self.grid**2) :], c), self.patch_size, self.grid)
+
+        def stack(blocks: Any, tokens: Tensor, c: Tensor) -> Tensor:
+            rope = None if self.rotary is None else self.rotary.table[-tokens.shape[1] :]
+            return self.run(blocks, tokens, c, rope)
 
         def through(tokens: Tensor, start: int, end: int) -> Tensor:
             """Blocks `start` to `end`, those before `early` under c and the others under late."""
-            middle = min(max(start, self.early), end)
-            tokens = self.run(blocks[start:middle], tokens, c, rope)
-            return self.run(blocks[middle:end], tokens, late, rope)
+            cuts = {cut for cut in (self.context_start, self.early) if cut and start < cut < end}
+            for first, last in pairwise(sorted({start, end} | cuts)):
+                if first == self.context_start:
+                    tokens = torch.cat((self.context(y).to(tokens.dtype), tokens), dim=1)
+                tokens = stack(blocks[first:last], tokens, c if first < self.early else late)
+            return tokens
 
         if leave is not None and heads != "map":
             tokens, done = through(tokens, 0, leave), leave
@@ -174,10 +206,9 @@ class DiT(EmbeddedNetwork):
                 return second
         tokens = through(tokens, done, self.shared)
         if heads != "velocity":
-            end = self.run(blocks[self.shared :], tokens, late, rope)
-            end = image(self.final_layer, end, late)
+            end = image(self.final_layer, stack(blocks[self.shared :], tokens, late), late)
             out.append(end[:, : self.shape[0]] if self.drops_variance else end)
         if second is None and heads != "map":
-            second = image(self.velocity_layer, self.run(self.v_blocks, tokens, late, rope), late)
+            second = image(self.velocity_layer, stack(self.v_blocks, tokens, late), late)
         out += [] if second is None else [second]
         return out[0] if len(out) == 1 else tuple(out)

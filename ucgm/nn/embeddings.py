@@ -8,7 +8,7 @@ is linear in the row or the column of the patch (arXiv:2104.09864, in two dimens
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,16 +58,21 @@ class Frequencies(FixedTable):
 
 
 class Rotary(FixedTable):
-    """Cosine and sine of the patch angles, (grid * grid, head_dim / 2, 2).
+    """Cosine and sine of the patch angles, (unturned + grid * grid, head_dim / 2, 2).
 
     Angles are position * 10000^(-4 i / head_dim). `layout="blocks"`: the first half of a head
     holds the rows, the second the columns, positions 0, 1, 2, ... (LightningDiT, TiT).
     `layout="pairs"`: pairs alternate column, row, with positions spread evenly over `extent`
-    (DDT, arXiv:2504.05741).
+    (DDT, arXiv:2504.05741). The first `unturned` tokens are not patches: their angles are 0.
     """
 
     def __init__(
-        self, head_dim: int, grid: int, layout: str = "blocks", extent: float | None = None
+        self,
+        head_dim: int,
+        grid: int,
+        layout: str = "blocks",
+        extent: float | None = None,
+        unturned: int = 0,
     ) -> None:
         if head_dim % 4:
             raise ValueError(
@@ -75,6 +80,7 @@ class Rotary(FixedTable):
                 "change num_heads or hidden_size, or set rope=False"
             )
         self.head_dim, self.grid, self.layout, self.extent = head_dim, grid, layout, extent
+        self.unturned = unturned
         super().__init__()
 
     def compute(self) -> Tensor:
@@ -91,7 +97,7 @@ class Rotary(FixedTable):
             angle = torch.cat([rows, columns], dim=-1)
         else:
             angle = torch.stack([columns, rows], dim=-1).flatten(2)
-        angle = angle.flatten(0, 1)
+        angle = F.pad(angle.flatten(0, 1), (0, 0, self.unturned, 0))
         return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -130,19 +136,30 @@ class ScalarEmbedder(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Project every p x p patch of an image to a token."""
+    """Project every p x p patch of an image to a token, through `bottleneck` channels if given."""
 
-    def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, patch_size: int, bottleneck: int | None = None
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        side: Any = dict(kernel_size=patch_size, stride=patch_size)
+        if bottleneck is None:
+            self.proj = nn.Conv2d(in_channels, width, **side)
+        else:  # the names of JiT
+            self.proj1 = nn.Conv2d(in_channels, bottleneck, bias=False, **side)
+            self.proj2 = nn.Conv2d(bottleneck, width, 1)
+        self.layers = ("proj",) if bottleneck is None else ("proj1", "proj2")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (B, C, H, W) to (B, H W / p^2, width)."""
         # A matrix product: for so few channels it beats the convolution on every device.
         p = self.patch_size
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        for name in self.layers:
+            layer: Any = getattr(self, name)
+            patches = F.linear(patches, layer.weight.flatten(1), layer.bias)
+        return patches
 
 
 def unpatchify(tokens: Tensor, patch_size: int, grid: int) -> Tensor:

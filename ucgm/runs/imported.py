@@ -53,7 +53,7 @@ def import_run(
     Args:
         checkpoint: .safetensors, .pt or .ckpt file; a folder of shards; or the folder of DiT in
             the diffusers layout.
-        architecture: dit, sit, repa, repae, lightningdit, tit, ddt or edm2.
+        architecture: dit, sit, repa, repae, lightningdit, tit, ddt, edm2 or jit.
         out: folder to make.
         which: ema or model, where the file has both.
         unsafe_pickle: load a file that runs code when it is read; only for files you would run.

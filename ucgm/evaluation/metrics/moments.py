@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
-_BLOCK = 384  # rows of S at a time: fewer save more work and run slower
+_TILE = 128  # columns that are turned at a time, so that both sides of a matrix stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class Gaussian:
             )
         if not torch.isfinite(self.mean.sum() + self.covariance.sum()):
             raise ValueError("statistics are not finite: make the reference again.")
-        if not torch.equal(self.covariance, self.covariance.T):
+        if not torch.equal(self.covariance, _mirrored(self.covariance)):
             skew = (self.covariance - self.covariance.T).abs().max()
             if skew > 1e-6 * self.covariance.abs().max():
                 raise ValueError("the covariance is not symmetric: the file is damaged.")
@@ -112,8 +113,9 @@ class RunningMoments:
                 f"{bad} of {len(rows)} feature rows are not finite: check the images, and run the "
                 "extractor in float32."
             )
-        for a in range(0, dimension + 1, _BLOCK):
-            self.state[a : a + _BLOCK, a:].addmm_(rows[:, a : a + _BLOCK].T, rows[:, a:])
+        # On and above the diagonal of rows^T rows; BLAS sees the transposed of both, whose order
+        # it knows, and adds in place.
+        dsyrk(1.0, rows.numpy().T, 1.0, self.state.numpy().T, lower=1, overwrite_c=1)
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance."""
@@ -121,8 +123,19 @@ class RunningMoments:
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {count}.")
         mean = self.state[0, 1:] / count
-        upper = torch.addr(self.state[1:, 1:], mean, mean, alpha=-count).div_(count - 1).triu_()
-        return Gaussian(mean, upper.triu(1).T.contiguous().add_(upper), count)
+        upper = torch.addr(self.state[1:, 1:], mean, mean, alpha=-count).div_(count - 1)
+        return Gaussian(mean, _mirrored(upper), count)
+
+
+def _mirrored(matrix: Tensor) -> Tensor:
+    """A copy of (d, d) whose part below the diagonal is that above it."""
+    whole = matrix.clone()
+    for a in range(0, len(matrix), _TILE):
+        b = a + _TILE
+        whole[b:, a:b] = matrix[a:b, b:].T
+        corner = whole[a:b, a:b].triu(1)
+        whole[a:b, a:b].triu_().add_(corner.T)
+    return whole
 
 
 def moments_of(features: Tensor) -> Gaussian:

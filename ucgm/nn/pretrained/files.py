@@ -2,11 +2,12 @@
 
 A checkpoint may hold several networks and many wrappers. The order of choice is
 
-    which="ema":    "ema" > "state_dict" with prefix "ema_denoiser." > "state_dict" > "model" > flat
-    which="model":  "model" > "state_dict" with prefix "denoiser." > "state_dict" > flat
+    which="ema":    "ema" > "model_ema1" > "state_dict" > "model" > flat
+    which="model":  "model" > "state_dict" > flat
 
-then the prefixes of wrappers are stripped: "module." (DDP), "_orig_mod." (torch.compile), "net.",
-and those of FSDP and checkpointing.
+of which, where there are such, only the keys with prefix "ema_denoiser." or "denoiser." count. Then
+the prefixes of wrappers are stripped: "module." (DDP), "_orig_mod." (torch.compile), "net.", and
+those of FSDP and checkpointing.
 """
 
 import pickle
@@ -70,7 +71,11 @@ def unwrap(
         if any(state is outer for outer in within):
             raise ValueError("no weights found: the file contains itself")
         within.append(state)
-        order = ("ema", "state_dict", "model") if which == "ema" else ("model", "state_dict")
+        order = (
+            ("ema", "model_ema1", "state_dict", "model")
+            if which == "ema"
+            else ("model", "state_dict")
+        )
         chosen = next((name for name in order if isinstance(state.get(name), Mapping)), None)
         if chosen is None:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Parameter names of public checkpoints, translated to ours; and settings read off the shapes.
 
-Ours are the names of DiT, which SiT, REPA, LightningDiT and TiT share; DDT and EDM2 keep their own.
-Translated here: the diffusers layout of DiT (q, k, v apart; the same embedder in every block),
+Ours are the names of DiT, which SiT, REPA, LightningDiT, TiT and JiT share; DDT and EDM2 keep their
+own. Translated here: the diffusers layout of DiT (q, k, v apart; the same embedder in every block),
 REPA's legacy `decoder_blocks.k` (= blocks.(k + number of blocks)), REPA-E's batch-norm statistics
 of the latents, EDM2's preconditioner around the U-Net.
 """
@@ -126,21 +126,28 @@ def _read_embedders(state: State) -> Evidence:
 
 def _read_dit(state: State) -> Evidence:
     patches, head = "x_embedder.proj.weight", "final_layer.linear.weight"
+    narrow, context = "x_embedder.proj1.weight", "in_context_posemb"
+    patches = narrow if narrow in state else patches
     modulation = "blocks.0.adaLN_modulation.1.weight"
     shapes = _require(state, "a DiT", patches, head, modulation)
     if len(shapes[0]) != 4:
         raise ValueError(f"{patches} has shape {shapes[0]}, a DiT has (D, C, p, p): is it DDT?")
-    (width, channels, patch, *_), (rows, *_), (parts, *_) = shapes
+    (first, channels, patch, *_), (rows, *_), (parts, *_) = shapes
+    width = state[modulation].shape[-1] if narrow in state else first
     depth, second = _depth(state), _depth(state, "v_blocks")
     out: Evidence = _read_embedders(state) | {
         "velocity_blocks": (second, f"v_blocks.{second - 1}" if second else ""),
-        "hidden_size": (width, patches),
+        "hidden_size": (width, modulation if narrow in state else patches),
         "in_channels": (channels, patches),
         "patch_size": (patch, patches),
         "depth": (depth, f"blocks.{depth - 1}"),
         "learn_sigma": (rows == 2 * channels * patch**2, head),
         "shift": (parts == 6 * width, modulation),
     }
+    if narrow in state:
+        out["bottleneck"] = (first, narrow)
+    if context in state:
+        out["context_tokens"] = (state[context].shape[1], context)
     for key in ("pos_embed", "feat_rope.freqs_cos"):
         if key in state:
             tokens = state[key].shape[-2]
@@ -168,7 +175,7 @@ def _read_heads(state: State, width: int, depth: int, *keys: str) -> Evidence:
     for key in keys:
         if key in state:
             return {"num_heads": (width // state[key].shape[-1], key)}
-    for name in ("S", "B", "L", "XL", "1p0B", "1p6B"):
+    for name in ("S", "B", "L", "XL", "H", "1p0B", "1p6B"):
         if SIZES[name][:2] == (width, depth):
             return {"num_heads": (SIZES[name][2], "")}
     return {}

@@ -79,6 +79,9 @@ _OUR_NAMES = {
     "use_rope": "rope",
     "num_groups": "num_heads",
     "num_encoder_blocks": "encoder_depth",
+    "bottleneck_dim": "bottleneck",
+    "in_context_len": "context_tokens",
+    "in_context_start": "context_start",
     "num_attention_heads": "num_heads",
     "num_layers": "depth",
     "sample_size": "input_size",
@@ -87,7 +90,7 @@ _OUR_NAMES = {
 """Settings of published constructors (the last four: diffusers' config.json) -> ours."""
 
 _NO_EFFECT = {
-    *("class_dropout_prob", "use_checkpoint", "fused_attn"),
+    *("class_dropout_prob", "use_checkpoint", "fused_attn", "attn_drop", "proj_drop"),
     *("attention_head_dim", "attention_bias", "activation_fn", "dropout", "norm_num_groups"),
     *("upcast_attention", "norm_type", "norm_elementwise_affine", "norm_eps", "out_channels"),
 }

@@ -1,10 +1,10 @@
 """What each public checkpoint is: our settings for it, and what it expects around the network.
 
 Times are ours (0 data, 1 noise). Sources: DiT arXiv:2212.09748, SiT 2401.08740, REPA 2410.06940,
-REPA-E 2504.10483, LightningDiT 2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696, and
-the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT and EDM2 are those of
-UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those of DiT, SiT and
-REPA are their own.
+REPA-E 2504.10483, LightningDiT 2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696,
+JiT 2511.13720, and the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT and
+EDM2 are those of UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those of
+DiT, SiT, REPA and JiT are their own.
 """
 
 from dataclasses import dataclass, field, replace
@@ -82,6 +82,12 @@ _EDM2 = Source(
     # The published affine map ends at a standard deviation of 0.5.
     latent_std=(4.17 / 0.5, 4.62 / 0.5, 3.71 / 0.5, 3.28 / 0.5),
 )
+# Heun on a uniform grid: 50 steps, the last one Euler's. Guided where their 1 - t > 0.1, open.
+_JIT = Source(
+    guidance_scale=2.4,
+    guidance_interval=(0.0, 0.8999),
+    sampler=dict(steps=50, solver="heun", grid=dict(gap=(0.0, 0.0))),
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS),
@@ -100,15 +106,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tit": Architecture(DiTConfig(family="tit"), Source(sampler=_ucgm(60, 0.5))),
     "ddt": Architecture(DDTConfig(time_max_period=10.0, convention="reversed"), _DDT),
     "edm2": Architecture(EDM2Config(), _EDM2),
+    "jit": Architecture(DiTConfig(family="jit", convention="jit"), _JIT),
 }
 
 
 def published_at(architecture: str, source: Source, config: NetworkConfig, side: int) -> Source:
-    """`source` with what differs by size: DDT with latents of `side` 64, EDM2-L and -XXL."""
+    """`source` with what differs by size: DDT with latents of `side` 64, EDM2-L and -XXL, JiT."""
     if architecture == "ddt" and side == 64:
         return replace(source, guidance_scale=3.0, sampler=_ucgm(150, 0.28))
     if isinstance(config, EDM2Config):
         better = {320: (50, 0.43), 448: (40, 0.42)}
         steps, extrapolation = better.get(config.model_channels or 0, (40, 0.4))
         return replace(source, sampler=_ucgm(steps, extrapolation))
+    if architecture == "jit" and isinstance(config, DiTConfig):
+        if config.patch_size == 32:
+            raise ValueError(
+                "JiT with patches of 32 was trained with noise of standard deviation 2, which no "
+                "transport here has: its network loads (ucgm.nn.from_state_dict), its path does not"
+            )
+        at_256, at_512 = {768: (3.0, 3.0), 1280: (2.2, 2.3)}.get(
+            config.hidden_size or 0, (2.4, 2.5)
+        )
+        return replace(source, guidance_scale=at_512 if side >= 512 else at_256)
     return source
