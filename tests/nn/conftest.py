@@ -19,6 +19,11 @@ EDM2_ARGS = dict(
 )
 
 
+def architecture(name):
+    """The `--architecture` of a stored network."""
+    return name if name.startswith("rae") else name.split("_")[0]
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     threads = torch.get_num_threads()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ucgm.nn import DDT, DiTConfig
+from ucgm.nn import DDT, DiTConfig, DiTDHConfig
 
 
 def networks():
@@ -13,9 +13,12 @@ def networks():
     heads = dict(second_time=True, decoupled_depth=1, velocity_blocks=1)
     yield DiTConfig(**tiny, **heads).build((3, 8, 8), 5)
     yield DDT(8, 2, 3, 32, 2, 1, 2, num_classes=5, second_time=True, convention="reversed")
+    context = dict(family="jit", context_start=1, context_tokens=3)
+    yield DiTConfig(**tiny, **context, convention="jit").build((3, 8, 8), 5)
+    yield DiTDHConfig(**tiny, head_width=48, head_heads=2).build((3, 8, 8), 5)
 
 
-@pytest.mark.parametrize("net", list(networks()), ids=["tit", "dit", "heads", "ddt"])
+@pytest.mark.parametrize("net", list(networks()), ids=["tit", "dit", "heads", "ddt", "jit", "dh"])
 def test_whole_graph(net, randomize):
     net = randomize(net)
     x, t, y = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 5])

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from ucgm.nn import DDT, EDM2, DDTConfig, DiT, DiTConfig, UNetConfig
+from ucgm.nn import DDT, EDM2, DDTConfig, DiT, DiTConfig, DiTDHConfig, UNetConfig
 
 B, SHAPE = 5, (4, 8, 8)
 TINY = dict(input_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)
@@ -135,6 +135,7 @@ UNET = dict(channels=(16, 32), layers_per_block=1, attention=(), head_size=8, no
     [
         DiTConfig(size="N/2", convention="jit", learn_sigma=True, second_time=True),
         DDTConfig(size="N/2", convention="jit", encoder_depth=1),
+        DiTDHConfig(size="N/2", convention="jit", head_width=64, head_heads=2),
         UNetConfig(**UNET, convention="jit"),
     ],
 )

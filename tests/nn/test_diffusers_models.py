@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from ucgm.nn import DDTConfig, DiTConfig, EDM2Config, UNetConfig
+from ucgm.nn import DDTConfig, DiTConfig, DiTDHConfig, EDM2Config, UNetConfig
 
 SHAPE = (4, 8, 8)
 CONFIGS = {
     "DiT": DiTConfig(size="T/2"),
     "DDT": DDTConfig(size="T/2"),
+    "DiTDH": DiTDHConfig(size="T/2", depth=2, head_width=128, qk_norm=True),
     "EDM2": EDM2Config(model_channels=64, channel_mult=(1, 2), num_blocks=1, attention=(4,)),
     "UNet": UNetConfig(),
 }

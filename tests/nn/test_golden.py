@@ -4,17 +4,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.nn.conftest import GOLDEN
+from tests.nn.conftest import GOLDEN, architecture
 from ucgm.nn import from_state_dict, import_weights
 
 NAMES = ["dit", "sit", "lightningdit", "lightningdit_qknorm_woshift", "tit", "ddt", "edm2", "jit"]
+NAMES += ["rae_dit", "rae_ddt"]
 REVERSED = {"sit", "lightningdit", "lightningdit_qknorm_woshift", "ddt"}
 
 
 @pytest.fixture(params=NAMES)
 def case(request, golden):
     state, io, args = golden(request.param)
-    return request.param, from_state_dict(request.param.split("_")[0], state, **args), io
+    return request.param, from_state_dict(architecture(request.param), state, **args), io
 
 
 def native_time(name, t):

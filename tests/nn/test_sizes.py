@@ -7,8 +7,8 @@ from ucgm.nn import DiTConfig, from_state_dict
 from ucgm.nn.cost import cost, count_parameters, published_models
 
 # Publications say 33M, 130M, 458M, 675M (DiT, SiT, LightningDiT), 675M (DDT-XL) and 125M, 280M,
-# 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL), 131M, 459M, 953M (JiT B, L, H with patches of 16). Fixed
-# position embeddings and Fourier features count.
+# 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL), 131M, 459M, 953M (JiT B, L, H with patches of 16), 839M
+# (DiT-DH XL). Fixed position embeddings and Fourier features count.
 COUNTS = {
     "DiT-S/2": 32_957_200,
     "DiT-B/2": 130_500_112,
@@ -28,6 +28,9 @@ COUNTS = {
     "DDT-B/2": 130_262_800,
     "DDT-L/2": 457_648_144,
     "DDT-XL/2": 674_646_352,
+    "RAE-DiT-XL/1": 677_248_384,
+    "DiTDH-S/1": 196_455_764,
+    "DiTDH-XL/1": 838_675_796,
     "JiT-B/16": 131_320_320,
     "JiT-B/32": 133_387_008,
     "JiT-L/16": 459_139_808,
@@ -82,10 +85,10 @@ def test_manifest_counts(golden):
     """The stored counts of the published constructors, rotary tables included."""
     import json
 
-    from tests.nn.conftest import GOLDEN
+    from tests.nn.conftest import GOLDEN, architecture
 
     for entry in json.loads((GOLDEN / "manifest.json").read_text()):
         state, _, args = golden(entry["name"])
-        net = from_state_dict(entry["name"].split("_")[0], state, **args)
-        tables = sum(v.numel() for k, v in state.items() if k.startswith("feat_rope."))
+        net = from_state_dict(architecture(entry["name"]), state, **args)
+        tables = sum(v.numel() for k, v in state.items() if "feat_rope." in k)
         assert count_parameters(net) + tables == entry["params"]

@@ -23,9 +23,9 @@ from ucgm.data.encoding.command import encode_data
 from ucgm.generation.command import samples_of_run
 from ucgm.generation.samples import SamplingConfig
 from ucgm.integrations.export import export_run
-from ucgm.nn import EDM2, import_weights
+from ucgm.nn import ARCHITECTURES, EDM2, import_weights
 from ucgm.runs.config import read_config
-from ucgm.runs.imported import config_of, import_run
+from ucgm.runs.imported import codec_of, config_of, import_run
 from ucgm.runtime.randomness import RowRandom
 from ucgm.transport import EDM, VP, Linear, TrigLinear
 
@@ -413,6 +413,16 @@ def test_what_travels(tmp_path):
     repae = config("repae", repae | {"bn.num_batches_tracked": torch.tensor(1)})
     assert repae.data.codec.mean == (0.0, 1.0, 2.0, 3.0) and repae.data.codec.std == (2.0,) * 4
     assert repae.guidance.interval == (0.0, 0.76) and repae.objective.transport == Linear()
+
+    rae = import_weights("rae_ddt", load_file(GOLDEN / "rae_ddt.state.safetensors"))
+    other = config_of("rae_ddt", rae)
+    assert other.model.convention == "ucgm" and other.data.codec is None
+    times = other.sampler.grid.times(50)
+    shifted = 48**0.5 * 0.001 / (1 + (48**0.5 - 1) * 0.001)
+    assert times[0] == 1 and times[-2] == pytest.approx(shifted, rel=1e-6)
+    codec = codec_of(ARCHITECTURES["rae_ddt"].source, (768, 16, 16), None, None)
+    assert (codec.vae, codec.kind, codec.size) == ("rae-dinov2", "rae", 256)
+    assert (codec.normalise, codec.scale) == ("none", 1.0)
 
 
 @pytest.mark.parametrize("channels", [3, 4])

@@ -2,6 +2,7 @@
 
 from ucgm.nn.configs import DDTConfig as DDTConfig
 from ucgm.nn.configs import DiTConfig as DiTConfig
+from ucgm.nn.configs import DiTDHConfig as DiTDHConfig
 from ucgm.nn.configs import EDM2Config as EDM2Config
 from ucgm.nn.configs import NetworkConfig as NetworkConfig
 from ucgm.nn.configs import UNetConfig as UNetConfig
@@ -15,4 +16,5 @@ from ucgm.nn.pretrained.load import from_state_dict as from_state_dict
 from ucgm.nn.pretrained.load import import_weights as import_weights
 from ucgm.nn.pretrained.published import ARCHITECTURES as ARCHITECTURES
 from ucgm.nn.pretrained.published import Source as Source
+from ucgm.nn.rae import DiTDH as DiTDH
 from ucgm.nn.unet import UNet as UNet

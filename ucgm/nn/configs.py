@@ -19,6 +19,7 @@ from ucgm.nn.ddt import DDT
 from ucgm.nn.dit import DiT
 from ucgm.nn.edm2 import EDM2, MODEL_CHANNELS
 from ucgm.nn.network import Network
+from ucgm.nn.rae import DiTDH
 from ucgm.nn.unet import UNet
 from ucgm.runtime.values import Positive, Range, check_values
 
@@ -189,6 +190,8 @@ class DiTConfig(TransformerConfig):
     decoupled_depth: Depth | None = None
     """Later blocks and the head are told s in place of t (decoupled MeanFlow, arXiv 2510.24474):
     one-time weights load as they are; needs second_time."""
+    fourier_time: bool = False
+    """Embed t by sinusoids of random frequencies, which are stored (weights of RAE's DiT)."""
     learn_sigma: bool = False
     """The head has a second half that is not part of F (weights of DiT and SiT)."""
     convention: Literal[Convention, "ddpm"] = "ucgm"
@@ -216,6 +219,26 @@ class DDTConfig(TransformerConfig):
         numbers = parse_size(self.size) if self.size else {}
         depth = self.depth or numbers.get("depth", 0)
         return DDT, numbers | {"encoder_depth": depth - (6 if depth >= 28 else min(4, depth - 1))}
+
+
+@dataclass(frozen=True)
+class DiTDHConfig(TransformerConfig):
+    """DiT-DH for latents of a representation autoencoder (RAE, arXiv:2510.11690)."""
+
+    head_width: Width = 2048
+    """Width of a token in the head."""
+    head_depth: Depth = 2
+    """Blocks of the head; those of the encoder are depth."""
+    head_heads: Width = 16
+    """Attention heads there."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    fourier_time: bool = True
+    """Embed t by sinusoids of random frequencies, which are stored."""
+
+    def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
+        """Return DiTDH, and the numbers of the size."""
+        return DiTDH, parse_size(self.size) if self.size else {}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig
+from ucgm.nn.configs import DDTConfig, DiTConfig, DiTDHConfig, EDM2Config, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
         out[f"TiT-{size}"] = (DiTConfig(size=size, family="tit"), shape)
     for size in ("B/2", "L/2", "XL/2"):
         out[f"DDT-{size}"] = (DDTConfig(size=size), sd)
+    out["RAE-DiT-XL/1"] = (
+        DiTConfig(size="XL/1", family="lightningdit", fourier_time=True),
+        (768, 16, 16),
+    )
+    out["DiTDH-S/1"] = (DiTDHConfig(size="S/1"), (768, 16, 16))
+    out["DiTDH-XL/1"] = (DiTDHConfig(size="XL/1"), (768, 16, 16))
     for size in ("B", "L", "H"):
         for patch, side in ((16, 256), (32, 512)):
             jit = DiTConfig(size=f"{size}/{patch}", family="jit", convention="jit")

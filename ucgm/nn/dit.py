@@ -96,6 +96,7 @@ class DiT(EmbeddedNetwork):
         guidance_output: bool = False,
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
+        fourier_time: bool = False,
         convention: str = "ucgm",
     ) -> None:
         super().__init__()

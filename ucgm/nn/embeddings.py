@@ -1,8 +1,9 @@
 """What enters and leaves a diffusion transformer: times, labels, positions and patches.
 
 Time is [cos(t' w_i), sin(t' w_i)], w_i = period^(-i/128), i = 0..127, t' = scale * t, through a
-two-layer MLP. Rotary positions turn channel pairs (2i, 2i+1) of queries and keys by an angle that
-is linear in the row or the column of the patch (arXiv:2104.09864, in two dimensions).
+two-layer MLP; in RAE [sin(2 pi t w_i), cos(2 pi t w_i)], w_i normal, i = 0..255. Rotary positions
+turn channel pairs (2i, 2i+1) of queries and keys by an angle that is linear in the row or the
+column of the patch (arXiv:2104.09864, in two dimensions).
 """
 
 from __future__ import annotations
@@ -132,6 +133,34 @@ class ScalarEmbedder(nn.Module):
         with torch.autocast(t.device.type, enabled=False):
             angle = t.to(self.frequencies.table.dtype)[:, None] * self.frequencies.table
             wave = torch.cat([angle.cos(), angle.sin()], dim=-1)
+            return self.mlp(wave.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
+
+
+class FourierEmbedder(nn.Module):
+    """Embed a scalar per row through random sinusoids, fixed and stored, and a two-layer MLP."""
+
+    W: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("W", torch.randn(2 * _NUM_FREQUENCIES))
+        self.mlp = nn.Sequential(
+            nn.Linear(4 * _NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def _apply(self, fn, recurse: bool = True) -> FourierEmbedder:  # noqa: ANN001
+        """Move, or cast to no less than float32: an angle of bfloat16 would be off by degrees."""
+        before = self.W
+        super()._apply(fn, recurse)
+        if self.W.dtype in (torch.float16, torch.bfloat16):
+            self.W = before.to(self.W.device)
+        return self
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map `t` (B,) to (B, width); float32 or wider even under autocast."""
+        with torch.autocast(t.device.type, enabled=False):
+            angle = 2 * math.pi * t.to(self.W.dtype)[:, None] * self.W
+            wave = torch.cat([angle.sin(), angle.cos()], dim=-1)
             return self.mlp(wave.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 

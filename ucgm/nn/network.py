@@ -30,7 +30,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ucgm.nn.embeddings import FixedTable, ScalarEmbedder
+from ucgm.nn.embeddings import FixedTable, FourierEmbedder, ScalarEmbedder
 
 CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm", "jit")
 
@@ -196,7 +196,8 @@ class EmbeddedNetwork(Network):
                 f"patch_size {patch_size} does not divide input_size {config.input_size}"
             )
         times = (width, config.time_scale, config.time_max_period)
-        self.t_embedder = ScalarEmbedder(*times)
+        fourier = config.get("fourier_time", False)
+        self.t_embedder = FourierEmbedder(width) if fourier else ScalarEmbedder(*times)
         self.y_embedder = None
         if self.num_classes:  # the last row is the null class; Sequential for the published name
             table = nn.Embedding(self.num_classes + 1, width)

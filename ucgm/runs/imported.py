@@ -53,7 +53,8 @@ def import_run(
     Args:
         checkpoint: .safetensors, .pt or .ckpt file; a folder of shards; or the folder of DiT in
             the diffusers layout.
-        architecture: dit, sit, repa, repae, lightningdit, tit, ddt, edm2 or jit.
+        architecture: dit, sit, repa, repae, lightningdit, tit, ddt, edm2, rae_dit,
+            rae_ddt or jit.
         out: folder to make.
         which: ema or model, where the file has both.
         unsafe_pickle: load a file that runs code when it is read; only for files you would run.
@@ -193,7 +194,8 @@ def _scaling(
     if mean is None or std is None:
         return None
     if not any(mean) and len(set(std)) == 1:
-        return "scale", (mean, (1.0,) * channels, 1.0 / std[0])
+        rule = "none" if std[0] == 1.0 else "scale"
+        return rule, (mean, (1.0,) * channels, 1.0 / std[0])
     if mean == EDM2_MEAN:
         return "edm2", (EDM2_MEAN, EDM2_STD, 0.5)
     return "channel", (mean, std, 1.0)

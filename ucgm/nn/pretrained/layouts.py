@@ -23,6 +23,8 @@ _NOT_NEEDED = {
     "lightningdit": ("feat_rope.",),
     "tit": ("feat_rope.",),
     "edm2": ("logvar_",),
+    "rae_dit": ("feat_rope.",),
+    "rae_ddt": ("enc_feat_rope.", "dec_feat_rope."),
 }
 
 _DIFFUSERS = [
@@ -99,6 +101,8 @@ def read_settings(architecture: str, state: State, given: dict[str, Any]) -> Evi
     """Return the settings that the shapes of a translated `state` show."""
     if architecture == "ddt":
         return _read_ddt(state, given)
+    if architecture == "rae_ddt":
+        return _read_rae(state)
     return _read_edm2(state) if architecture == "edm2" else _read_dit(state)
 
 
@@ -165,6 +169,8 @@ def _read_dit(state: State) -> Evidence:
         out["norm"] = ("layer" if "blocks.0.norm1.bias" in state else "rms", norm)
     if qk in state:
         out |= {"qk_norm": (True, qk), "qk_norm_affine": (True, qk)}
+    if "t_embedder.W" in state:
+        out["fourier_time"] = (True, "t_embedder.W")
     if "feat_rope.freqs_cos" in state:
         out["rope"] = (True, "feat_rope.freqs_cos")
     return out
@@ -206,6 +212,33 @@ def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
     encoder = {12: 8, 24: 20, 28: 22}.get(depth)
     if encoder and "encoder_depth" not in given:
         out["encoder_depth"] = (encoder, "")
+    return out
+
+
+def _read_rae(state: State) -> Evidence:
+    narrow, wide = "s_embedder.proj.weight", "x_embedder.proj.weight"
+    shapes = _require(state, "DiT-DH", narrow, wide, "blocks.0.mlp.w12.weight")
+    (width, channels, patch, *_), (head_width, *_), (hidden, *_) = shapes
+    norms = [f"blocks.{i}.norm1.weight" for i in range(_depth(state))]
+    qk = "blocks.0.attn.q_norm.weight"
+    out: Evidence = _read_embedders(state) | {
+        "hidden_size": (width, narrow),
+        "in_channels": (channels, narrow),
+        "patch_size": (patch, narrow),
+        "head_width": (head_width, wide),
+        "mlp_ratio": (_swiglu_ratio(hidden // 2, width), "blocks.0.mlp.w12.weight"),
+        "qk_norm": (qk in state, qk if qk in state else f"no {qk}"),
+    }
+    if "pos_embed" in state:
+        out["input_size"] = (math.isqrt(state["pos_embed"].shape[1]) * patch, "pos_embed")
+    head = 2  # as published, where one width for both does not show it
+    if width != head_width:
+        head = sum(state[name].shape[0] == head_width for name in norms if name in state)
+    out |= {"depth": (len(norms) - head, norms[0]), "head_depth": (head, norms[-1])}
+    out |= _read_heads(state, width, len(norms) - head, "enc_feat_rope.freqs_cos", qk)
+    for key in ("dec_feat_rope.freqs_cos", qk.replace("0", str(len(norms) - 1))):
+        if key in state:
+            out.setdefault("head_heads", (head_width // state[key].shape[-1], key))
     return out
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ucgm.nn.configs import FAMILIES, DiTConfig, NetworkConfig
+from ucgm.nn.configs import FAMILIES, DiTConfig, DiTDHConfig, NetworkConfig
 from ucgm.nn.network import ADDED, Network
 from ucgm.nn.pretrained.files import unwrap
 from ucgm.nn.pretrained.layouts import State, drop, read_settings, translate
@@ -107,6 +107,14 @@ def _rename(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
             given["shift"] = not given.pop("wo_shift")
         if "use_rmsnorm" in given and not given.pop("use_rmsnorm"):
             given |= {"norm": "layer", "norm_affine": False}
+    elif isinstance(config, DiTDHConfig):
+        pairs = {"hidden_size": "head_width", "depth": "head_depth", "num_heads": "head_heads"}
+        for name, other in pairs.items():
+            if isinstance(given.get(name), list | tuple):
+                given[name], given[other] = given[name]
+        only = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True, "use_pos_embed": True}
+        only["wo_shift"] = False
+        given = {k: v for k, v in given.items() if k not in only or v != only[k]}
     elif "num_blocks" in given and "encoder_depth" in {f.name for f in fields(config)}:
         given["depth"] = given.pop("num_blocks")
     given = {_OUR_NAMES.get(key, key): value for key, value in given.items()}

@@ -10,7 +10,7 @@ DiT, SiT, REPA and JiT are their own.
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ucgm.nn.configs import DDTConfig, DiTConfig, EDM2Config, NetworkConfig
+from ucgm.nn.configs import DDTConfig, DiTConfig, DiTDHConfig, EDM2Config, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,15 @@ _JIT = Source(
     guidance_interval=(0.0, 0.8999),
     sampler=dict(steps=50, solver="heun", grid=dict(gap=(0.0, 0.0))),
 )
+# Euler. Theirs ends at the last of these times, with a little noise in the latents; ours goes on to
+# 0. The guidance of the published FID is a weaker network's: guidance.kind auto, scale 1.42.
+_RAE = Source(
+    sampler=dict(steps=50, grid=dict(gap=(0.0, 0.001), shift=48**0.5)),
+    vae="rae-dinov2",
+    factor=16,
+    latent_mean=(0.0,) * 768,  # the autoencoder normalises
+    latent_std=(1.0,) * 768,
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS),
@@ -106,18 +115,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tit": Architecture(DiTConfig(family="tit"), Source(sampler=_ucgm(60, 0.5))),
     "ddt": Architecture(DDTConfig(time_max_period=10.0, convention="reversed"), _DDT),
     "edm2": Architecture(EDM2Config(), _EDM2),
+    "rae_dit": Architecture(DiTConfig(family="lightningdit", fourier_time=True), _RAE),
+    "rae_ddt": Architecture(DiTDHConfig(), _RAE),
     "jit": Architecture(DiTConfig(family="jit", convention="jit"), _JIT),
 }
 
 
 def published_at(architecture: str, source: Source, config: NetworkConfig, side: int) -> Source:
-    """`source` with what differs by size: DDT with latents of `side` 64, EDM2-L and -XXL, JiT."""
+    """`source` with what differs by `side` (DDT, RAE, JiT) or width (EDM2, JiT)."""
     if architecture == "ddt" and side == 64:
         return replace(source, guidance_scale=3.0, sampler=_ucgm(150, 0.28))
     if isinstance(config, EDM2Config):
         better = {320: (50, 0.43), 448: (40, 0.42)}
         steps, extrapolation = better.get(config.model_channels or 0, (40, 0.4))
         return replace(source, sampler=_ucgm(steps, extrapolation))
+    if architecture.startswith("rae_") and side == 32:
+        shift = 192**0.5
+        sampler = source.sampler | {"grid": source.sampler["grid"] | {"shift": shift}}
+        return replace(source, sampler=sampler, vae=None, latent_mean=None, latent_std=None)
     if architecture == "jit" and isinstance(config, DiTConfig):
         if config.patch_size == 32:
             raise ValueError(
