@@ -27,10 +27,11 @@ from ucgm.evaluation.image_sets import DatasetImages
 from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
-from ucgm.evaluation.sweep import FeatureExtraction
+from ucgm.evaluation.sweep import FeatureExtraction, Part
 from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.runs.checkpoint import Run
+from ucgm.runtime.files import ALONE, TOGETHER
 from ucgm.runtime.processes import World, join_world
 from ucgm.runtime.values import Count, Range, checked
 
@@ -54,6 +55,7 @@ def benchmark(
     checkpoint: int | None = None,
     keep_features: bool = True,
     device: str | None = None,
+    part: str | None = None,
     changes: list[str] | None = None,
 ) -> dict[str, Any]:
     """FID and its companions against the number of steps, with pictures.
@@ -72,6 +74,7 @@ def benchmark(
         checkpoint: training step of the checkpoint; the latest when left out.
         keep_features: keep the features, so that another metric costs no sampling.
         device: cpu, cuda, ...; the fastest there is when left out.
+        part: K/N: make the features of one part of the chunks, for independent jobs; no scores.
         changes: words such as --sampler.order 2 or --config FILE, over the run's settings.
 
     Returns:
@@ -80,27 +83,46 @@ def benchmark(
     world = join_world(device)
     run = open_run(run, checkpoint, weights, world.device, changes)
     counts = check_sizes(steps, num_images, repeats, batch_size)
-    samples = samples_of_run(run, settings or SamplingConfig(), device=world.device)
-    # An autoencoder that is missing fails before the work is done.
-    samples.data.decode(torch.zeros(1, *samples.data.shape, device=world.device))
+    mine = _part(part, num_images, chunk_size, keep_features)
+    samples = _samples(run, settings or SamplingConfig(), world.device)
     chosen = metrics_config or MetricConfig()
     evaluators = open_evaluators(chosen, run.config.data, samples.data, world.device)
     evaluators.warn_if_few(num_images)
     sizes = {"num_samples": num_images, "repeats": repeats, "chunk_size": chunk_size}
     protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
-    name = f"step_{run.step:07d}_{run.weights}_n{num_images}_{fingerprint(protocol)[:8]}"
-    folder = Path(out_dir or run.run_dir / "benchmark" / name)
-    extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world)
+    folder = Path(out_dir or run.run_dir / "benchmark" / _name(run, protocol))
+    extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world, mine)
     result: dict[str, Any] = {}
-    with world.writes(folder, "ucgm benchmark"):
+    with world.writes(folder, "ucgm benchmark", TOGETHER if mine else ALONE):
         rows = _rows(extraction, evaluators, samples, protocol, counts, batch_size)
-        if world.first:
+        if world.first and not mine:
             result = _described(run, protocol, evaluators, chosen)
             result |= {"machine": machine(world, batch_size), "rows": rows}
             write_report(folder, result, samples)
             if not keep_features:
                 shutil.rmtree(folder / "chunks")
     return result | {"folder": str(folder)}
+
+
+def _samples(run: Run, settings: SamplingConfig, device: str) -> SampleSet:
+    samples = samples_of_run(run, settings, device=device)
+    # An autoencoder that is missing fails before the work is done.
+    samples.data.decode(torch.zeros(1, *samples.data.shape, device=device))
+    return samples
+
+
+def _name(run: Run, protocol: dict[str, Any]) -> str:
+    count = protocol["num_samples"]
+    return f"step_{run.step:07d}_{run.weights}_n{count}_{fingerprint(protocol)[:8]}"
+
+
+def _part(text: str | None, num_images: int, chunk_size: int, keep_features: bool) -> Part | None:
+    if text is not None and not keep_features:
+        raise ValueError(
+            "--keep-features false would delete what a part makes: give it to the last command, "
+            "the one without --part"
+        )
+    return None if text is None else Part.of_text(text, -(-num_images // chunk_size))
 
 
 def _described(
@@ -137,18 +159,26 @@ def _rows(
     steps: Sequence[int],
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """A row of facts and scores per number of steps and repeat; empty but on the first process."""
+    """A row of facts and scores per number of steps and repeat; empty but on the first process.
+
+    A part has none, and says which parts are missing.
+    """
     extraction.claim(protocol)
     count, rows = protocol["num_samples"], []
-    for steps_now, repeat in itertools.product(steps, range(protocol["repeats"])):
+    sets = {
+        f"steps_{steps_now:03d}_repeat_{repeat}": (steps_now, repeat)
+        for steps_now, repeat in itertools.product(steps, range(protocol["repeats"]))
+    }
+    for name, (steps_now, repeat) in sets.items():
         source = GeneratedImages(samples.with_steps(steps_now), batch_size)
         indices = torch.arange(repeat * count, (repeat + 1) * count)
-        name = f"steps_{steps_now:03d}_repeat_{repeat}"
         found = extraction.measure(name, source, indices)
         if found is not None:
             statistics, facts = found
             row = {"steps": steps_now, "repeat": repeat, "first_index": repeat * count}
             rows.append(row | facts | {"scores": evaluators.score(statistics)})
+    if extraction.part and extraction.world.first:
+        print(extraction.state(sets, count), flush=True)
     return rows
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from ucgm.evaluation.extractors import Extractor, Extractors
 from ucgm.evaluation.metrics import RunningMoments
 from ucgm.generation.samples import RowCounter, SampleSet
-from ucgm.runtime.files import write_atomic
+from ucgm.runtime.files import IN_TURN, sole_writer, write_atomic
 from ucgm.runtime.fixed_batches import Tile, by_tiles, whole_tiles
 from ucgm.runtime.reading import reading
 
@@ -58,10 +58,14 @@ class ChunkFolder:
         return self.folder / f"chunk_{number:05d}.safetensors"
 
     def write(self, number: int, chunk: Chunk) -> None:
-        """Save a chunk with its checksum, whole or not at all, see ``files.write_atomic``."""
+        """Save a chunk with its checksum, whole or not at all, see ``files.write_atomic``.
+
+        Two jobs with the same chunk write the same, in turn.
+        """
         rows = {name: value.contiguous() for name, value in chunk[0].items()}
         metadata = {"facts": json.dumps(chunk[1]), "checksum": checksum(rows)}
-        write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
+        with sole_writer(self.path(number), "another job", IN_TURN):
+            write_atomic(self.path(number), lambda path: save_file(rows, path, metadata))
 
     def read(self, number: int) -> Chunk | None:
         """The chunk; None when it is missing, or damaged (a warning says so)."""

@@ -77,10 +77,16 @@ def remove(path: Path) -> None:
 
 
 LOCK = ".lock"
+# How a place is written: by one, and another is refused; by one after another; by several at once.
+ALONE, IN_TURN, TOGETHER = (
+    fcntl.LOCK_EX | fcntl.LOCK_NB,
+    fcntl.LOCK_EX,
+    fcntl.LOCK_SH | fcntl.LOCK_NB,
+)
 
 
 @contextlib.contextmanager
-def sole_writer(path: Path, work: str) -> Iterator[None]:
+def sole_writer(path: Path, work: str, how: int = ALONE) -> Iterator[None]:
     """Be the one process that writes the file or folder ``path`` until the block ends.
 
     The lock is on a hidden file beside it, which goes at the end: ``.NAME.lock``, or ``.lock`` in a
@@ -90,6 +96,8 @@ def sole_writer(path: Path, work: str) -> Iterator[None]:
     Args:
         path: may be missing; the folder above it is made.
         work: the command that writes, for the error of another.
+        how: ``IN_TURN`` waits for another; those that write ``TOGETHER`` refuse only one that
+            would be alone, and it them.
 
     Raises:
         ValueError: another process is writing it, named in the error; or nothing can be written.
@@ -99,7 +107,7 @@ def sole_writer(path: Path, work: str) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = not place.is_dir() or os.access(place.parent, os.W_OK)
         lock = place.with_name(f".{place.name}{LOCK}") if beside else place / LOCK
-        file = _locked(lock)
+        file = _locked(lock, how)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}. Choose another place.") from error
     if isinstance(file, str):
@@ -115,21 +123,29 @@ def sole_writer(path: Path, work: str) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            if _lock(file, ALONE):  # nobody else is left
+                lock.unlink(missing_ok=True)
 
 
-def _locked(lock: Path) -> TextIO | str:
+def _lock(file: TextIO, how: int) -> bool:
+    """Lock an open file; False when another process has it.  Where there are no locks, True."""
+    try:
+        fcntl.flock(file, how)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _locked(lock: Path, how: int) -> TextIO | str:
     """The lock file, open and locked; what is written in it when another process has it."""
     while True:
         file = lock.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not _lock(file, how):
             with file:
                 file.seek(0)
                 return file.read().strip()
-        except OSError:
-            return file
         # One that its last owner deleted between the two lines is locked by nobody.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
@@ -172,6 +188,7 @@ def claim_folder(
     overwrite: bool | None = None,
     record: str = "protocol.json",
     option: str = "--out-dir",
+    alone: bool = True,
 ) -> Path:
     """Make ``folder`` that of ``protocol``; refuse one that belongs to another or to nothing known.
 
@@ -181,6 +198,7 @@ def claim_folder(
         overwrite: empty a folder of another protocol; None: the command has no such option.
         record: file of the folder that keeps the protocol.
         option: what the user gave the folder with, for errors.
+        alone: the caller holds the lock alone, and what killed ones left half written is deleted.
 
     Raises:
         ValueError: naming what differs; nothing was written.
@@ -206,7 +224,7 @@ def claim_folder(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(protocol, indent=2) + "\n")
-    for left in list(folder.rglob(".*.tmp")):  # by a kill; the caller holds the lock
+    for left in list(folder.rglob(".*.tmp")) if alone else ():
         remove(left)
     return folder
 

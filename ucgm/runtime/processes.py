@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
-from ucgm.runtime.files import sole_writer
+from ucgm.runtime.files import ALONE, sole_writer
 from ucgm.runtime.precision import precision
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class World:
         return items[self.rank :: self.size]
 
     @contextlib.contextmanager
-    def writes(self, path: Path, work: str) -> Iterator[None]:
+    def writes(self, path: Path, work: str, how: int = ALONE) -> Iterator[None]:
         """Be the one job that writes ``path``, to its end: the first process holds the lock.
 
         A group of processes ends with the block, when all have come there: it is the last thing a
         command does.  See ``files.sole_writer``.
         """
-        with sole_writer(path, work) if self.first else contextlib.nullcontext():
+        with sole_writer(path, work, how) if self.first else contextlib.nullcontext():
             yield
             self.wait()
         if self.size > 1:
