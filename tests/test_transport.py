@@ -3,11 +3,22 @@
 import pytest
 import torch
 
-from ucgm.transport import EDM, VP, Linear, Random, Trig, TrigLinear, XPrediction, expand
+from ucgm.transport import (
+    EDM,
+    VP,
+    Linear,
+    LoudLinear,
+    Random,
+    Trig,
+    TrigLinear,
+    XPrediction,
+    expand,
+)
 
 TRANSPORTS = [
     Linear(),
     Trig(),
+    LoudLinear(2.0),
     TrigLinear(),
     EDM(),
     VP("eps"),

@@ -157,6 +157,23 @@ class Linear(Transport):
 
 
 @dataclass(frozen=True)
+class LoudLinear(Transport):
+    """(1 - t) x + t noise z over noise (JiT at 512 pixels, arXiv 2511.13720): F = dx_t/dt."""
+
+    noise: Annotated[float, Range(1e-3, 1e3)] = 2.0
+    """standard deviation of the noise beside data in [-1, 1]."""
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """alpha = (1 - t) / noise, sigma = t."""
+        one = torch.ones_like(t)
+        return Coefficients((1.0 - t) / self.noise, t, -one / self.noise, one)
+
+    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """t = 1 / (1 + noise exp(log_snr / 2))."""
+        return torch.sigmoid(-0.5 * log_snr - math.log(self.noise))
+
+
+@dataclass(frozen=True)
 class Trig(Transport):
     """TrigFlow (sCM, arXiv 2410.11081, equation 6) with the angle pi t / 2 and unit data scale."""
 

@@ -1,6 +1,7 @@
 """JiT (arXiv:2511.13720): published weights and samples, and what the context tokens meet."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from safetensors.torch import load_file
 
 from tests.nn.conftest import GOLDEN
 from ucgm.nn import DiTConfig, import_weights
+from ucgm.nn.pretrained.layouts import read_settings
 from ucgm.nn.pretrained.published import ARCHITECTURES, published_at
 from ucgm.runs.imported import config_of
 from ucgm.sampler import Grid
-from ucgm.transport import Linear
+from ucgm.transport import Linear, LoudLinear
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,44 @@ def test_published_samples(loaded, name, solver, interval, calls):
     assert sampler.nfe == calls
     samples = sampler(guidance.apply(loaded.network, 5), io["z"], io["y"])
     torch.testing.assert_close(samples, io[name], rtol=0, atol=1e-4)
+
+
+def published_heun(network, z, y, scale):
+    """JiT's sampler of six intervals by hand, in its own time and on its own path."""
+
+    def velocity(z, t):
+        times = torch.full((len(z),), t)
+        good, bad = (network.native(z, times, labels) for labels in (y, torch.full_like(y, 5)))
+        return (bad + (scale if t > 0.1 else 1.0) * (good - bad) - z) / max(1 - t, 0.05)
+
+    grid = [i / 6 for i in range(7)]
+    for t, to in pairwise(grid):
+        v = velocity(z, t)
+        end = z + (to - t) * v
+        z = end if to == 1 else z + (to - t) * (v + velocity(end, to)) / 2
+    return z
+
+
+@torch.no_grad()
+def test_noise_of_standard_deviation_two(loaded):
+    """JiT at 512 pixels: z = t x + (1 - t) 2 e, on the path LoudLinear."""
+    io = load_file(GOLDEN / "jit_sampler.io.safetensors")
+    once = published_heun(loaded.network, io["z"], io["y"], 2.9)
+    torch.testing.assert_close(once, io["out_heun"], rtol=0, atol=1e-5)
+    state = loaded.network.state_dict()
+    twice = import_weights("jit", state, noise_scale=2.0)
+    config = config_of("jit", twice)
+    assert config.sampler.transport == config.objective.transport == LoudLinear(2.0)
+    guided = replace(config.guidance, scale=2.9).apply(twice.network, 5)
+    samples = replace(config.sampler, steps=6)(guided, io["z"], io["y"])
+    expected = published_heun(loaded.network, 2 * io["z"], io["y"], 2.9)
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
+    assert (samples - once).abs().max() > 0.05
+    with torch.device("meta"):
+        large = DiTConfig(size="N/32", family="jit", convention="jit").build((3, 64, 64), 5)
+    assert read_settings("jit", large.state_dict(), {})["noise_scale"] == (2.0, "")
+    with pytest.raises(ValueError, match="convention jit"):
+        DiTConfig(size="N/4", noise_scale=2.0).build((3, 16, 16), 5)
 
 
 def test_guidance_of_the_published_grid():

@@ -190,6 +190,8 @@ class DiTConfig(TransformerConfig):
     decoupled_depth: Depth | None = None
     """Later blocks and the head are told s in place of t (decoupled MeanFlow, arXiv 2510.24474):
     one-time weights load as they are; needs second_time."""
+    noise_scale: Positive = 1.0
+    """Noise over data that weights of JiT at 512 pixels see; 2 there, on the path LoudLinear."""
     fourier_time: bool = False
     """Embed t by sinusoids of random frequencies, which are stored (weights of RAE's DiT)."""
     learn_sigma: bool = False

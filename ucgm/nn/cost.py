@@ -63,8 +63,9 @@ def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
     out["DiTDH-XL/1"] = (DiTDHConfig(size="XL/1"), (768, 16, 16))
     for size in ("B", "L", "H"):
         for patch, side in ((16, 256), (32, 512)):
-            jit = DiTConfig(size=f"{size}/{patch}", family="jit", convention="jit")
-            out[f"JiT-{size}/{patch}"] = (jit, (3, side, side))
+            name, noise = f"{size}/{patch}", side / 256
+            jit = DiTConfig(size=name, family="jit", convention="jit", noise_scale=noise)
+            out[f"JiT-{name}"] = (jit, (3, side, side))
     for size in ("XS", "S", "M", "L", "XL", "XXL"):
         out[f"EDM2-{size}"] = (EDM2Config(size=size), (4, 64, 64))
     return out

@@ -97,6 +97,7 @@ class DiT(EmbeddedNetwork):
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
         fourier_time: bool = False,
+        noise_scale: float = 1.0,
         convention: str = "ucgm",
     ) -> None:
         super().__init__()

@@ -13,12 +13,13 @@ with (time, field) chosen by the setting `convention`:
 | reversed   | 1 - t (0 is noise)     | -F (data - noise)       | Linear               |
 | ddpm       | step k(t) of 0..999    | F = eps, maybe variance | VP(prediction="eps") |
 | edm        | ln(sigma)/4 = 2.68 t - 1.59 | F of EDM           | EDM                  |
-| jit        | 1 - t (0 is noise)     | x; F = (x_t - x)/max(t, 0.05) | Linear        |
+| jit        | 1 - t (0 is noise)     | x; F = (x_t - x/n)/max(t, 0.05) | Linear; LoudLinear(n) |
 
 ddpm: DiT was trained on 1000 steps with beta_k = 1e-4 + k (0.02 - 1e-4)/999. k(t) is the real
 index whose signal-to-noise ratio is that of the continuous VP path of our transport
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
 jit: the network says the data (JiT, arXiv:2511.13720) and is trained as any other, from scratch.
+With `noise_scale` n its input is n x_t: the public network sees (1 - t) x + t n z.
 """
 
 from collections import OrderedDict
@@ -100,6 +101,9 @@ class Network(ModelMixin, ConfigMixin):
         self.exits = config.get("exit_layer") is not None
         self.decoupled = config.get("decoupled_depth") is not None
         self.convention = config.convention
+        self.noise_scale: float = config.get("noise_scale", 1.0)
+        if self.noise_scale != 1.0 and self.convention != "jit":
+            raise ValueError("noise_scale is a setting of convention jit")
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
     def forward(
@@ -137,7 +141,8 @@ class Network(ModelMixin, ConfigMixin):
             )
         h = None if s is None else self.native_time(s) if self.decoupled else t - s
         more = {} if heads == "map" else {"heads": heads}
-        raw: Any = self.native(x_t, self.native_time(t), y, h, guidance, **more)
+        seen = x_t if self.noise_scale == 1.0 else self.noise_scale * x_t
+        raw: Any = self.native(seen, self.native_time(t), y, h, guidance, **more)
         outputs = [self.field(part, x_t, t) for part in (raw if heads == "both" else (raw,))]
         if self.guidance_output and guidance is not None:
             scale = guidance.view(len(guidance), -1)[:, 0].to(x_t.dtype).view(-1, 1, 1, 1)
@@ -148,6 +153,7 @@ class Network(ModelMixin, ConfigMixin):
         """F like `x_t` (B, C, H, W) of the native output (B, C or more, H, W) at `t` (B,)."""
         raw = raw[:, : x_t.shape[1]]
         if self.convention == "jit":  # TwinFlow tells its own samples by the sign of t
+            raw = raw if self.noise_scale == 1.0 else raw / self.noise_scale
             return (x_t - raw) / t.abs().clamp(min=0.05).to(x_t.dtype).view(-1, 1, 1, 1)
         return -raw if self.convention == "reversed" else raw
 

@@ -150,6 +150,8 @@ def _read_dit(state: State) -> Evidence:
     }
     if narrow in state:
         out["bottleneck"] = (first, narrow)
+        if patch == 32:  # as published, at 512 pixels
+            out["noise_scale"] = (2.0, "")
     if context in state:
         out["context_tokens"] = (state[context].shape[1], context)
     for key in ("pos_embed", "feat_rope.freqs_cos"):

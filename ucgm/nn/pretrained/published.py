@@ -134,11 +134,9 @@ def published_at(architecture: str, source: Source, config: NetworkConfig, side:
         sampler = source.sampler | {"grid": source.sampler["grid"] | {"shift": shift}}
         return replace(source, sampler=sampler, vae=None, latent_mean=None, latent_std=None)
     if architecture == "jit" and isinstance(config, DiTConfig):
-        if config.patch_size == 32:
-            raise ValueError(
-                "JiT with patches of 32 was trained with noise of standard deviation 2, which no "
-                "transport here has: its network loads (ucgm.nn.from_state_dict), its path does not"
-            )
+        if config.noise_scale != 1.0:
+            noise = {"noise": config.noise_scale}
+            source = replace(source, transport="LoudLinear", transport_args=noise)
         at_256, at_512 = {768: (3.0, 3.0), 1280: (2.2, 2.3)}.get(
             config.hidden_size or 0, (2.4, 2.5)
         )
