@@ -40,7 +40,9 @@ TAUGHT = {
 }
 EULER = ["--sampler.extrapolation", "0", "--sampler.grid.gap", "[0, 0]"]
 INTERNAL = ["--guidance.kind", "internal", "--guidance.scale"]
+# Internal guidance at all times, and then but for the last steps before the data.
 SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
+EARLY_SCALES, EARLY = (2.5,), "[0.2, 1.0]"
 
 
 class Row(NamedTuple):
@@ -76,6 +78,10 @@ def sampled(scale: float) -> list[str]:
     return [*INTERNAL, str(scale)]
 
 
+GUIDED = [
+    *(sampled(scale) for scale in SCALES),
+    *([*sampled(scale), "--guidance.interval", EARLY] for scale in EARLY_SCALES),
+]
 MULTI = {"preset": "multi_step"}
 ROWS: dict[str, Row] = {
     "teacher": Row(
@@ -101,13 +107,13 @@ ROWS: dict[str, Row] = {
         "exit head after 2 blocks",
         {"objective": {**MULTI, "exit_head": 0.5}, "model": NETWORK},
         steps=(8,),
-        changes=[sampled(scale) for scale in SCALES],
+        changes=GUIDED,
     ),
     "exit_on_data": Row(
         "exit head taught by data",
         {"objective": {**MULTI, "exit_head": 0.5, "exit_target": "field"}, "model": NETWORK},
         steps=(8,),
-        changes=[sampled(scale) for scale in SCALES],
+        changes=GUIDED,
     ),
 }
 
@@ -218,6 +224,7 @@ def progressive(study: Study) -> list[str]:
 def exits(study: Study) -> list[str]:
     """Lines of internal guidance."""
     head = [f"scale {scale:g}" for scale in SCALES]
+    head += [f"scale {scale:g}, t in {EARLY}" for scale in EARLY_SCALES]
     lines = [f"| FID, 8 calls | {' | '.join(head)} | loss over that without exit |"]
     lines.append("|---|" + "---:|" * (len(head) + 1))
     seeds = sorted((study.folder / "plain").glob("seed*"))
@@ -229,15 +236,15 @@ def exits(study: Study) -> list[str]:
         name for name in ("exit", "exit_on_data") if len(scores(study, name, 0, 8)) == len(seeds)
     ]
     for name in names:
-        cells = [cell(scores(study, name, k, 8)) for k in range(len(SCALES))]
+        cells = [cell(scores(study, name, k, 8)) for k in range(len(GUIDED))]
         own = [loss_of(study.folder / name / folder.name) for folder in seeds]
         over = ", ".join(f"{a / b:.4f}" for a, b in zip(own, base, strict=True))
         lines.append(f"| {ROWS[name].title} | {' | '.join(cells)} | {over} |")
     for name in names:
         unguided = scores(study, name, 0, 8)
-        for k, scale in enumerate(SCALES[1:], 1):
+        for k, title in enumerate(head[1:], 1):
             over = ratios(scores(study, name, k, 8), unguided)
-            lines.append(f"- {ROWS[name].title}, scale {scale:g} over unguided: {over}")
+            lines.append(f"- {ROWS[name].title}, {title} over unguided: {over}")
     at = next(i for i, line in enumerate(lines) if line.startswith("- "))
     return [*lines[:at], "", *lines[at:]]
 
