@@ -134,7 +134,7 @@ def above_edm_floor(b: Batch, progress: float) -> Tensor:
 
 def says_data(net: Toy) -> public.Net:
     """F of a network that says the data, by the convention ``jit`` of ucgm."""
-    convention: Any = SimpleNamespace(convention="jit")
+    convention: Any = SimpleNamespace(convention="jit", noise_scale=1.0)
     return lambda x, t, y: Network.field(convention, net(x, t, y), x, t)
 
 

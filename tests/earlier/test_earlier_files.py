@@ -95,7 +95,9 @@ def test_a_benchmark_goes_on_and_is_compared(place, capsys):
     assert len(chunks) == 2 and all(p.stat().st_mtime_ns == t for p, t in chunks.items())
     for old, new in zip(before["rows"], after["rows"], strict=True):
         assert new["images_hash"] == old["images_hash"]
-        assert new["scores"] == pytest.approx(old["scores"], rel=ROUNDING)
+        assert new["scores"].keys() - old["scores"].keys() == {"fdr"}  # of a later version
+        again = {name: new["scores"][name] for name in old["scores"]}
+        assert again == pytest.approx(old["scores"], rel=ROUNDING)
     shutil.copytree(FILES / "benchmark", place / "old")
     cli.main([*words, "--steps", "1", "2", "--out-dir", "new"])
     words = ["compare", "old", "new", "--out-dir", "both"]

@@ -251,6 +251,7 @@ def _resume(state: TrainState) -> None:
     """
     found = state.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(state.run_dir))
     if found is None:
+        state.log.rewind(0)  # it may have been killed before its first checkpoint
         return
     folder, manifest = found
     before = manifest.get("precision", precision())
