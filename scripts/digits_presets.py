@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import cell
-from trained import train_to_the_end
+from trained import train_section, train_to_the_end
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.samples import SamplingConfig
@@ -106,16 +106,7 @@ def layer_of(row: Row, init: Path | None, steps: int, seed: int) -> dict[str, An
             **row.optimizer,
         },
         "ema": {"decay": decay, "warmup": True},
-        "train": {
-            "steps": length,
-            "global_batch": 64,
-            "seed": seed,
-            "init": str(init) if init else None,
-            "log_every": 100,
-            "preview_every": 10**6,
-            "checkpoint_every": length,
-            "keep_checkpoints": 1,
-        },
+        "train": train_section(length, 64, seed, init),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import RESULTS, cell, write_part
-from trained import train_to_the_end
+from trained import train_row, train_section
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.generation.command import open_run, samples_of_run
@@ -25,7 +25,6 @@ from ucgm.generation.samples import SamplingConfig
 from ucgm.generation.writers import save_strip
 from ucgm.objective import preset
 from ucgm.runs.checkpoint import load_run
-from ucgm.runs.layers import training_config
 from ucgm.runtime.randomness import RowRandom
 
 Settings = dict[str, Any]
@@ -133,24 +132,8 @@ def run(study: Study, name: str, seed: int) -> Path:
     init = None if row.init is None else run(study, row.init, seed)
     others = [run(study, "teacher", (seed + k) % 3) for k in range(row.teachers)]
     steps = study.teacher_steps if name == "teacher" else study.steps
-    shared: Settings = {
-        "train": {
-            "steps": steps,
-            "global_batch": 128,
-            "seed": seed,
-            "init": None if init is None else str(init),
-            "teacher": [str(other) for other in others],
-            "log_every": 100,
-            "preview_every": 10**6,
-            "checkpoint_every": steps,
-        }
-    }
-    objective = dict(row.settings["objective"])
-    first = {"objective": {"preset": objective.pop("preset")}}
-    layers = [first, shared, {**row.settings, "objective": objective}]
-    config, _ = training_config(layers, folder)
-    assert config.train.global_batch == 128, config.train
-    train_to_the_end(config, folder)
+    section = train_section(steps, 128, seed, init) | {"teacher": [str(other) for other in others]}
+    train_row(row.settings, {"train": section}, folder)
     for number, changes in enumerate(row.changes):
         report = folder / f"report{number}"
         if not (report / "benchmark.json").exists():

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tables import cell, write_part
-from trained import train_to_the_end
+from trained import train_row, train_section
 
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.extractors import Extractor, open_extractor
@@ -31,7 +31,6 @@ from ucgm.evaluation.references import statistics_of
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runs.config import read_config
-from ucgm.runs.layers import training_config
 
 Settings = dict[str, Any]
 MULTI_STEPS, FEW_STEPS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
@@ -188,26 +187,11 @@ def run(study: Study, name: str, seed: int) -> Path:
     row, folder = ROWS[name], study.folder / name / f"seed{seed}"
     init = None if row.init is None else run(study, row.init, seed)
     length = study.steps if init is None else study.tuning_steps
-    shared: Settings = {
-        "train": {
-            "steps": length,
-            "global_batch": study.batch,
-            "grad_clip": 1.0,
-            "seed": seed,
-            "init": None if init is None else str(init),
-            "log_every": 100,
-            "preview_every": 10**6,
-            "checkpoint_every": length,
-            "keep_checkpoints": 1,
-        }
-    }
+    section = train_section(length, study.batch, seed, init) | {"grad_clip": 1.0}
+    shared: Settings = {"train": section}
     shared |= {} if study.data is None else {"data": study.data}
     shared |= {} if init else {"model": study.network}
-    objective = dict(row.settings["objective"])
-    preset = {"objective": {"preset": objective.pop("preset")}}
-    config, _ = training_config([preset, shared, row.settings | {"objective": objective}], folder)
-    assert config.train.global_batch == study.batch, config.train
-    train_to_the_end(config, folder)
+    train_row(row.settings, shared, folder)
     report = folder / "report"
     if not (report / "benchmark.json").exists():
         benchmark(
