@@ -199,13 +199,22 @@ class Objective(ObjectiveSettings):
             alignment: the module of representation alignment.
             progress: share of the run that is done, for the tangent warm-up.
         """
-        draw = self.complete(draw)
+        draw, diffusion = self.complete(draw), self.diffusion
         passes = Passes(draw, self.two_time, network, target, teacher)
         if draw.twin is not None:
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        prediction, at_destination, at_t, second = self._gradient_pass(passes, draw, x_t)
+        inputs = (x_t, draw.t, draw.y, draw.s)
+        at_destination = at_t = second = None
+        if self.terminal:
+            prediction, at_destination = terminal_velocity(self, passes, draw, x_t)
+        elif self.flow_anchor and self.flow_anchor_law is None:
+            prediction, at_t = passes.gradient_at_two(*inputs)
+        elif self.velocity_head or self.exit_head:
+            prediction, second = passes.call("online", *inputs, wrapped=True, heads="both")
+        else:
+            prediction = passes.call("online", *inputs, wrapped=True)
         with torch.no_grad():
             known = prediction.detach()
             velocity = own_velocity(self, passes, draw, x_t) if self.own_velocity else None
@@ -213,7 +222,7 @@ class Objective(ObjectiveSettings):
             field = field_at(self, passes, draw, x_t, at_same_time, velocity, progress)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
-            elif self.diffusion:
+            elif diffusion:
                 f_target = field
             else:
                 direction = field if velocity is None else velocity
@@ -237,22 +246,3 @@ class Objective(ObjectiveSettings):
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment.loss()
         return Terms(loss, per_sample, prediction, f_target)
-
-    def _gradient_pass(
-        self, passes: Passes, draw: Draw, x_t: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """F (B, ...) with gradient, and what comes with it under some settings, each (B, ...).
-
-        These are the velocity where a jump ends, F at (t, t), and what the second head says.
-        """
-        assert draw.s is not None
-        inputs = (x_t, draw.t, draw.y, draw.s)
-        if self.terminal:
-            return *terminal_velocity(self, passes, draw, x_t), None, None
-        if self.flow_anchor and self.flow_anchor_law is None:
-            prediction, at_t = passes.gradient_at_two(*inputs)
-            return prediction, None, at_t, None
-        if self.velocity_head or self.exit_head:
-            prediction, second = passes.call("online", *inputs, wrapped=True, heads="both")
-            return prediction, None, None, second
-        return passes.call("online", *inputs, wrapped=True), None, None, None
