@@ -58,8 +58,8 @@ from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.nn import DDTConfig, DiTConfig
 from ucgm.nn.cost import cost
 from ucgm.objective import LogVariance, preset
-from ucgm.objective.presets import count_passes
 from ucgm.objective.passes import forward_mode
+from ucgm.objective.presets import count_passes
 from ucgm.objective.residual import difference_tangent, jvp_tangent
 from ucgm.objective.times import LogitNormal
 from ucgm.runs.config import Config
