@@ -74,11 +74,7 @@ def field_at(
     if not parts:
         return data
     named = [1 + (part.teacher or 0) for part in parts if part.network == "teacher"]
-    if max(named, default=0) > len(passes.networks["teacher"]):
-        raise ValueError(
-            f"objective.field = {objective.field!r} needs a teacher, or {max(named)}: start from "
-            "a trained run, or name them in train.teacher"
-        )
+    passes.refuse_fewer_teachers(max(named, default=0), objective.field)
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
     own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal

@@ -243,7 +243,7 @@ def consistency_target(
     x_t: Tensor,
     prediction: Tensor,
     field: Tensor,
-    direction: Tensor,
+    velocity: Tensor | None,
     progress: float,
 ) -> Tensor:
     """F_tgt = F - c phi(k G) (B, ...); the field itself where m = s and phi is the identity.
@@ -255,7 +255,7 @@ def consistency_target(
         x_t: (B, ...) states.
         prediction: (B, ...) F of the gradient pass, detached.
         field: (B, ...) F*.
-        direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
+        velocity: (B, ...) F along which X is differentiated, the network's own at s = t; None: F*.
         progress: share of the run that is done, for the tangent warm-up.
     """
     host, at_m, at_s = draw.host, draw.m, draw.s
@@ -267,7 +267,8 @@ def consistency_target(
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
     index, path = passes.index(stand_in(rows)), objective.transport
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, at_s, at_m, draw.y))
-    prediction, direction, at_rows = (take(v, index) for v in (prediction, direction, field))
+    prediction, at_rows = take(prediction, index), take(field, index)
+    direction = at_rows if velocity is None else take(velocity, index)
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
         if objective.state_clamp is not None:
