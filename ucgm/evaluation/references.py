@@ -11,7 +11,7 @@ from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
 from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
-from ucgm.evaluation.metrics.reference import digest_of
+from ucgm.evaluation.metrics.reference import digest_of, holds_more
 from ucgm.evaluation.scoring import METRICS, Evaluator, Evaluators, FeatureStatistics, MetricConfig
 from ucgm.runs.config import is_allowed
 
@@ -38,10 +38,19 @@ def open_evaluators(
     Raises:
         ValueError: for unknown names, references of another extractor, metrics that cannot be.
     """
-    found = [_evaluator(choice, config, data, device) for choice in metrics_config.each()]
-    names = [evaluator.extractor.name for evaluator in found]
-    if len(set(names)) < len(names):
-        raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
+    choices = metrics_config.each()
+    found = []
+    for choice in choices:
+        name, weights, file, other = choice
+        if name is not None:  # one file may hold the statistics of all
+            file, other = (
+                given or (first if first and holds_more(first, name) else None)
+                for given, first in ((file, choices[0][2]), (other, choices[0][3]))
+            )
+        found.append(_evaluator((name, weights, file, other), config, data, device))
+        if len(choices) > 1:  # they take their turns on the device
+            found[-1].extractor.module.to("cpu")
+    places = prefixes([evaluator.extractor.name for evaluator in found])
     reasons = [
         part.unavailable(part.extractor.num_classes if data is None else data.num_classes)
         for part in found
@@ -53,11 +62,21 @@ def open_evaluators(
             raise ValueError(f"{name} cannot be computed: {reasons[0][name]}.")
     wanted = set(METRICS if metrics_config.metrics is None else metrics_config.metrics)
     parts = []
-    for part, why in zip(found, reasons, strict=True):
+    for part, why, prefix in zip(found, reasons, places, strict=True):
         metrics = tuple(name for name in METRICS if name in wanted and not why[name])
-        prefix = f"{part.extractor.name}." if parts else ""
         parts.append(replace(part, metrics=metrics, prefix=prefix))
-    return Evaluators(tuple(parts))
+    return Evaluators(tuple(parts), device)
+
+
+def prefixes(names: list[str]) -> list[str]:
+    """Of the outputs of extractors of these ``names``: none of the first, ``name.`` of others.
+
+    Raises:
+        ValueError: a name that is there twice.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
+    return ["", *(f"{name}." for name in names[1:])]
 
 
 def _evaluator(
@@ -66,8 +85,8 @@ def _evaluator(
     """Extractor and references of one choice, without metrics so far."""
     name, weights, file, other = choice
     entry = "fd_dinov2" if name == "dinov2" else "fid"
-    reference = None if file is None else load_reference(file, entry)
-    held_out = None if other is None else load_reference(other, entry)
+    reference = None if file is None else load_reference(file, entry, name)
+    held_out = None if other is None else load_reference(other, entry, name)
     if name is None and reference is not None:
         name = reference.protocol["extractor_spec"] if reference.extractor else "inception"
         if ":" in name and not is_allowed(name.partition(":")[0]):
