@@ -1,6 +1,7 @@
 """Where references and evaluators come from: the files given, else the run's own data."""
 
 import warnings
+import zipfile
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
 from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
-from ucgm.evaluation.metrics.reference import digest_of, holds_more
+from ucgm.evaluation.metrics.reference import digest_of
 from ucgm.evaluation.scoring import METRICS, Evaluator, Evaluators, FeatureStatistics, MetricConfig
 from ucgm.runs.config import is_allowed
 
@@ -44,7 +45,7 @@ def open_evaluators(
         name, weights, file, other = choice
         if name is not None:  # one file may hold the statistics of all
             file, other = (
-                given or (first if first and holds_more(first, name) else None)
+                given or (first if first and _holds_more(first, name) else None)
                 for given, first in ((file, choices[0][2]), (other, choices[0][3]))
             )
         found.append(_evaluator((name, weights, file, other), config, data, device))
@@ -77,6 +78,14 @@ def prefixes(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
     return ["", *(f"{name}." for name in names[1:])]
+
+
+def _holds_more(path: str, extractor: str) -> bool:
+    """Whether a file holds statistics of ``extractor`` beside those of its first one."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return f"{extractor}.mu.npy" in file.namelist()
 
 
 def _evaluator(

@@ -149,14 +149,6 @@ def load_reference(
         raise ValueError(f"reference {path} cannot be read: {reason}.") from error
 
 
-def holds_more(path: str | Path, extractor: str) -> bool:
-    """Whether a file holds statistics of ``extractor`` beside those of its first one."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return f"{extractor}.mu.npy" in file.namelist()
-
-
 def _npz(path: Path, extractor: str | None) -> dict[str, Any]:
     """The arrays of one extractor in an npz; of images, which may be large, the name alone."""
     if not zipfile.is_zipfile(path):
