@@ -180,7 +180,10 @@ def _loaded(cls: Any, encoder: Encoder, folder: Path) -> tuple[nn.Module, str]:
 
 
 def resampled(table: Tensor, side: int) -> Tensor:
-    """A position table ([1,] k + n^2, D) as one of ([1,] k + side^2, D): the first k rows stay."""
+    """A position table (k + n^2, D) or (1, k + n^2, D) with ``side`` in place of n.
+
+    The first k rows stay as they are.
+    """
     rows = table.view(-1, table.shape[-1])
     n = math.isqrt(len(rows))
     if n == side:
