@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ucgm.cli.commands import _FUNCTIONS, _OF_SETS, COMMANDS
-from ucgm.cli.options import call
+from ucgm.cli.commands import _FUNCTIONS, _OF_SETS, COMMANDS, main
+from ucgm.cli.options import call, take_option
 from ucgm.runs.config import Config
 from ucgm.runs.presets import preset_table
 
@@ -45,6 +45,7 @@ def test_commands_have_the_options_that_they_are_shown_with(page):
     """Parsed as the command parses them; nothing is run."""
     for command, *words in commands_of(page):
         assert command in COMMANDS, (command, words)
+        words = take_option(words, "import")[1]
         if command == "train":
             paths = [b for a, b in zip(words, words[1:], strict=False) if a == "--config"]
             assert all(Path(REPO, p).is_file() for p in paths if p.startswith("configs/")), paths
@@ -56,6 +57,23 @@ def test_commands_have_the_options_that_they_are_shown_with(page):
             (module, name), words = _OF_SETS[words[0]], words[1:]
         function = getattr(importlib.import_module(module), name)
         call(functools.wraps(function)(lambda **_: None), f"ucgm {command}", words)
+
+
+def test_a_network_of_the_users_own_walks_the_road(tmp_path, monkeypatch, capsys):
+    """The block of docs/extend.md as a file: train, tune, sample; export says what it misses."""
+    page = (REPO / "docs/extend.md").read_text().split("## A network")[1]
+    (tmp_path / "mixer.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    own = ["--import", "mixer"]
+    train = ["train", *own, "--data", "Digits", "--train.steps", "3", "--train.global_batch", "8"]
+    main([*train, "--model.class_path", "mixer.MixerConfig", "--run-dir", "run"])
+    main([*train, "--objective.preset", "ucgm_few", "--train.init", "run", "--run-dir", "few"])
+    main(["sample", "few", *own, "--num-images", "4"])
+    assert len(list(tmp_path.glob("few/samples/*/images/*.png"))) == 4
+    with pytest.raises(SystemExit):
+        main(["export", "run", *own, "--diffusers", "out"])
+    assert "Mixer is no model of diffusers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_on_security_names_tests_that_are_there():

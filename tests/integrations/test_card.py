@@ -29,7 +29,7 @@ def test_a_card_states_origin_sampler_licence_and_how_to_load(tmp_path):
     data = json.loads((RUN / "data.json").read_text())
     for said in (
         f"step {run.step}",
-        f"{data['name']} ({data['samples']})",
+        f"on {data['name']}",
         f"{run.config.sampler.steps} steps",
         "Not measured",
     ):

@@ -88,8 +88,9 @@ def _origin(run: Run) -> str:
     if run.step:
         lines.append(f"Trained with batches of {train.global_batch:,}, seed {train.seed}")
         card = run.run_dir / "data.json"
-        data = read_json(card, {"name": str, "samples": str}) if card.exists() else None
-        lines[-1] += f", on {data['name']} ({data['samples']})." if data else "."
+        data = read_json(card, {"name": str}) if card.exists() else {}
+        count = f" ({data['samples']})" if "samples" in data else ""
+        lines[-1] += f", on {data['name']}{count}." if data else "."
     if train.init:
         lines.append(f"The training started from `{Path(train.init).name}`.")
     return " ".join(lines)

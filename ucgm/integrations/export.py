@@ -21,6 +21,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusers import ModelMixin
+
 from ucgm.data import open_for_sampling
 from ucgm.integrations.card import write_card
 from ucgm.integrations.pipeline import UCGMPipeline
@@ -86,7 +88,7 @@ def export_run(
 
     Raises:
         ValueError: the run has guidance by a second network, which a pipeline would draw
-            differently, or latents that cannot be decoded.
+            differently, latents that cannot be decoded, or a network that diffusers cannot save.
     """
     if diffusers is None:
         raise ValueError("--diffusers is missing: name the folder to make")
@@ -101,6 +103,11 @@ def export_run(
         raise ValueError(
             f"the autoencoder of {run_dir} or its scaling is not known, so the pipeline could "
             "not make images: import it again with --vae and --stats"
+        )
+    if not isinstance(run.network, ModelMixin):
+        raise ValueError(
+            f"{type(run.network).__name__} is no model of diffusers, which could be saved in its "
+            "layout: make it a diffusers.ModelMixin with a config"
         )
     loader = 'UCGMPipeline.from_pretrained("{}")'
     if bundle_code:
