@@ -5,6 +5,7 @@ UCGM, arXiv:2505.07447) and N (for tests) name (hidden_size, depth, num_heads); 
 side of a patch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
@@ -72,7 +73,7 @@ _NOT_ARGUMENTS = {"size", "family", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(ABC):
     """Base of every network setting."""
 
     _: KW_ONLY
@@ -85,12 +86,9 @@ class NetworkConfig:
         """Refuse values that a setting does not know."""
         check_values(self, "model")
 
+    @abstractmethod
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
-        """Return the class of the network, and what its settings are where they are null.
-
-        A subclass that has a `build` of its own needs none.
-        """
-        return Network, {}
+        """Return the class of the network, and what its settings are where they are null."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int) -> Network:
         """Return a new network for data of `shape` (C, H, W); num_classes 0 = unconditional.
