@@ -3,6 +3,7 @@
 from ucgm.evaluation.extractors import dinov2 as dinov2
 from ucgm.evaluation.extractors import inception as inception
 from ucgm.evaluation.extractors import random as random
+from ucgm.evaluation.extractors import vision as vision
 from ucgm.evaluation.extractors.digits import DigitsClassifier as DigitsClassifier
 from ucgm.evaluation.extractors.extractor import Extractor as Extractor
 from ucgm.evaluation.extractors.extractor import Extractors as Extractors
