@@ -6,9 +6,7 @@ On the CPU, one thread, nothing downloaded; about ten minutes on two cores.  A r
 done by both sides in turns, see timing.py; a ratio is the median over pairs of neighbours, with the
 lowest and the highest.  A row is *slower* where three quarters of its pairs are above 1.00 by the
 wall clock and three quarters by processor time; the exit code is 1 if there is such a row, else 0.
-Ratios within a few hundredths of 1.00 are noise: there both sides call the same kernels.  Moments
-stay above 1.00: theirs is one product of all rows with themselves by BLAS, which makes half of it;
-ours adds rows up in float64 as they come, in 34 MB, and makes 58 % of it.
+Ratios within a few hundredths of 1.00 are noise: there both sides call the same kernels.
 """
 
 import argparse
