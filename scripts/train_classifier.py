@@ -162,6 +162,27 @@ def outputs(network, images, labels):
     return features, (logits.argmax(1) == labels).float().mean().item()
 
 
+def fit(name, train_set, test_set, out, epochs, flips):
+    """Train the network ``name`` on images (N, C, S, S) and labels (N,), and save it as ``out``."""
+    images, labels = train_set
+    arguments = (name, images.shape[1], images.shape[3], int(labels.max()) + 1)
+    torch.manual_seed(0)
+    network = Classifier(*arguments).to(best_device())
+    train(network, images, labels, epochs, flips)
+    features, accuracy = outputs(network, images, labels)
+    network.scale.copy_((FEATURES / moments_of(features).covariance.trace()).sqrt())
+    made = {
+        "arguments": arguments,
+        "accuracy_train": accuracy,
+        "accuracy_test": outputs(network, *test_set)[1],
+        "images": len(labels),
+        "epochs": epochs,
+    }
+    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    save_file(state, out, {"made": json.dumps(made)})
+    print(f"{out}: {made}")
+
+
 def main():
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -173,23 +194,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     images, labels, names = images_of(options.train, "train", options.side)
-    arguments = (options.network, images.shape[1], images.shape[3], int(labels.max()) + 1)
-    test = images_of(options.test, "test", options.side, images.shape[1])
-    torch.manual_seed(0)
-    network = Classifier(*arguments).to(best_device())
-    train(network, images, labels, options.epochs, flips_fit(names))
-    features, accuracy = outputs(network, images, labels)
-    network.scale.copy_((FEATURES / moments_of(features).covariance.trace()).sqrt())
-    made = {
-        "arguments": arguments,
-        "accuracy_train": accuracy,
-        "accuracy_test": outputs(network, *test[:2])[1],
-        "images": len(labels),
-        "epochs": options.epochs,
-    }
-    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
-    save_file(state, options.out, {"made": json.dumps(made)})
-    print(f"{options.out}: {made}")
+    test = images_of(options.test, "test", options.side, images.shape[1])[:2]
+    flips = flips_fit(names)
+    fit(options.network, (images, labels), test, options.out, options.epochs, flips)
 
 
 if __name__ == "__main__":

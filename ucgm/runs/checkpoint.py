@@ -6,6 +6,7 @@
     .lock                          held by the training that is running in it
     teacher.safetensors            weights it started from, which are its frozen teacher
     teachers.json                  where the teachers are other runs: which weights
+    encoders.json                  encoders whose features it was trained on, if any
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json

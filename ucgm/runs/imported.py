@@ -201,6 +201,7 @@ def _scaling(
     return "channel", (mean, std, 1.0)
 
 
+@torch.no_grad()
 def _side(autoencoder: Autoencoder, shape: tuple[int, int, int]) -> int:
     """Side of the images, found by decoding one."""
     if autoencoder.kind in ("kl", "dc"):

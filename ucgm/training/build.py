@@ -32,6 +32,7 @@ from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
+from ucgm.training.sets import keep_encoders, open_sets
 from ucgm.training.teachers import keep_facts, names_of_teachers, open_teachers
 from ucgm.training.throughput import count_work, measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
@@ -97,6 +98,7 @@ class TrainState:
             f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
             *(f"teacher: {name}" for name in names_of_teachers(config)),
+            *([self.networks.sets.describe()] if self.networks.sets else []),
             f"averages: {config.ema.describe(target=config.objective.needs_target)}",
             f"optimizer: {config.optimizer.describe()}"
             + (f", clip {train.grad_clip:g}" if train.grad_clip else ""),
@@ -122,21 +124,21 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     data = dataset.shape, dataset.num_classes
     teaching = [read_config(Path(name) / "config.yaml").model for name in names_of_teachers(config)]
     work = count_work(config.model, *data, config.objective, teaching)
-    needed = needed_memory(config, *data, plan, work)
-    memory = check_memory(needed, plan, accelerator.device)
+    memory = check_memory(needed_memory(config, *data, plan, work), plan, accelerator.device)
     network, teachers, facts = _begin(config, run_dir, dataset, sharding)
+    sets = open_sets(config, dataset, plan, network, accelerator.device)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         held.enter_context(sole_writer(run_dir, "ucgm train"))
         create_run(config, run_dir, network)
         keep_facts(run_dir, facts)
+        keep_encoders(config, run_dir, sets)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    networks = make_networks(config, network, sharding, teachers)
+    networks = make_networks(config, network, sharding, teachers, sets)
     trained = networks.trained()
     wrapped, wrapped_variance = networks.online, networks.log_variance
-    optimizer = build_optimizer(config.optimizer, trained)
     if sharding.mesh is None and world > 1:
         wrapped = accelerator.prepare(wrapped)
         wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
@@ -153,7 +155,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         wrapped=wrapped,
         wrapped_variance=wrapped_variance,
         trained=trained,
-        optimizer=optimizer,
+        optimizer=build_optimizer(config.optimizer, trained),
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
         memory=memory,
@@ -252,6 +254,8 @@ def _resume(state: TrainState) -> None:
     found = state.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(state.run_dir))
     if found is None:
         state.log.rewind(0)  # it may have been killed before its first checkpoint
+        if sets := state.networks.sets:
+            sets.begin(state.networks.online, state.accelerator.device)
         return
     folder, manifest = found
     before = manifest.get("precision", precision())

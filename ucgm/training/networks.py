@@ -11,6 +11,7 @@ from ucgm.runs.config import Config
 from ucgm.runs.settings import stem_of
 from ucgm.runtime.sharding import Sharding, blocks_of
 from ucgm.training.ema import EMA, frozen_copy
+from ucgm.training.sets import SampleLosses
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Networks:
     """frozen, where the objective has any."""
     log_variance: LogVariance | None
     """the learned variance of t, where the objective has one."""
+    sets: SampleLosses | None = None
+    """the losses of sets of samples, with what they remember, where the objective has any."""
 
     def named(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file stem."""
@@ -37,6 +40,7 @@ class Networks:
             "ema": self.ema.network,
             "target": self.target.network if self.target else None,
             "log_variance": self.log_variance,
+            "sets": self.sets,
         }
         named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
         return {name: module for name, module in named.items() if module is not None}
@@ -54,7 +58,11 @@ class Networks:
 
 
 def make_networks(
-    config: Config, network: nn.Module, sharding: Sharding, teachers: Sequence[nn.Module] = ()
+    config: Config,
+    network: nn.Module,
+    sharding: Sharding,
+    teachers: Sequence[nn.Module] = (),
+    sets: SampleLosses | None = None,
 ) -> Networks:
     """Copies of the new network for all its roles, each moved or sharded before the next is made.
 
@@ -73,7 +81,7 @@ def make_networks(
     if config.objective.log_variance:
         place(log_variance := LogVariance(two_time=config.objective.two_time))
     place(network)
-    networks = Networks(network, ema, target, tracked, teachers, log_variance)
+    networks = Networks(network, ema, target, tracked, teachers, log_variance, sets)
     compiled = config.train.compile
     if sharding.device.type == "cuda" if compiled is None else compiled:
         # Programs of earlier trainings of this process would count towards the limit below.
