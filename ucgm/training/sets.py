@@ -40,7 +40,7 @@ class SampleLosses(nn.Module):
 
     Attributes:
         extractors: one per term.
-        losses: one per term.
+        measures: the loss of each term.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class SampleLosses(nn.Module):
         _check(config, plan)
         found = [_opened(term, dataset, device) for term in config.objective.sets]
         self.extractors = [extractor for extractor, _ in found]
-        self.losses = nn.ModuleList(loss for _, loss in found)
+        self.measures = [loss for _, loss in found]
+        self.losses = nn.ModuleList(self.measures)  # whose state is saved
         self.to(device)
 
     def samples(
@@ -87,7 +88,7 @@ class SampleLosses(nn.Module):
         """The weighted sum of all terms, a scalar, of the samples of a draw on all processes."""
         x = self.samples(network, draw.z, draw.y, random)
         total = x.new_zeros(())
-        for loss, rows in zip(self.losses, self.features(x), strict=True):
+        for loss, rows in zip(self.measures, self.features(x), strict=True):
             total = total + loss(rows_of_all(rows, self.plan.rank, self.plan.world)).float()
         return total
 
@@ -105,13 +106,13 @@ class SampleLosses(nn.Module):
         terms = (
             f"{loss.term.distance} of {e.name}, weight {loss.term.weight:g}, "
             + (f"decay {loss.term.decay:g}" if loss.term.decay else f"queue {loss.term.queue:,}")
-            for loss, e in zip(self.losses, self.extractors, strict=True)
+            for loss, e in zip(self.measures, self.extractors, strict=True)
         )
         return f"samples of {self.config.sampler.nfe} evaluations: {'; '.join(terms)}"
 
     def distances(self) -> dict[str, Tensor]:
         """The distances of the last step, for the log."""
-        pairs = zip(self.losses, self.extractors, strict=True)
+        pairs = zip(self.measures, self.extractors, strict=True)
         return {f"{loss.term.distance}.{e.name}": loss.distance for loss, e in pairs}
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ class SampleLosses(nn.Module):
             x = self.samples(network, z, y, RowRandom(random.keys.to(device), _STREAM))
             for part, found in zip(parts, self.features(x), strict=True):
                 part.append(rows_of_all(found, plan.rank, plan.world))
-        for loss, part in zip(self.losses, parts, strict=True):
+        for loss, part in zip(self.measures, parts, strict=True):
             if loss.term.queue:
                 loss.begin(torch.cat(part)[: loss.term.queue])
         network.train(training)
