@@ -55,6 +55,7 @@ class Study(NamedTuple):
     start_steps: int
     samples: int
     lr: float
+    epochs: int
     folder: Path
 
 
@@ -67,7 +68,7 @@ def classifiers(study: Study) -> dict[str, str]:
         path = study.folder / f"{name}.safetensors"
         if not path.exists():
             study.folder.mkdir(parents=True, exist_ok=True)
-            fit(name, (images[half::2], labels[half::2]), test, path, epochs=60, flips=False)
+            fit(name, (images[half::2], labels[half::2]), test, path, study.epochs, False)
         found[name] = str(path)
     return found
 
@@ -158,11 +159,13 @@ def main() -> None:
     parser.add_argument("--start-steps", type=int, default=800)
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
     parser.add_argument("--out-dir", type=Path, default=Path("runs/posttrain"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
-    study = Study(asked.steps, asked.start_steps, asked.samples, asked.lr, asked.out_dir)
+    lengths = asked.steps, asked.start_steps, asked.samples
+    study = Study(*lengths, asked.lr, asked.epochs, asked.out_dir)
     for seed in asked.seeds:
         for name in ("before", *(asked.rows or ROWS)):
             run(study, name, seed)

@@ -5,6 +5,7 @@ own_samples        TwinFlow's rows of the network's own samples, at negative tim
 matching_term      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
                    (arXiv 2512.05150)
 Alignment          features of the network follow those of an encoder (REPA, arXiv 2410.06940)
+second_head_term   what the second head learns (improved MeanFlow; internal guidance)
 flow_anchor_term   flow matching at s = t beside a flow map (FACM, arXiv 2507.03738; TVM)
 terminal_velocity  the flow map matched at its destination (TVM, arXiv 2511.19797)
 """
@@ -19,7 +20,13 @@ from torch.nn import functional
 from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
-from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
+from ucgm.objective.losses import (
+    cosine_loss,
+    mean_flat,
+    over_scale,
+    per_sample_loss,
+    power_loss,
+)
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
@@ -123,6 +130,20 @@ class Alignment(nn.Module):
         projected = self.projector(self._tokens[: len(self.features)])
         features = self.features.to(projected)
         return -functional.cosine_similarity(projected, features, dim=-1).mean()
+
+
+def second_head_term(
+    objective: ObjectiveSettings, second: Tensor, known: Tensor, field: Tensor, f_target: Tensor
+) -> Tensor:
+    """Scalar loss of what a second head says, ``second`` (B, ...), with its weight.
+
+    A velocity head learns the field, an exit head the network's own F (``known``) or, like it, the
+    target, all (B, ...).
+    """
+    learned = f_target if objective.exit_target == "field" else known
+    learned = field if objective.velocity_head else learned
+    weight = objective.velocity_head or objective.exit_head
+    return weight * per_sample_loss(objective, second, learned).mean()
 
 
 def flow_anchor_term(
