@@ -40,8 +40,9 @@ def transported(x: Tensor, z: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = torch.cdist(x.flatten(1).double(), z.flatten(1).double()).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
+    # In float64, which GPUs have few units for.
+    cost = torch.cdist(*(v.flatten(1).cpu().double() for v in (x, z))).square()
+    _, order = linear_sum_assignment(cost.numpy())
     return z[torch.as_tensor(order, device=z.device)]
 
 
