@@ -180,7 +180,7 @@ def test_a_post_training_takes_all_but_its_terms_from_the_run(start, tmp_path):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_it_lowers_the_distance_and_logs_it(start, tmp_path, steps):
     sets = (DIGITS, SetTerm(extractor="random", distance="mmd", queue=64))
-    config = post(start, tmp_path / "run", *sets, steps=16, sampler={"steps": steps})
+    config = post(start, tmp_path / "run", *sets, steps=24, sampler={"steps": steps})
     run = train(config, tmp_path / "run")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for name in ("fd.digits", "mmd.random"):
