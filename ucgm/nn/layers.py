@@ -55,6 +55,7 @@ class Attention(nn.Module):
         qk_norm: str | None = None,
         affine: bool = False,
         bias: bool = True,
+        out_bias: bool = True,
     ) -> None:
         super().__init__()
         if width % num_heads:
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         eps = 1e-5 if qk_norm == "layer" else 1e-6
         self.q_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
         self.k_norm = make_norm(qk_norm, head, affine, eps) if qk_norm else None
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width, bias=out_bias)
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Mix the tokens of `x` (B, N, D); `rope` is the table of `Rotary`."""
@@ -83,10 +84,10 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """w3 (silu(a) * b) with (a, b) = w12 x."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
+        self.w12 = nn.Linear(width, 2 * hidden, bias=bias)
+        self.w3 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (..., D) to (..., D)."""
@@ -108,10 +109,10 @@ class SplitSwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-def make_mlp(kind: str, width: int, ratio: float) -> nn.Module:
+def make_mlp(kind: str, width: int, ratio: float, bias: bool = True) -> nn.Module:
     """Return the MLP called `kind`; "swiglu" has 2/3 of the hidden width to match "gelu"."""
     if kind == "swiglu":
-        return SwiGLU(width, int(2 / 3 * int(width * ratio)))
+        return SwiGLU(width, int(2 / 3 * int(width * ratio)), bias)
     if kind == "gelu":
         fc1 = nn.Linear(width, int(width * ratio))
         fc2 = nn.Linear(fc1.out_features, width)
@@ -147,17 +148,49 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection of a token to the pixels of its patch."""
+    """Modulated norm (without `modulated` a plain one) and projection to the pixels of a patch."""
 
     def __init__(
-        self, width: int, out_features: int, norm: str, norm_affine: bool, silu: bool = True
+        self,
+        width: int,
+        out_features: int,
+        norm: str,
+        norm_affine: bool,
+        silu: bool = True,
+        modulated: bool = True,
     ) -> None:
         super().__init__()
         self.norm_final = make_norm(norm, width, norm_affine)
         self.linear = nn.Linear(width, out_features)
-        self.adaLN_modulation = make_modulation(width, 2, silu)
+        self.adaLN_modulation = make_modulation(width, 2, silu) if modulated else None
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map `x` (B, N, D), `c` (B, 1, D) or (B, N, D) to (B, N, out_features)."""
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, x: Tensor, c: Tensor | None, linear: nn.Linear | None = None) -> Tensor:
+        """Map `x` (B, N, D), `c` (B, 1, D) or (B, N, D) to (B, N, out_features of `linear`)."""
+        x = self.norm_final(x)
+        if self.adaLN_modulation is not None and c is not None:
+            shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+            x = modulate(x, shift, scale)
+        return (linear or self.linear)(x)
+
+
+class PlainBlock(nn.Module):
+    """x <- x + a attention(norm(x)), x <- x + b mlp(norm(x)): conditions come as tokens.
+
+    `gated` blocks learn a, b (D,), 0 at the start, and have no biases (iMF, arXiv:2512.02012);
+    others have a = b = 1 and biases (RAEv2, arXiv:2605.18324).
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, gated: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (make_norm("rms", width, True) for _ in range(2))
+        self.attn = Attention(width, num_heads, "rms", True, not gated, not gated)
+        self.mlp = make_mlp("swiglu", width, mlp_ratio, bias=not gated)
+        gates = [nn.Parameter(torch.zeros(width)) if gated else None for _ in range(2)]
+        self.attn_scale, self.mlp_scale = gates
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Transform tokens `x` (B, N, D), turned by the table `rope` (N, D / heads / 2, 2)."""
+        mixed = self.attn(self.norm1(x), rope)
+        x = x + (mixed if self.attn_scale is None else mixed * self.attn_scale)
+        mapped = self.mlp(self.norm2(x))
+        return x + (mapped if self.mlp_scale is None else mapped * self.mlp_scale)
