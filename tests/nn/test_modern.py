@@ -160,7 +160,7 @@ def test_new_networks(config, shape, classes):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="size must be one of B, M"):
+    with pytest.raises(ValueError, match="size must be one of N, B, M"):
         MiTConfig(size="H/2").build((4, 8, 8), 5)
     with pytest.raises(ValueError, match="velocity_blocks 5 must lie in 1 to depth 4"):
         MiTConfig(size="N/2", velocity_blocks=5).build((4, 8, 8), 5)

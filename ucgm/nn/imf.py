@@ -120,9 +120,8 @@ class MiT(TokenNetwork):
     def initialize_weights(self) -> None:
         """As of every network of tokens; learned positions are small (0.02)."""
         super().initialize_weights()
-        nn.init.normal_(
-            self.h_embedder.mlp[2].weight, std=self.h_embedder.mlp[2].in_features ** -0.5
-        )
+        for weight in (p for p in self.h_embedder.parameters() if p.ndim == 2):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
         if self.pos_embed is not None:
             nn.init.normal_(self.pos_embed, std=0.02)
 

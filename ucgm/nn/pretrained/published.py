@@ -3,9 +3,9 @@
 Times are ours (0 data, 1 noise). Sources: DiT arXiv:2212.09748, SiT 2401.08740, REPA 2410.06940,
 REPA-E 2504.10483, LightningDiT 2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696,
 JiT 2511.13720, RiT 2605.21981, RAEv2 2605.18324, iMF 2512.02012, MeanFlow 2505.13447, decoupled
-MeanFlow 2510.24474, and the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT and
-EDM2 are those of UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those of
-DiT, SiT, REPA and JiT are their own.
+MeanFlow 2510.24474, and the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT
+and EDM2 are those of UCGM (2505.07447, table 3), which reach the published FID in fewer steps; the
+others are their own.
 """
 
 from dataclasses import dataclass, field, replace
