@@ -104,33 +104,29 @@ class DiT(EmbeddedNetwork):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
+        self._check_parts()
         self._embed(hidden_size, patch_size)
         self.drops_variance = learn_sigma and convention != "ddpm"
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size, bottleneck)
-        positions = torch.zeros(1, self.grid**2 + feature_token, hidden_size) if sincos else None
-        self.register_buffer("pos_embed", positions)
-        head = hidden_size // num_heads
-        unturned = context_tokens + feature_token
-        self.rotary = Rotary(head, self.grid, unturned=unturned) if rope else None
+        positions = torch.zeros(1, self.grid**2 + feature_token, hidden_size)
+        self.register_buffer("pos_embed", positions if sincos else None)
+        head, front = hidden_size // num_heads, context_tokens + feature_token
+        self.rotary = Rotary(head, self.grid, unturned=front) if rope else None
         self.cls_projectors = nn.Linear(in_channels, hidden_size) if feature_token else None
-        context = nn.Parameter(torch.zeros(1, context_tokens, hidden_size))
-        self.in_context_posemb = context if context_tokens else None
+        context = torch.zeros(1, context_tokens, hidden_size)
+        self.in_context_posemb = nn.Parameter(context) if context_tokens else None
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
-        out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
-        self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
+        out = patch_size**2 * in_channels
+        self.final_layer = FinalLayer(hidden_size, out * (1 + learn_sigma), norm, norm_affine)
         if feature_token:
             self.final_layer.linear_cls = nn.Linear(hidden_size, in_channels)
-        self._check_parts()
-        shared = depth - velocity_blocks
-        self.exit_layer = exit_layer
-        self.early, self.shared = decoupled_depth or shared, shared
+        self.exit_layer, self.shared = exit_layer, depth - velocity_blocks
+        self.early = decoupled_depth or self.shared
         self.context_start = context_start if context_tokens else None
         self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
-        features = patch_size**2 * in_channels
-        if velocity_blocks:
-            self.velocity_layer = FinalLayer(hidden_size, features, norm, norm_affine)
-        if exit_layer is not None:
-            self.exit_head = FinalLayer(hidden_size, features, norm, norm_affine)
+        for name, wanted in (("velocity_layer", velocity_blocks), ("exit_head", exit_layer)):
+            if wanted:
+                setattr(self, name, FinalLayer(hidden_size, out, norm, norm_affine))
         self.initialize_weights()
 
     def _check_parts(self) -> None:

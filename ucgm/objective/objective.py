@@ -10,6 +10,7 @@ a pure function of them, so every formula can be tested with given numbers:
     loss  = mean w rho(F - F_tgt)          losses, and the additive terms
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ucgm.objective.additions import (
-    Alignment,
     flow_anchor_term,
     matching_term,
     own_samples,
@@ -185,7 +185,7 @@ class Objective(ObjectiveSettings):
         target: Network | None = None,
         teacher: Network | list[Network] | None = None,
         log_variance: LogVariance | None = None,
-        alignment: Alignment | None = None,
+        alignment: Callable[[], Tensor] | None = None,
         progress: float = 1.0,
     ) -> Terms:
         """The loss of a draw.
@@ -196,7 +196,7 @@ class Objective(ObjectiveSettings):
             target: the EMA network, where one is used (None: the network itself).
             teacher: the frozen teacher or teachers of the ``teacher`` fields.
             log_variance: the module of a learned variance.
-            alignment: the module of representation alignment.
+            alignment: the module of representation alignment, told the batch's features.
             progress: share of the run that is done, for the tangent warm-up.
         """
         draw = self.complete(draw)
@@ -235,7 +235,7 @@ class Objective(ObjectiveSettings):
         if self.alignment:
             if alignment is None:
                 raise ValueError("objective.alignment needs an Alignment module")
-            loss = loss + self.alignment * alignment.loss()
+            loss = loss + self.alignment * alignment()
         return Terms(loss, per_sample, prediction, f_target)
 
     def _gradient_pass(

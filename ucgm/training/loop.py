@@ -85,6 +85,8 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
     for micro in range(train.accumulation):
         x, y = next(stream)
         draw = _draw(state, state.step, state.plan.rows(micro), x, y)
+        if networks.alignment is not None:
+            networks.alignment.see(state.step, state.plan.rows(micro), x)
         with state.exchanging(last=micro == train.accumulation - 1):
             with autocast(device, sharded=state.sharding.mesh is not None):
                 terms = objective.terms(
@@ -93,6 +95,7 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     target=(networks.target or networks.ema).network,
                     teacher=networks.teachers,
                     log_variance=state.wrapped_variance,
+                    alignment=state.wrapped_alignment,
                     progress=state.step / train.steps,
                 )
             (poison_gradients(terms.loss) / train.accumulation).backward()
