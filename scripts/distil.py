@@ -40,7 +40,7 @@ TAUGHT = {
 EULER = ["--sampler.extrapolation", "0", "--sampler.grid.gap", "[0, 0]"]
 INTERNAL = ["--guidance.kind", "internal", "--guidance.scale"]
 # Internal guidance at all times, and then but for the last steps before the data.
-SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
+SCALES = (1.0, 1.25, 1.5, 2.0, 2.5)
 EARLY_SCALES, EARLY = (2.5,), "[0.2, 1.0]"
 
 
@@ -103,14 +103,20 @@ ROWS: dict[str, Row] = {
     "halved_1": Row("2 steps to 1", halved(1), "halved_2", 0, (1,), (EULER,)),
     "plain": Row("no exit head", {"objective": MULTI, "model": NETWORK}, steps=(8,)),
     "exit": Row(
+        "exit head after 1 block",
+        {"objective": {**MULTI, "exit_head": 0.25}, "model": NETWORK},
+        steps=(8,),
+        changes=GUIDED,
+    ),
+    "exit_later": Row(
         "exit head after 2 blocks",
-        {"objective": {**MULTI, "exit_head": 0.5}, "model": NETWORK},
+        {"objective": {**MULTI, "exit_head": 0.5}, "model": {**NETWORK, "exit_layer": 2}},
         steps=(8,),
         changes=GUIDED,
     ),
     "exit_on_data": Row(
-        "exit head taught by data",
-        {"objective": {**MULTI, "exit_head": 0.5, "exit_target": "field"}, "model": NETWORK},
+        "exit head after 1 block, taught by data",
+        {"objective": {**MULTI, "exit_head": 0.25, "exit_target": "field"}, "model": NETWORK},
         steps=(8,),
         changes=GUIDED,
     ),
@@ -216,7 +222,9 @@ def exits(study: Study) -> list[str]:
         f"| {ROWS['plain'].title} | {cell(scores(study, 'plain', 0, 8))} |" + " |" * len(head)
     )
     names = [
-        name for name in ("exit", "exit_on_data") if len(scores(study, name, 0, 8)) == len(seeds)
+        name
+        for name in ("exit", "exit_later", "exit_on_data")
+        if len(scores(study, name, 0, 8)) == len(seeds)
     ]
     for name in names:
         cells = [cell(scores(study, name, k, 8)) for k in range(len(GUIDED))]

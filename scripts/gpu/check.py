@@ -58,6 +58,7 @@ from ucgm.generation.samples import SampleSet, SamplingConfig
 from ucgm.nn import DDTConfig, DiTConfig
 from ucgm.nn.cost import cost
 from ucgm.objective import LogVariance, preset
+from ucgm.objective.passes import forward_mode
 from ucgm.objective.presets import count_passes
 from ucgm.objective.residual import difference_tangent, jvp_tangent
 from ucgm.objective.times import LogitNormal
@@ -220,7 +221,8 @@ def correct():
         with torch.no_grad():
             wide = copy.deepcopy(net).double()
             v = [w.double() for w in (x, time_, s, field)]
-            ref = jvp_tangent(t, lambda a, b: wide(a, b, y, v[2]), v[0], v[1], v[2], v[3])
+            with forward_mode():
+                ref = jvp_tangent(t, lambda a, b: wide(a, b, y, v[2]), v[0], v[1], v[2], v[3])
             net.to(DEVICE)
             g = [w.to(DEVICE) for w in (x, time_, s, field, y)]
             for label, tf32, amp in (
@@ -238,7 +240,8 @@ def correct():
                     key = f"{name} {kind} {label} vs cpu fp64"
                     try:
                         if kind == "jvp":
-                            out = jvp_tangent(t, call, g[0], g[1], g[2], g[3])
+                            with forward_mode():
+                                out = jvp_tangent(t, call, g[0], g[1], g[2], g[3])
                         else:
                             out = difference_tangent(t, call, g[0], g[1], g[2], g[3], 0.005)
                         found[key] = relative(out, ref)

@@ -153,6 +153,9 @@ def test_inception_outputs_and_the_spatial_channels(random_inception):
     by_hand = F.relu(branch.bn(branch.conv(into)))[:, :7]  # not [..., :7], seven columns
     assert torch.allclose(outputs["spatial"].view(3, 7, 17, 17), by_hand, atol=1e-5)
     assert (outputs["spatial"] >= 0).all()
+    # floats in place of bytes have the same features, and a gradient
+    x = images.float().requires_grad_()
+    assert torch.allclose(module(x)["features"], outputs["features"], atol=1e-5)
     # grey is repeated, and the logits carry no bias
     grey = images[:, :1]
     repeated = extractor(grey.repeat(1, 3, 1, 1))["features"]

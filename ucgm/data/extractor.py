@@ -149,12 +149,17 @@ class Extractor:
 class Extractors:
     """Several extractors that see the same images, as if they were one.
 
+    Each of several is on its device for the time of its call: they take the memory of the largest.
+
     Args:
         parts: prefix of the names of its outputs -> extractor, for example ``dinov2.``.
+        device: where they run; None: where they are.
     """
 
-    def __init__(self, parts: dict[str, Extractor]) -> None:
-        self.parts = parts
+    def __init__(
+        self, parts: dict[str, Extractor], device: torch.device | str | None = None
+    ) -> None:
+        self.parts, self.device = parts, device
         self.dimensions = {
             prefix + name: width
             for prefix, extractor in parts.items()
@@ -164,11 +169,14 @@ class Extractors:
 
     def __call__(self, images: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """The outputs (B, ...) of all for images (B, C, H, W), see :meth:`Extractor.__call__`."""
-        return {
-            prefix + name: rows
-            for prefix, extractor in self.parts.items()
-            for name, rows in extractor(images, indices).items()
-        }
+        found = {}
+        for prefix, extractor in self.parts.items():
+            if self.device is not None:
+                extractor.module.to(self.device)
+            found |= {prefix + name: rows for name, rows in extractor(images, indices).items()}
+            if self.device is not None and len(self.parts) > 1:
+                extractor.module.to("cpu")
+        return found
 
 
 Build = Callable[[str | None], Extractor]
@@ -195,8 +203,9 @@ def open_extractor(
     returns an :class:`Extractor` (docs/benchmark.md has an example).
 
     Args:
-        name: ``digits``, ``random``, ``inception``, ``dinov2``, a name given to
-            :func:`register_extractor`, or ``module:function``.
+        name: ``digits``, ``random``, ``inception``, ``dinov2``, one of
+            :mod:`ucgm.evaluation.extractors.vision`, a name given to :func:`register_extractor`, or
+            ``module:function``.
         weights: path of its weights; None for those it ships with or downloads.
         device: where it runs.
 

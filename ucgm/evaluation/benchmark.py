@@ -139,6 +139,9 @@ def _described(
         possible = possible.enough(len(data), "held-out images", "the row real")
         scores = possible.score(statistics_of(DatasetImages(data), evaluators.extractor))
         real = {"name": data.name, "num_samples": len(data), "scores": scores}
+    elif scores := evaluators.real_scores():
+        held_out = next(part.held_out for part in evaluators.parts if part.held_out)
+        real = {"name": held_out.name, "num_samples": held_out.gaussian.count, "scores": scores}
     return {
         "schema": 1,
         "name": run.run_dir.name,

@@ -250,9 +250,12 @@ class FeatureExtractor:
             outputs, _ = self.chunk(part, report)
             for name, running in moments.items():
                 running.update(outputs[name])
-            rows.append(outputs["features"][torch.isin(part, kept)])
-        return {name: running.state for name, running in moments.items()} | {
-            "rows": torch.cat(rows)
+            chosen = torch.isin(part, kept)
+            rows.append({n: v[chosen] for n, v in outputs.items() if n.endswith("features")})
+        found = {name: running.state for name, running in moments.items()}
+        return found | {
+            name.removesuffix("features") + "rows": torch.cat([part[name] for part in rows])
+            for name in rows[0]
         }
 
 

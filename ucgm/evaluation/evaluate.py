@@ -15,9 +15,9 @@ from ucgm.evaluation.chunks import CHUNK
 from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
-from ucgm.evaluation.references import chosen_extractor, open_evaluators
+from ucgm.evaluation.references import chosen_extractor, open_evaluators, prefixes
 from ucgm.evaluation.report.tables import aligned, column
-from ucgm.evaluation.scoring import Evaluators, MetricConfig
+from ucgm.evaluation.scoring import Evaluators, MetricConfig, Names
 from ucgm.evaluation.sweep import FeatureExtraction
 from ucgm.runtime.files import refuse_inside, write_atomic
 from ucgm.runtime.processes import join_world
@@ -70,19 +70,24 @@ def evaluate(
                 "references": evaluators.references(),
                 "images_hash": facts["images_hash"],
                 "scores": evaluators.score(statistics),
+                "real": evaluators.real_scores(),
             }
             write_atomic(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
-            _print(content["scores"], evaluators, len(images), folder)
+            _print(content, evaluators, len(images), folder)
             result = content | result
     return result
 
 
-def _print(scores: dict[str, float], evaluators: Evaluators, count: int, folder: Path) -> None:
-    """The table of the scores, and what they were measured with."""
+def _print(content: dict[str, Any], evaluators: Evaluators, count: int, folder: Path) -> None:
+    """The table of the scores, with those of held-out real images, and what they are made with."""
     first = evaluators.parts[0].extractor.name
     heads = {name: column(name, first) for name in evaluators.metrics}
-    cells = [f"{scores[name]:.{digits}f}" for name, (_, digits) in heads.items()]
-    print("", aligned([head for head, _ in heads.values()], [cells]), "", sep="\n")
+    rows = {"images": content["scores"]} | ({"real": content["real"]} if content["real"] else {})
+    cells = [
+        [row, *(f"{s[k]:.{digits}f}" if k in s else "-" for k, (_, digits) in heads.items())]
+        for row, s in rows.items()
+    ]
+    print("", aligned(["", *(head for head, _ in heads.values())], cells), "", sep="\n")
     for part in evaluators.parts:
         note = f" ({part.extractor.note})" * bool(part.extractor.note)
         used = f"extractor {part.extractor.name}{note}"
@@ -93,8 +98,8 @@ def _print(scores: dict[str, float], evaluators: Evaluators, count: int, folder:
 def make_reference(
     data: str,
     out: str | Path,
-    extractor: str | None = None,
-    extractor_weights: str | None = None,
+    extractor: Names = None,
+    extractor_weights: Names = None,
     size: int | None = None,
     num_rows: int = 10_000,
     name: str | None = None,
@@ -103,12 +108,15 @@ def make_reference(
 ) -> Path:
     """Reference statistics of real images, in one npz that other tools read too.
 
+    Several extractors see the images in one pass, and their statistics are in the one file.
+
     Args:
         data: folder, zip or npz of images, hub:OWNER/NAME, or digits, digits-test.
         out: the npz to write.
-        extractor: inception, dinov2, random, digits, a registered name or module:function;
-            inception when left out (random where its weights cannot be had), digits for the digits.
-        extractor_weights: path of its weights.
+        extractor: inception, dinov2, clip, siglip, mae, convnext, random, digits, a registered name
+            or module:function; inception when left out (random where its weights cannot be had),
+            digits for the digits.
+        extractor_weights: path of its weights, for each in the same order.
         size: scale and crop to this size, as the training data were.
         num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
         name: what reports call it; the file's name when left out.
@@ -128,10 +136,13 @@ def make_reference(
         if path.exists():
             raise ValueError(f"{out} exists and was not overwritten: delete it or name another.")
         fitting = "digits" if data.startswith("digits") else "inception"
-        features = chosen_extractor(extractor, fitting, extractor_weights, world.device)
+        chosen = MetricConfig(extractor=extractor, extractor_weights=extractor_weights).each()
+        device = world.device if len(chosen) == 1 else "cpu"
+        found = [chosen_extractor(one, fitting, weights, device) for one, weights, *_ in chosen]
+        parts = dict(zip(prefixes([part.name for part in found]), found, strict=True))
         images = open_images(data, size)
         folder = path.with_name(path.name + ".parts")
-        extraction = FeatureExtraction(Extractors({"": features}), folder, shard_size, world)
+        extraction = FeatureExtraction(Extractors(parts, world.device), folder, shard_size, world)
         _write_reference(path, name or path.stem, images, extraction, num_rows)
     return path
 
@@ -141,30 +152,37 @@ def _write_reference(
 ) -> None:
     """Measure ``images`` in parts, of which none is left when the file is there."""
     count, num_rows = len(images), min(num_rows, len(images))
-    features = extraction.extractor.parts[""]
     protocol = {"images": images.identity, "num_samples": count, "num_rows": num_rows}
-    protocol |= {"extractor_spec": features.spec, "extractor_sha256": features.digest}
     protocol |= {"shard_size": extraction.chunk_size}
-    extraction.claim(protocol)
+    own = {
+        prefix: {"extractor_spec": part.spec, "extractor_sha256": part.digest}
+        for prefix, part in extraction.extractor.parts.items()
+    }
+    first, *more = own.values()
+    extraction.claim(protocol | first | ({"more_extractors": more} if more else {}))
     kept = torch.arange(num_rows) * count // max(1, num_rows)
     found = extraction.measure("reference", images, torch.arange(count), kept)
     if found is None:
         return
-    moments, rows = found[0].moments, found[0].rows("rows")
-    reference = Reference(
-        name,
-        moments["features"],
-        digest="",
-        spatial=moments.get("spatial"),
-        features=rows if len(rows) else None,
-        extractor=(features.name, features.digest),
-        protocol=protocol | {"made": datetime.now(UTC).isoformat(timespec="seconds")},
-    )
+    moments, made = found[0].moments, datetime.now(UTC).isoformat(timespec="seconds")
+    references = {
+        prefix: Reference(
+            name,
+            moments[prefix + "features"],
+            digest="",
+            spatial=moments.get(prefix + "spatial"),
+            features=found[0].rows(prefix + "rows") if num_rows else None,
+            extractor=(part.name, part.digest),
+            protocol=protocol | own[prefix] | {"made": made},
+        )
+        for prefix, part in extraction.extractor.parts.items()
+    }
 
     def write(temporary: Path) -> None:
-        save_reference(temporary, reference)
+        save_reference(temporary, references.pop(""), references)
         # The parts go with the temporary folder; half of them would be a folder of nobody.
         extraction.folder.rename(temporary.with_name("parts"))
 
     write_atomic(path, write)
-    print(f"reference: {path} ({count:,} images, extractor {features.name})")
+    names = ", ".join(part.name for part in extraction.extractor.parts.values())
+    print(f"reference: {path} ({count:,} images, extractor {names})")

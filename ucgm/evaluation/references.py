@@ -1,6 +1,7 @@
 """Where references and evaluators come from: the files given, else the run's own data."""
 
 import warnings
+import zipfile
 from dataclasses import replace
 
 import torch
@@ -38,10 +39,19 @@ def open_evaluators(
     Raises:
         ValueError: for unknown names, references of another extractor, metrics that cannot be.
     """
-    found = [_evaluator(choice, config, data, device) for choice in metrics_config.each()]
-    names = [evaluator.extractor.name for evaluator in found]
-    if len(set(names)) < len(names):
-        raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
+    choices = metrics_config.each()
+    found = []
+    for choice in choices:
+        name, weights, file, other = choice
+        if name is not None:  # one file may hold the statistics of all
+            file, other = (
+                given or (first if first and _holds_more(first, name) else None)
+                for given, first in ((file, choices[0][2]), (other, choices[0][3]))
+            )
+        found.append(_evaluator((name, weights, file, other), config, data, device))
+        if len(choices) > 1:  # they take their turns on the device
+            found[-1].extractor.module.to("cpu")
+    places = prefixes([evaluator.extractor.name for evaluator in found])
     reasons = [
         part.unavailable(part.extractor.num_classes if data is None else data.num_classes)
         for part in found
@@ -53,11 +63,29 @@ def open_evaluators(
             raise ValueError(f"{name} cannot be computed: {reasons[0][name]}.")
     wanted = set(METRICS if metrics_config.metrics is None else metrics_config.metrics)
     parts = []
-    for part, why in zip(found, reasons, strict=True):
+    for part, why, prefix in zip(found, reasons, places, strict=True):
         metrics = tuple(name for name in METRICS if name in wanted and not why[name])
-        prefix = f"{part.extractor.name}." if parts else ""
         parts.append(replace(part, metrics=metrics, prefix=prefix))
-    return Evaluators(tuple(parts))
+    return Evaluators(tuple(parts), device)
+
+
+def prefixes(names: list[str]) -> list[str]:
+    """Of the outputs of extractors of these ``names``: none of the first, ``name.`` of others.
+
+    Raises:
+        ValueError: a name that is there twice.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"an extractor is named twice: {', '.join(names)}.")
+    return ["", *(f"{name}." for name in names[1:])]
+
+
+def _holds_more(path: str, extractor: str) -> bool:
+    """Whether a file holds statistics of ``extractor`` beside those of its first one."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return f"{extractor}.mu.npy" in file.namelist()
 
 
 def _evaluator(
@@ -66,8 +94,8 @@ def _evaluator(
     """Extractor and references of one choice, without metrics so far."""
     name, weights, file, other = choice
     entry = "fd_dinov2" if name == "dinov2" else "fid"
-    reference = None if file is None else load_reference(file, entry)
-    held_out = None if other is None else load_reference(other, entry)
+    reference = None if file is None else load_reference(file, entry, name)
+    held_out = None if other is None else load_reference(other, entry, name)
     if name is None and reference is not None:
         name = reference.protocol["extractor_spec"] if reference.extractor else "inception"
         if ":" in name and not is_allowed(name.partition(":")[0]):

@@ -71,13 +71,14 @@ class MetricConfig:
     """names from fid fid_heldout fdr sfid kid precision recall inception_score accuracy; all that
     can be computed when left out."""
     extractor: Names = None
-    """digits, inception, dinov2, random, a registered name or module:function; several give further
-    columns. That of the reference, or of the data, when left out."""
+    """digits, inception, dinov2, clip, siglip, mae, convnext, random, a registered name or
+    module:function; several give further columns. That of the reference, or of the data, when left
+    out."""
     extractor_weights: Names = None
     """path of its weights."""
     reference: Names = None
-    """statistics of real images, by `ucgm reference` or from ADM, EDM, MeanFlow; the training
-    data when left out."""
+    """statistics of real images, by `ucgm reference` (one file for all its extractors) or from ADM,
+    EDM, MeanFlow; the training data when left out."""
     held_out: Names = None
     """statistics of real images that training did not see."""
 
@@ -210,14 +211,16 @@ class Evaluators:
 
     Attributes:
         parts: at least one.
+        device: where their extractors run.
     """
 
     parts: tuple[Evaluator, ...]
+    device: str | None = None
 
     @cached_property
     def extractor(self) -> Extractors:
         """Their extractors as one."""
-        return Extractors({part.prefix: part.extractor for part in self.parts})
+        return Extractors({part.prefix: part.extractor for part in self.parts}, self.device)
 
     @property
     def metrics(self) -> list[str]:
@@ -236,7 +239,7 @@ class Evaluators:
         for part in self.parts:
             kept = tuple(name for name in part.metrics if name not in metrics)
             parts.append(replace(part, metrics=kept))
-        return Evaluators(tuple(parts))
+        return Evaluators(tuple(parts), self.device)
 
     def enough(self, count: int, images: str, place: str) -> "Evaluators":
         """The evaluators without the metrics that ``count`` images cannot give, with a warning."""
@@ -253,6 +256,23 @@ class Evaluators:
         if len(self._ratios) > 1:
             found["fdr_mean"] = fmean(found[name] for name in self._ratios)
         return found
+
+    def real_scores(self) -> dict[str, float]:
+        """Scores of the held-out real images, as far as their statistics give them; or none."""
+        parts, moments, rows = [], {}, {}
+        for part in self.parts:
+            if (real := part.held_out) is None:
+                continue
+            able = {"fid", "fdr"}
+            moments[part.prefix + "features"] = real.gaussian
+            if real.spatial is not None:
+                moments[part.prefix + "spatial"] = real.spatial
+                able |= {"sfid"}
+            if real.features is not None and len(real.features) >= LEAST["recall"]:
+                rows[part.prefix + "features"] = real.features
+                able |= {"kid", "precision", "recall"}
+            parts.append(replace(part, metrics=tuple(n for n in part.metrics if n in able)))
+        return Evaluators(tuple(parts)).score(FeatureStatistics(moments, rows.__getitem__))
 
     def identity(self) -> dict[str, Any]:
         """``extractor`` and, where there are several, ``more_extractors`` of a protocol."""

@@ -99,8 +99,8 @@ class FeatureExtraction:
             name: of the set; its chunks are in ``chunks/name``.
             source: of the images.
             indices: (n,) consecutive.
-            kept: (k,) indices; given, moments are kept, and their feature rows (k, d) as ``rows``,
-                but no others.
+            kept: (k,) indices; given, moments are kept, and their feature rows (k, d) as ``rows``
+                under the prefix of the extractor, but no others.
 
         Returns:
             the moments and rows; count, image hash and times, unless ``kept``.  None on other

@@ -4,6 +4,7 @@ transported        minibatch optimal transport (arXiv 2302.00482, section 3.2)
 own_samples        TwinFlow's rows of the network's own samples, at negative time
 matching_term      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
                    (arXiv 2512.05150)
+second_head_term   what the second head learns (improved MeanFlow; internal guidance)
 flow_anchor_term   flow matching at s = t beside a flow map (FACM, arXiv 2507.03738; TVM)
 terminal_velocity  the flow map matched at its destination (TVM, arXiv 2511.19797)
 """
@@ -16,7 +17,13 @@ from torch import Tensor
 from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
-from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, power_loss
+from ucgm.objective.losses import (
+    cosine_loss,
+    mean_flat,
+    over_scale,
+    per_sample_loss,
+    power_loss,
+)
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
@@ -30,8 +37,10 @@ def transported(x: Tensor, z: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment
 
-    cost = torch.cdist(x.flatten(1).double(), z.flatten(1).double()).square()
-    _, order = linear_sum_assignment(cost.cpu().numpy())
+    # In float64, which GPUs have few units for.
+    one, two = (v.flatten(1).cpu().double() for v in (x, z))
+    cost = torch.cdist(one, two).square()
+    _, order = linear_sum_assignment(cost.numpy())
     return z[torch.as_tensor(order, device=z.device)]
 
 
@@ -78,6 +87,20 @@ def matching_term(
         return prediction.sum() * 0.0
     powered = power_loss(one_step - target, objective.loss_power, objective.loss_epsilon, False)
     return powered.sum() / (TwinFlowSplit.share * len(x_t))
+
+
+def second_head_term(
+    objective: ObjectiveSettings, second: Tensor, known: Tensor, field: Tensor, f_target: Tensor
+) -> Tensor:
+    """Scalar loss of what a second head says, ``second`` (B, ...), with its weight.
+
+    A velocity head learns the field, an exit head the network's own F (``known``) or, like it, the
+    target, all (B, ...).
+    """
+    learned = f_target if objective.exit_target == "field" else known
+    learned = field if objective.velocity_head else learned
+    weight = objective.velocity_head or objective.exit_head
+    return weight * per_sample_loss(objective, second, learned).mean()
 
 
 def flow_anchor_term(

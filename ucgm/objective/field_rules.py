@@ -171,6 +171,10 @@ def weighted_parts(
 
     Without ``labels``, with and without one are the same, of the same network.
     """
+    if objective.field == "data" or (
+        objective.field in OFF_AT_ZERO and objective.enhancement_ratio == 0.0
+    ):
+        return [], torch.ones_like(host.t)[None]
     if objective.field == "sources":
         of_data, found = torch.zeros_like(host.t), dict[Part, Tensor]()
         for source in objective.sources:

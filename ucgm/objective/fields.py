@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ucgm.objective.draw import Draw, HostTimes
-from ucgm.objective.field_rules import OFF_AT_ZERO, sources_of, teachers_of, weighted_parts
+from ucgm.objective.field_rules import weighted_parts
 from ucgm.objective.passes import Heads, Passes, place
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand
@@ -63,21 +63,18 @@ def field_at(
     Raises:
         ValueError: the rule needs a teacher, and there is none, or not so many.
     """
-    sources, host, t = sources_of(objective), draw.host, draw.t
+    host, t = draw.host, draw.t
     assert host is not None and draw.s is not None and draw.m is not None
     data = objective.transport.target(draw.x, draw.z, t)
-    if (count := teachers_of(objective)) > len(passes.networks["teacher"]):
-        raise ValueError(
-            f"objective.field = {objective.field!r} needs a teacher, or {count}: start from a "
-            "trained run, or name them in train.teacher"
-        )
     if objective.field == "jump":
         jump = guided_jump(objective, passes, draw, x_t, t, draw.m)
         return place(data, host.m > host.s, None, jump)
-    if objective.field == "data" or (not sources and objective.field in OFF_AT_ZERO):
-        return data
-    null = null_labels(draw)
+    null, scale = null_labels(draw), scale_at(draw)
     parts, table = weighted_parts(objective, host, progress, null is not None)
+    if not parts:
+        return data
+    named = [1 + (part.teacher or 0) for part in parts if part.network == "teacher"]
+    passes.refuse_fewer_teachers(max(named, default=0), objective.field)
     # Under every rule TwinFlow's own samples are their own data, and a terminal velocity is learned
     # from the network: these rows need no guidance.
     own = draw.twin.part == 3 if draw.twin is not None else (host.s < host.t) & objective.terminal
@@ -85,19 +82,20 @@ def field_at(
     on_device = table.to(x_t.device, x_t.dtype, non_blocking=True)
     a_data, *weights = (expand(a, x_t) for a in on_device)
     field = a_data * data
-    scale = scale_at(draw)
     one = None if scale is None else torch.ones_like(scale)
     for part, a, rows in zip(parts, weights, table[1:] != 0, strict=True):
+        missing: Tensor = rows
+        known: Tensor | float = 0.0
+        if part.network == "online" and part.view == "label":
+            later, known = known_already(objective, host, prediction, velocity)
+            missing = rows & later
         if not passes.anywhere(rows):
             continue
         y, strength = (null, one) if part.view == "null" else (draw.y, scale)
         own_head = objective.velocity_head and part.network != "teacher"
         heads: Heads = "exit" if part.view == "exit" else "velocity" if own_head else "map"
-        known: Tensor | float = 0.0
-        if part.network == "online" and part.view == "label":
-            rows, known = known_already(objective, host, rows, prediction, velocity)
         inputs = (x_t, t, draw.y if y is None else y, t, strength, heads, part.teacher)
-        field = field + a * (known + passes.on_rows(part.network, rows, *inputs))
+        field = field + a * (known + passes.on_rows(part.network, missing, *inputs))
     return field
 
 
@@ -117,18 +115,13 @@ def own_velocity(objective: ObjectiveSettings, passes: Passes, draw: Draw, x_t: 
 
 
 def known_already(
-    objective: ObjectiveSettings,
-    host: HostTimes,
-    rows: Tensor,
-    prediction: Tensor,
-    velocity: Tensor | None,
+    objective: ObjectiveSettings, host: HostTimes, prediction: Tensor, velocity: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Of ``rows``, a CPU mask (B,), those that still need a pass, and (B, ...) F on the others.
+    """Rows that still need a pass for the network's F at s = t, a CPU mask (B,), and F elsewhere.
 
-    A network of one time, and one of two at s = t, has predicted it; ``velocity`` is it elsewhere.
+    F is (B, ...), 0 on the rows of the mask.  A network of one time, and one of two at s = t, has
+    predicted it; ``velocity`` is it elsewhere.
     """
-    later = rows & (host.s < host.t) & objective.two_time
-    known = place(torch.zeros_like(prediction), rows & ~later, None, prediction)
-    if velocity is None:
-        return later, known
-    return torch.zeros_like(later), place(known, later, None, velocity)
+    later = (host.s < host.t) & objective.two_time
+    elsewhere = torch.zeros_like(prediction) if velocity is None else velocity
+    return later & (velocity is None), place(elsewhere, ~later, None, prediction)

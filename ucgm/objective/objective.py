@@ -21,6 +21,7 @@ from ucgm.objective.additions import (
     flow_anchor_term,
     matching_term,
     own_samples,
+    second_head_term,
     terminal_velocity,
     transported,
 )
@@ -30,7 +31,7 @@ from ucgm.objective.draw import Draw, HostTimes, Terms, Twin
 from ucgm.objective.field_rules import sources_of, teachers_of
 from ucgm.objective.fields import field_at, own_velocity
 from ucgm.objective.losses import LogVariance, per_sample_loss, weighted_mean
-from ucgm.objective.passes import Network, Passes
+from ucgm.objective.passes import Heads, Network, Passes
 from ucgm.objective.residual import consistency_target
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.runtime.randomness import RowRandom, as_random
@@ -199,60 +200,41 @@ class Objective(ObjectiveSettings):
             alignment: the module of representation alignment, told the batch's features.
             progress: share of the run that is done, for the tangent warm-up.
         """
-        draw = self.complete(draw)
+        draw, diffusion = self.complete(draw), self.diffusion
         passes = Passes(draw, self.two_time, network, target, teacher)
         if draw.twin is not None:
             draw = own_samples(self, passes, draw)
         assert draw.host is not None and draw.s is not None and draw.m is not None
         x_t = self.transport.mix(draw.x, draw.z, draw.t)
-        prediction, at_destination, at_t, second = self._gradient_pass(passes, draw, x_t)
+        here, at_destination, at_t, second = (self, passes, draw, x_t), None, None, None
+        if self.terminal:
+            prediction, at_destination = terminal_velocity(*here)
+        else:
+            twice = self.flow_anchor > 0 and self.flow_anchor_law is None
+            heads: Heads = "both" if self.velocity_head or self.exit_head else "map"
+            prediction, at_t, second = passes.gradient(x_t, draw.t, draw.y, draw.s, twice, heads)
         with torch.no_grad():
             known = prediction.detach()
-            velocity = own_velocity(self, passes, draw, x_t) if self.own_velocity else None
+            velocity = own_velocity(*here) if self.own_velocity else None
             at_same_time = second.detach() if self.velocity_head and second is not None else known
-            field = field_at(self, passes, draw, x_t, at_same_time, velocity, progress)
+            field = field_at(*here, at_same_time, velocity, progress)
             if at_destination is not None:
                 f_target = torch.where(expand(draw.s < draw.t, field), at_destination, field)
-            elif self.diffusion:
+            elif diffusion:
                 f_target = field
             else:
-                direction = field if velocity is None else velocity
-                f_target = consistency_target(
-                    self, passes, draw, x_t, known, field, direction, progress
-                )
+                f_target = consistency_target(*here, known, field, velocity, progress)
         per_sample = per_sample_loss(self, prediction, f_target)
         loss = weighted_mean(self, per_sample, draw, log_variance)
         if self.flow_anchor:
             at_same = flow_anchor_term(self, passes, draw, at_t, field, progress)
             loss = loss + self.flow_anchor * at_same
         if second is not None:
-            learned = f_target if self.exit_target == "field" else known
-            learned = field if self.velocity_head else learned
-            term = per_sample_loss(self, second, learned).mean()
-            loss = loss + (self.velocity_head or self.exit_head) * term
+            loss = loss + second_head_term(self, second, known, field, f_target)
         if self.matching:
-            loss = loss + self.matching * matching_term(self, passes, draw, x_t, prediction)
+            loss = loss + self.matching * matching_term(*here, prediction)
         if self.alignment:
             if alignment is None:
                 raise ValueError("objective.alignment needs an Alignment module")
             loss = loss + self.alignment * alignment()
         return Terms(loss, per_sample, prediction, f_target)
-
-    def _gradient_pass(
-        self, passes: Passes, draw: Draw, x_t: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """F (B, ...) with gradient, and what comes with it under some settings, each (B, ...).
-
-        These are the velocity where a jump ends, F at (t, t), and what the second head says.
-        """
-        assert draw.s is not None
-        inputs = (x_t, draw.t, draw.y, draw.s)
-        if self.terminal:
-            return *terminal_velocity(self, passes, draw, x_t), None, None
-        if self.flow_anchor and self.flow_anchor_law is None:
-            prediction, at_t = passes.gradient_at_two(*inputs)
-            return prediction, None, at_t, None
-        if self.velocity_head or self.exit_head:
-            prediction, second = passes.call("online", *inputs, wrapped=True, heads="both")
-            return prediction, None, None, second
-        return passes.call("online", *inputs, wrapped=True), None, None, None

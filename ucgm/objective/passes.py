@@ -74,15 +74,34 @@ class Passes:
         """Whether any process makes a pass for its ``rows``, a CPU mask (B,)."""
         return self.any_rank(bool(rows.any()))
 
-    def gradient_at_two(
-        self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(F at (t, s), F at (t, t)) from one doubled pass; x (B, ...), t, y, s (B,)."""
+    def refuse_fewer_teachers(self, needed: int, field: str) -> None:
+        """Refuse a field that asks for more teachers than there are."""
+        if needed > len(self.networks["teacher"]):
+            raise ValueError(
+                f"objective.field = {field!r} needs a teacher, or {needed}: start from a trained "
+                "run, or name them in train.teacher"
+            )
+
+    def gradient(
+        self, x: Tensor, t: Tensor, y: Tensor | None, s: Tensor, twice: bool, heads: Heads
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The pass with gradient: F at (t, s); F at (t, t) or None; the second head's or None.
+
+        Args:
+            x: (B, ...) states.
+            t: (B,) times.
+            y: (B,) labels.
+            s: (B,) destinations.
+            twice: make it at (t, t) as well, in one doubled pass.
+            heads: ``both``, or ``map`` for F alone.
+        """
+        if not twice:
+            out = self.call("online", x, t, y, s, wrapped=True, heads=heads)
+            return (out[0], None, out[1]) if heads == "both" else (out, None, None)
         both = torch.arange(len(x), device=x.device).repeat(2)
         inputs = (x[both], t[both], take(y, both), torch.cat((s, t)), both)
         out = self.call("online", *inputs, wrapped=True)
-        at_s, at_t = out.chunk(2)
-        return at_s, at_t
+        return *out.chunk(2), None
 
     def call(
         self,

@@ -23,7 +23,6 @@ are in full precision; so are the passes under finite differences, while those u
 derivative keep the autocast of the step.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import torch
@@ -105,15 +104,14 @@ def jvp_tangent(
 ) -> Tensor:
     """T = dX/dt along the field by forward-mode differentiation of (x, t) -> X(x; t->s).
 
-    x_t, F* (B, ...), t, s (B,).
+    x_t, F* (B, ...), t, s (B,); to be called under :func:`ucgm.objective.passes.forward_mode`.
     """
 
     def flow_map(x: Tensor, time: Tensor) -> Tensor:
         return transport.jump(x, evaluate(x, time), time, s)
 
     direction = (transport.velocity(x_t, field, t), torch.ones_like(t))
-    with forward_mode():
-        return torch.func.jvp(flow_map, (x_t, t), direction)[1]
+    return torch.func.jvp(flow_map, (x_t, t), direction)[1]
 
 
 def limit_tangent(
@@ -245,7 +243,7 @@ def consistency_target(
     x_t: Tensor,
     prediction: Tensor,
     field: Tensor,
-    direction: Tensor,
+    velocity: Tensor | None,
     progress: float,
 ) -> Tensor:
     """F_tgt = F - c phi(k G) (B, ...); the field itself where m = s and phi is the identity.
@@ -257,7 +255,7 @@ def consistency_target(
         x_t: (B, ...) states.
         prediction: (B, ...) F of the gradient pass, detached.
         field: (B, ...) F*.
-        direction: (B, ...) F along which X is differentiated: F*, or the network's own at s = t.
+        velocity: (B, ...) F along which X is differentiated, the network's own at s = t; None: F*.
         progress: share of the run that is done, for the tangent warm-up.
     """
     host, at_m, at_s = draw.host, draw.m, draw.s
@@ -269,7 +267,8 @@ def consistency_target(
     continuous = not passes.any_rank(bool((host.m != host.t)[rows].any()))  # m = t everywhere
     index, path = passes.index(stand_in(rows)), objective.transport
     x, t, s, m, y = (take(v, index) for v in (x_t, draw.t, at_s, at_m, draw.y))
-    prediction, direction, at_rows = (take(v, index) for v in (prediction, direction, field))
+    prediction, at_rows = take(prediction, index), take(field, index)
+    direction = at_rows if velocity is None else take(velocity, index)
 
     def step(state: Tensor, now: Tensor, later: Tensor) -> Tensor:
         if objective.state_clamp is not None:
@@ -285,15 +284,15 @@ def consistency_target(
     # A difference of two outputs over a small gap needs float32; a derivative does not.
     coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
     derived = continuous and objective.tangent == "jvp"
-    with contextlib.nullcontext() if derived else torch.autocast(x.device.type, enabled=False):
+    with forward_mode() if derived else torch.autocast(x.device.type, enabled=False):
         if continuous:
             tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction)
         else:
             late = passes.call("online", x, t, y, s, index) if coarse else prediction
             tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
-        residual = tangent / expand(speed(path, t, m), x) + (direction - at_rows)
-        if progress < objective.tangent_warmup:
-            plain = first_part(path, x, prediction, t, s, at_rows)
-            residual = torch.lerp(plain, residual, progress / objective.tangent_warmup)
-        target = stepped(objective, prediction, residual, t, s, m)
+    residual = tangent / expand(speed(path, t, m), x) + (direction - at_rows)
+    if progress < objective.tangent_warmup:
+        plain = first_part(path, x, prediction, t, s, at_rows)
+        residual = torch.lerp(plain, residual, progress / objective.tangent_warmup)
+    target = stepped(objective, prediction, residual, t, s, m)
     return place(simple, rows, index, target)

@@ -4,8 +4,6 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ucgm.data import Dataset
 from ucgm.data.sets.image_folder import ImageDataset
 from ucgm.nn import NetworkConfig
@@ -108,9 +106,10 @@ def _optimizer(model: NetworkConfig, whole: bool, tuning: bool, name: str | None
     to the optimizer, also where that was given by its ``name``.
     """
     numbers = model.defaults()[1] | {k: v for k, v in vars(model).items() if v is not None}
-    width = numbers.get("hidden_size") or numbers.get("model_channels") or numbers["channels"][-1]
-    blocks = isinstance(model, TransformerConfig) and hasattr(torch.optim, "Muon")
+    width = numbers.get("hidden_size") or numbers.get("model_channels")
+    width = width or numbers.get("channels", [96])[-1]  # a network of the user's own has none
     if name is None:
+        blocks = isinstance(model, TransformerConfig)
         name = "muon" if blocks and whole and not tuning else "adamw"
     rate = {"muon": 1e-2, "lion": 7e-4}.get(name, 2e-3) / (2 if tuning else 1)
     rate = float(f"{rate * 96 / width:.2g}")

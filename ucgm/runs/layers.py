@@ -188,7 +188,7 @@ def _with_inputs(config: Config, given: set[str], run: Config | None) -> Config:
     depth = missing.get("depth") or getattr(model, "depth", None)
     depth = depth or model.defaults()[1].get("depth", 1)
     if "exit_layer" in missing:
-        missing["exit_layer"] = max(1, depth // 2)
+        missing["exit_layer"] = max(1, depth // 4)
     for name, value in model_inputs(objective.preset, depth).items():
         if not hasattr(model, name):
             raise ValueError(

@@ -2,10 +2,9 @@
 
 Whether it is finite is known on the device, and the host does not wait for it.  The norm of the
 gradient carries it: a loss that is not finite makes every gradient NaN (:func:`poison_gradients`),
-the mean over processes hands a NaN to all of them, and so all decide alike.  The fused optimizers
-take the decision as ``found_inf``, the averages as a factor of their weight, and the counts stay on
-the device until they are read for the log.  Only an optimizer without ``found_inf`` makes the host
-wait, once a step.
+the mean over processes hands a NaN to all of them, and so all decide alike.  The optimizers take
+the decision as ``found_inf``, the averages as a factor of their weight, and the counts stay on the
+device until they are read for the log.
 """
 
 from collections.abc import Iterable
@@ -61,11 +60,8 @@ class NonFiniteSkipper:
         ``norm`` is a scalar, that of all gradients; ``number`` counts the optimizer steps.
         """
         taken = torch.isfinite(norm)
-        if all(group.get("fused") for group in optimizer.param_groups):
-            optimizer.found_inf = (~taken).float()  # pyright: ignore[reportAttributeAccessIssue]
-            optimizer.step()
-        elif bool(taken):
-            optimizer.step()
+        optimizer.found_inf = (~taken).float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
         for average in averages:
             average.update(taken)
         total, row, last = self._counts.unbind()

@@ -7,4 +7,5 @@ from ucgm.data.extractor import register_extractor as register_extractor
 from ucgm.evaluation.extractors import dinov2 as dinov2
 from ucgm.evaluation.extractors import inception as inception
 from ucgm.evaluation.extractors import random as random
+from ucgm.evaluation.extractors import vision as vision
 from ucgm.evaluation.extractors.digits import DigitsClassifier as DigitsClassifier

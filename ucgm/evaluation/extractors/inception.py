@@ -59,9 +59,27 @@ class InceptionFeatures(nn.Module):
         self._spatial = output[:, :SPATIAL_CHANNELS].flatten(1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 to features (B, 2048), logits (B, 1008), spatial (B, 2023)."""
+        """(B, 3, H, W) uint8, or float in [0, 255] for a gradient (which the network itself
+        refuses), to features (B, 2048), logits (B, 1008), spatial (B, 2023).
+        """
+        if images.is_floating_point():
+            return {"features": self._pool3(images)}
         features, logits = self.network(images)
         return {"features": features, "logits": logits, "spatial": self._spatial}
+
+    def _pool3(self, images: Tensor) -> Tensor:
+        """Features (B, 2048) of images (B, 3, H, W) in [0, 255], layer by layer."""
+        from torch_fidelity.interpolate_compat_tensorflow import (
+            interpolate_bilinear_2d_like_tensorflow1x,
+        )
+
+        x = interpolate_bilinear_2d_like_tensorflow1x(images, size=(299, 299), align_corners=False)
+        x = (x - 128.0) / 128.0
+        for name, layer in self.network.named_children():  # in the order of the graph
+            x = layer(x)
+            if name == "AvgPool":
+                break
+        return x.flatten(1)
 
 
 def build_inception(weights: str | None = None) -> Extractor:

@@ -3,6 +3,7 @@
 Read by their keys, without executing anything they may carry:
 
     ours            mu, sigma [, mu_s, sigma_s] [, features], protocol (JSON)     .npz
+                    of further extractors clip.mu, clip.sigma, ...
     ADM             mu, sigma, mu_s, sigma_s, arr_0 (10,000 images)               .npz
     pytorch-fid, EDM   mu, sigma                                                  .npz
     MeanFlow        ref_mu, ref_sigma                                             .npz
@@ -23,6 +24,7 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,11 +84,28 @@ def digest_of(gaussian: Gaussian) -> str:
     return digest.hexdigest()
 
 
-def save_reference(path: Path, reference: Reference) -> None:
+def save_reference(
+    path: Path, reference: Reference, more: Mapping[str, Reference] | None = None
+) -> None:
     """Write ours: readable by every tool that wants ``mu`` and ``sigma``.
 
     ``path`` is written as given; the caller renames it into place.
+
+    Args:
+        path: of the npz.
+        reference: whose arrays have plain names.
+        more: those of further extractors, by the prefix of their names.
     """
+    arrays = {
+        prefix + key: value
+        for prefix, one in {"": reference, **(more or {})}.items()
+        for key, value in _arrays_of(one).items()
+    }
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _arrays_of(reference: Reference) -> dict[str, Any]:
     arrays: dict[str, Any] = {
         "mu": reference.gaussian.mean.numpy(),
         "sigma": reference.gaussian.covariance.numpy(),
@@ -103,16 +122,18 @@ def save_reference(path: Path, reference: Reference) -> None:
         "extractor_sha256": digest,
         "num_samples": reference.gaussian.count,
     }
-    with open(path, "wb") as file:
-        np.savez(file, protocol=np.array(json.dumps(protocol)), **arrays)
+    return arrays | {"protocol": np.array(json.dumps(protocol))}
 
 
-def load_reference(path: str | Path, features: str = "fid") -> Reference:
+def load_reference(
+    path: str | Path, features: str = "fid", extractor: str | None = None
+) -> Reference:
     """Read a reference of any of the formats above.
 
     Args:
         path: the file.
         features: which entry of an EDM2 file: ``fid`` or ``fd_dinov2``.
+        extractor: whose statistics, where the file holds those of several; else the first one's.
 
     Raises:
         ValueError: for a missing or damaged file, or one without the keys of any format.
@@ -121,19 +142,22 @@ def load_reference(path: str | Path, features: str = "fid") -> Reference:
     if not path.is_file():
         raise ValueError(f"reference {path} does not exist: check the path.")
     try:
-        return _reference(path, _read_edm2(path, features) if path.suffix == ".pkl" else _npz(path))
+        edm2 = path.suffix == ".pkl"
+        return _reference(path, _read_edm2(path, features) if edm2 else _npz(path, extractor))
     except Exception as error:  # zip, zlib, pickle, json and numpy have their own
         reason = str(error).rstrip(".")[:300] or type(error).__name__
         raise ValueError(f"reference {path} cannot be read: {reason}.") from error
 
 
-def _npz(path: Path) -> dict[str, Any]:
-    """The arrays of an npz; of images, which may be large, the name alone."""
+def _npz(path: Path, extractor: str | None) -> dict[str, Any]:
+    """The arrays of one extractor in an npz; of images, which may be large, the name alone."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no npz")
     with np.load(path, allow_pickle=False) as file:
         images = {key for key in file.files if key in ("arr_0", "arr_1")}
-        arrays = {key: None if key in images else file[key] for key in file.files}
+        prefix = f"{extractor}." if f"{extractor}.mu" in file.files else ""
+        names = [key for key in file.files if key.startswith(prefix) and (prefix or "." not in key)]
+        arrays = {k.removeprefix(prefix): None if k in images else file[k] for k in names}
     for key, value in arrays.items():
         if isinstance(value, bytes):  # numpy hands out whatever else is in the zip
             raise ValueError(f"its {key} is no array")

@@ -171,9 +171,10 @@ def footnotes(result: dict[str, Any]) -> list[str]:
     if classes and protocol["labels"] == "balanced" and protocol["num_samples"] % classes:
         notes.append(f"The samples are no multiple of {classes} classes: counts differ by one.")
     if real:
+        count = f"{real['num_samples']:,}" if real["num_samples"] else "unknown number of"
         notes.append(
-            f"Row real: {real['num_samples']:,} held-out real images ({real['name']}); its FID is "
-            "the noise floor, and the unit of FDr. A generator that memorises has a small FID and "
+            f"Row real: {count} held-out real images ({real['name']}); its FID is the "
+            "noise floor, and the unit of FDr. A generator that memorises has a small FID and "
             "a larger FID held-out."
         )
     published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
