@@ -197,7 +197,7 @@ class Objective(ObjectiveSettings):
             target: the EMA network, where one is used (None: the network itself).
             teacher: the frozen teacher or teachers of the ``teacher`` fields.
             log_variance: the module of a learned variance.
-            alignment: the module of representation alignment, told the batch's features.
+            alignment: gives the term of representation alignment, ().
             progress: share of the run that is done, for the tangent warm-up.
         """
         draw, diffusion = self.complete(draw), self.diffusion
