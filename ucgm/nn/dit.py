@@ -181,7 +181,7 @@ class DiT(EmbeddedNetwork):
             late = self.condition(h, y, None, guidance)[0].unsqueeze(1)
         tokens = self.x_embedder(x)
         if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
+            tokens = (tokens + self.pos_embed).to(tokens.dtype)
         blocks, leave = list(self.blocks), self.exit_layer
         out, second, done = [], None, 0
 
