@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--held-out")
     parser.add_argument("--size", type=int)
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--labels", choices=["stored", "online"], default="stored")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out-dir", type=Path, default=Path("runs/condense"))
     asked = parser.parse_args()
@@ -45,7 +46,7 @@ def main():
         for title, changes in SETS.items():
             folder = asked.out_dir / asked.name / f"{ipc}-{title.split()[0]}"
             if not folder.exists():
-                config = CondenseConfig(ipc=ipc, **changes)
+                config = CondenseConfig(ipc=ipc, labels=asked.labels, **changes)
                 where = {"held_out": asked.held_out, "size": asked.size}
                 condense(asked.data, str(folder), settings=config, **where)
             result = folder / "evaluation.json"

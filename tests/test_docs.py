@@ -1,14 +1,22 @@
 """The guides are true: tables are what the commands print, and the Python in them runs."""
 
+import dataclasses
+import functools
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from ucgm.cli.commands import _FUNCTIONS, _OF_SETS, COMMANDS, main
+from ucgm.cli.options import call, take_option
+from ucgm.runs.config import Config
 from ucgm.runs.presets import preset_table
 
 REPO = Path(__file__).parents[1]
+SECTIONS = {field.name for field in dataclasses.fields(Config)}
 
 
 def test_preset_table_is_what_the_command_prints():
@@ -19,6 +27,53 @@ def test_preset_table_is_what_the_command_prints():
 def test_python_blocks_run(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(block, str(page), "exec"), {"torch": torch})
+
+
+def commands_of(page):
+    """Words after ``ucgm`` of every command in the code of a page, continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    code = "\n".join(re.findall(r"```(?:bash)?\n(.*?)```", text, re.S))
+    code += "\n".join(re.findall(r"(?m)^ {4}(ucgm .*)$", text))
+    for line in re.findall(r"(?m)(?:^|-m )ucgm ([a-z].*)$", code):
+        yield shlex.split(line.replace("...", "").replace("[options]", ""), comments=True)
+
+
+@pytest.mark.parametrize(
+    "page", [REPO / "README.md", *sorted(REPO.glob("docs/*.md"))], ids=lambda p: p.stem
+)
+def test_commands_have_the_options_that_they_are_shown_with(page):
+    """Parsed as the command parses them; nothing is run."""
+    for command, *words in commands_of(page):
+        assert command in COMMANDS, (command, words)
+        words = take_option(words, "import")[1]
+        if command == "train":
+            paths = [b for a, b in zip(words, words[1:], strict=False) if a == "--config"]
+            assert all(Path(REPO, p).is_file() for p in paths if p.startswith("configs/")), paths
+            flags = [w for w in words if w.startswith("--") and "." in w]
+            assert {w[2:].split(".")[0] for w in flags} <= SECTIONS, flags
+            continue
+        module, name = _FUNCTIONS[command]
+        if command == "condense" and words[0] in _OF_SETS:
+            (module, name), words = _OF_SETS[words[0]], words[1:]
+        function = getattr(importlib.import_module(module), name)
+        call(functools.wraps(function)(lambda **_: None), f"ucgm {command}", words)
+
+
+def test_a_network_of_the_users_own_walks_the_road(tmp_path, monkeypatch, capsys):
+    """The block of docs/extend.md as a file: train, tune, sample; export says what it misses."""
+    page = (REPO / "docs/extend.md").read_text().split("## A network")[1]
+    (tmp_path / "mixer.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    own = ["--import", "mixer"]
+    train = ["train", *own, "--data", "Digits", "--train.steps", "3", "--train.global_batch", "8"]
+    main([*train, "--model.class_path", "mixer.MixerConfig", "--run-dir", "run"])
+    main([*train, "--objective.preset", "ucgm_few", "--train.init", "run", "--run-dir", "few"])
+    main(["sample", "few", *own, "--num-images", "4"])
+    assert len(list(tmp_path.glob("few/samples/*/images/*.png"))) == 4
+    with pytest.raises(SystemExit):
+        main(["export", "run", *own, "--diffusers", "out"])
+    assert "Mixer is no model of diffusers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_on_security_names_tests_that_are_there():

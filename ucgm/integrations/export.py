@@ -4,6 +4,7 @@
     OUT/model/             config.json and the EMA weights (``variant="raw"``: the others)
     OUT/scheduler/         the run's sampler
     OUT/vae/               its autoencoder, for latents
+    OUT/README.md          the model card: origin, sampler, scores of its benchmarks, licence
     OUT/pipeline.py        with --bundle-code: the source of ucgm, for machines without it
 
     ucgm.UCGMPipeline.from_pretrained(OUT)
@@ -20,7 +21,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusers import ModelMixin
+
 from ucgm.data import open_for_sampling
+from ucgm.integrations.card import write_card
 from ucgm.integrations.pipeline import UCGMPipeline
 from ucgm.runs.checkpoint import load_run
 from ucgm.runtime.files import new_folder
@@ -66,6 +70,7 @@ def export_run(
     raw: bool = False,
     weights: Literal["ema", "network"] = "ema",
     checkpoint: int | None = None,
+    licence: str | None = None,
 ) -> Path:
     """Write a run as a pipeline of diffusers.
 
@@ -76,13 +81,14 @@ def export_run(
         raw: add the weights without averaging, as the variant raw.
         weights: ema or network, which become the default weights.
         checkpoint: training step of the checkpoint; the latest when left out.
+        licence: of weights and card, an identifier of the Hub such as apache-2.0 or cc-by-nc-4.0.
 
     Returns:
         the folder.
 
     Raises:
         ValueError: the run has guidance by a second network, which a pipeline would draw
-            differently, or latents that cannot be decoded.
+            differently, latents that cannot be decoded, or a network that diffusers cannot save.
     """
     if diffusers is None:
         raise ValueError("--diffusers is missing: name the folder to make")
@@ -98,6 +104,14 @@ def export_run(
             f"the autoencoder of {run_dir} or its scaling is not known, so the pipeline could "
             "not make images: import it again with --vae and --stats"
         )
+    if not isinstance(run.network, ModelMixin):
+        raise ValueError(
+            f"{type(run.network).__name__} is no model of diffusers, which could be saved in its "
+            "layout: make it a diffusers.ModelMixin with a config"
+        )
+    loader = 'UCGMPipeline.from_pretrained("{}")'
+    if bundle_code:
+        loader = 'DiffusionPipeline.from_pretrained("{}", trust_remote_code=True)'
     with new_folder(out, "ucgm export") as folder:
         UCGMPipeline.from_run(run).save_pretrained(folder)
         if raw:
@@ -105,8 +119,9 @@ def export_run(
             other.save_pretrained(folder / "model", variant="raw")
         if bundle_code:
             _bundle(folder)
-    loader = 'DiffusionPipeline.from_pretrained("{}", trust_remote_code=True)'
-    loader = loader if bundle_code else 'ucgm.UCGMPipeline.from_pretrained("{}")'
+        call = loader.format(out.name)
+        module = "diffusers import DiffusionPipeline" if bundle_code else "ucgm import UCGMPipeline"
+        write_card(folder, run, licence, f"from {module}\n\npipe = {call}")
     print(f"pipeline: {out}\nload it:  {loader.format(out)}")
     return out
 

@@ -35,7 +35,7 @@ def cost(
         y = torch.empty(1, dtype=torch.int64)
         # The math kernel is counted as the two matrix products that attention is.
         with counter, sdpa_kernel(SDPBackend.MATH):
-            network(x, t, y, heads=heads)
+            network(x, t, y, **({} if heads == "map" else {"heads": heads}))
     return Cost(count_parameters(network), counter.get_total_flops() / 2e9)
 
 

@@ -106,7 +106,8 @@ def _optimizer(model: NetworkConfig, whole: bool, tuning: bool, name: str | None
     to the optimizer, also where that was given by its ``name``.
     """
     numbers = model.defaults()[1] | {k: v for k, v in vars(model).items() if v is not None}
-    width = numbers.get("hidden_size") or numbers.get("model_channels") or numbers["channels"][-1]
+    width = numbers.get("hidden_size") or numbers.get("model_channels")
+    width = width or numbers.get("channels", [96])[-1]  # a network of the user's own has none
     if name is None:
         blocks = isinstance(model, TransformerConfig)
         name = "muon" if blocks and whole and not tuning else "adamw"
