@@ -119,15 +119,10 @@ def limit_tangent(
     evaluate: Evaluate,
     at: tuple[Tensor, Tensor, Tensor, Tensor],
     prediction: Tensor,
-    coarse: bool,
+    step: float,
 ) -> Tensor:
-    """T in the limit m -> t, by the setting ``tangent``; ``at`` is (x_t, t, s, F*); F (B, ...).
-
-    Where products are ``coarse`` (TF32), steps are no smaller than 0.01: at 0.005 their rounding
-    is 3 % of T, at 0.01 half of that and the error of the difference itself 0.2 %.
-    """
-    path, step = objective.transport, objective.tangent_step
-    step = max(step, 0.01) if coarse else step
+    """T in the limit m -> t, by the setting ``tangent``; ``at`` is (x_t, t, s, F*); F (B, ...)."""
+    path = objective.transport
     if objective.tangent == "jvp":
         return jvp_tangent(path, evaluate, *at)
     if objective.tangent == "central_prediction":
@@ -287,13 +282,13 @@ def consistency_target(
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
         return composed(path, step, state, time, s, objective.compose_steps)
 
-    # A difference of two outputs over a small gap needs float32; a derivative does not.
-    coarse = torch.is_autocast_enabled(x_t.device.type)
-    again = coarse and objective.tangent == "forward"
-    derived = continuous and objective.tangent == "jvp"
+    # A difference over a small gap needs float32, and in TF32 a gap of 0.01; a derivative does not.
+    kind, coarse = objective.tangent, torch.is_autocast_enabled(x_t.device.type)
+    derived, again = continuous and kind == "jvp", coarse and kind == "forward"
+    width = max(objective.tangent_step, 0.01 * coarse)
     with forward_mode() if derived else torch.autocast(x.device.type, enabled=False):
         if continuous:
-            tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction, coarse)
+            tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction, width)
         else:
             late = passes.call("online", x, t, y, s, index) if again else prediction
             tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
