@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,25 @@ def test_a_network_of_the_users_own_walks_the_road(tmp_path, monkeypatch, capsys
         main(["export", "run", *own, "--diffusers", "out"])
     assert "Mixer is no model of diffusers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """What scripts/docs.sh does: pages, links, anchors and docstrings."""
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "consistency_ratio" in (tmp_path / "reference/index.html").read_text()
+
+
+@pytest.mark.parametrize("package", ["objective", "sampler", "nn", "data", "integrations"])
+def test_the_reference_has_every_public_name(package):
+    page = (REPO / "docs/reference.md").read_text()
+    text = (REPO / "ucgm" / package / "__init__.py").read_text()
+    names = re.findall(r"^from (\S+) import (\w+) as \2$", text, re.M)
+    assert len(names) > 3
+    for module, name in names:
+        assert f"::: {module}.{name}\n" in page, f"{module}.{name}"
 
 
 def test_the_page_on_security_names_tests_that_are_there():

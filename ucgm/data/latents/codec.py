@@ -51,7 +51,7 @@ class CodecSettings:
 
         Raises:
             ValueError: for samples or moments of a model that has no posterior, or pixels that
-            should be normalised.
+                should be normalised.
         """
         known = PUBLIC_VAES.get(self.vae)
         store = self.store or (known.store if known else "mean" if deterministic else "sample")
