@@ -178,7 +178,9 @@ class DiT(EmbeddedNetwork):
                     "z_cls (B, C) to network.native; no sampler and no training here has one"
                 )
             tokens = torch.cat((self.cls_projectors(z_cls).unsqueeze(1), tokens), dim=1)
-        return tokens if self.pos_embed is None else tokens + self.pos_embed
+        if self.pos_embed is None:
+            return tokens
+        return (tokens + self.pos_embed).to(tokens.dtype)
 
     def native(
         self,
