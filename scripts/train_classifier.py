@@ -62,9 +62,13 @@ class Attention(nn.Module):
         self.blocks = nn.TransformerEncoder(block, 3, enable_nested_tensor=False)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, FEATURES))
 
-    def forward(self, x):
+    def maps(self, x):
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-        return self.out(self.blocks(tokens).mean(1))
+        found = self.blocks(tokens).transpose(1, 2)
+        return found.unflatten(2, (round(found.shape[2] ** 0.5),) * 2)
+
+    def forward(self, x):
+        return self.out(self.maps(x).flatten(2).mean(2))
 
 
 NETWORKS = {"convolutions": convolutions, "attention": Attention}
@@ -79,6 +83,11 @@ class Classifier(nn.Module):
         self.body = NETWORKS[network](channels, size)
         self.head = nn.Linear(FEATURES, num_classes)
         self.register_buffer("scale", torch.ones(()))
+
+    def maps(self, images):
+        """Features of places (B, D, g, g): after two stages of convolutions, or all blocks."""
+        x = from_uint8(images)
+        return self.body.maps(x) if isinstance(self.body, Attention) else self.body[:13](x)
 
     def forward(self, images):
         if images.shape[2] != self.size:

@@ -1,6 +1,6 @@
 """UCGM-T, the training objective: settings, presets, draws and terms."""
 
-from ucgm.objective.additions import Alignment as Alignment
+from ucgm.objective.alignment import Alignment as Alignment
 from ucgm.objective.destinations import Apart as Apart
 from ucgm.objective.destinations import Below as Below
 from ucgm.objective.destinations import Data as Data

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ucgm.objective.additions import (
-    Alignment,
     flow_anchor_term,
     matching_term,
     own_samples,
@@ -189,7 +188,7 @@ class Objective(ObjectiveSettings):
         target: Network | None = None,
         teacher: Network | list[Network] | None = None,
         log_variance: LogVariance | None = None,
-        alignment: Alignment | None = None,
+        alignment: Callable[[], Tensor] | None = None,
         sets: Callable[[Network, Draw], Tensor] | None = None,
         progress: float = 1.0,
     ) -> Terms:
@@ -201,7 +200,7 @@ class Objective(ObjectiveSettings):
             target: the EMA network, where one is used (None: the network itself).
             teacher: the frozen teacher or teachers of the ``teacher`` fields.
             log_variance: the module of a learned variance.
-            alignment: the module of representation alignment.
+            alignment: gives the term of representation alignment, ().
             sets: the weighted losses of ``objective.sets``, of the network's samples.
             progress: share of the run that is done, for the tangent warm-up.
         """
@@ -224,7 +223,7 @@ class Objective(ObjectiveSettings):
         target: Network | None,
         teacher: Network | list[Network] | None,
         log_variance: LogVariance | None,
-        alignment: Alignment | None,
+        alignment: Callable[[], Tensor] | None,
         progress: float,
     ) -> Terms:
         """All terms but the sets; see :meth:`terms`."""
@@ -264,5 +263,5 @@ class Objective(ObjectiveSettings):
         if self.alignment:
             if alignment is None:
                 raise ValueError("objective.alignment needs an Alignment module")
-            loss = loss + self.alignment * alignment.loss()
+            loss = loss + self.alignment * alignment()
         return Terms(loss, per_sample, prediction, f_target)

@@ -172,7 +172,7 @@ def _find_weights(
         return folder / name, manifest["step"], manifest["files"][name]["sha256"]
     path = run_dir / EMA_FOLDER / name
     if path.parent != run_dir / EMA_FOLDER or not path.is_file():
-        no_weights = ("log_variance", "optimizer")
+        no_weights = ("log_variance", "alignment", "optimizer")
         files = [Path(n) for n in sorted(manifest["files"]) if not n.startswith(no_weights)]
         files += listed(run_dir / EMA_FOLDER, "std_*")
         there = ", ".join(p.stem for p in files if p.suffix == ".safetensors")

@@ -86,6 +86,8 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
         x, y = next(stream)
         draw = _draw(state, state.step, state.plan.rows(micro), x, y)
         sets = networks.sets and networks.sets.of_rows(state.step, state.plan.rows(micro))
+        if networks.alignment is not None:
+            networks.alignment.see(state.step, state.plan.rows(micro), x)
         with state.exchanging(last=micro == train.accumulation - 1):
             with autocast(device, sharded=state.sharding.mesh is not None):
                 terms = objective.terms(
@@ -95,6 +97,7 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     teacher=networks.teachers,
                     log_variance=state.wrapped_variance,
                     sets=sets,
+                    alignment=state.wrapped_alignment,
                     progress=state.step / train.steps,
                 )
             (poison_gradients(terms.loss) / train.accumulation).backward()
