@@ -62,9 +62,13 @@ class Attention(nn.Module):
         self.blocks = nn.TransformerEncoder(block, 3, enable_nested_tensor=False)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, FEATURES))
 
-    def forward(self, x):
+    def maps(self, x):
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
-        return self.out(self.blocks(tokens).mean(1))
+        found = self.blocks(tokens).transpose(1, 2)
+        return found.unflatten(2, (round(found.shape[2] ** 0.5),) * 2)
+
+    def forward(self, x):
+        return self.out(self.maps(x).flatten(2).mean(2))
 
 
 NETWORKS = {"convolutions": convolutions, "attention": Attention}
@@ -79,6 +83,11 @@ class Classifier(nn.Module):
         self.body = NETWORKS[network](channels, size)
         self.head = nn.Linear(FEATURES, num_classes)
         self.register_buffer("scale", torch.ones(()))
+
+    def maps(self, images):
+        """Features of places (B, D, g, g): after two stages of convolutions, or all blocks."""
+        x = from_uint8(images)
+        return self.body.maps(x) if isinstance(self.body, Attention) else self.body[:13](x)
 
     def forward(self, images):
         if images.shape[2] != self.size:
@@ -162,6 +171,27 @@ def outputs(network, images, labels):
     return features, (logits.argmax(1) == labels).float().mean().item()
 
 
+def fit(name, train_set, test_set, out, epochs, flips):
+    """Train the network ``name`` on images (N, C, S, S) and labels (N,), and save it as ``out``."""
+    images, labels = train_set
+    arguments = (name, images.shape[1], images.shape[3], int(labels.max()) + 1)
+    torch.manual_seed(0)
+    network = Classifier(*arguments).to(best_device())
+    train(network, images, labels, epochs, flips)
+    features, accuracy = outputs(network, images, labels)
+    network.scale.copy_((FEATURES / moments_of(features).covariance.trace()).sqrt())
+    made = {
+        "arguments": arguments,
+        "accuracy_train": accuracy,
+        "accuracy_test": outputs(network, *test_set)[1],
+        "images": len(labels),
+        "epochs": epochs,
+    }
+    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    save_file(state, out, {"made": json.dumps(made)})
+    print(f"{out}: {made}")
+
+
 def main():
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -173,23 +203,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     images, labels, names = images_of(options.train, "train", options.side)
-    arguments = (options.network, images.shape[1], images.shape[3], int(labels.max()) + 1)
-    test = images_of(options.test, "test", options.side, images.shape[1])
-    torch.manual_seed(0)
-    network = Classifier(*arguments).to(best_device())
-    train(network, images, labels, options.epochs, flips_fit(names))
-    features, accuracy = outputs(network, images, labels)
-    network.scale.copy_((FEATURES / moments_of(features).covariance.trace()).sqrt())
-    made = {
-        "arguments": arguments,
-        "accuracy_train": accuracy,
-        "accuracy_test": outputs(network, *test[:2])[1],
-        "images": len(labels),
-        "epochs": options.epochs,
-    }
-    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
-    save_file(state, options.out, {"made": json.dumps(made)})
-    print(f"{options.out}: {made}")
+    test = images_of(options.test, "test", options.side, images.shape[1])[:2]
+    flips = flips_fit(names)
+    fit(options.network, (images, labels), test, options.out, options.epochs, flips)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ of a card: :func:`backward` calls the same nodes in order.
 """
 
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Trace:
     float64: Counter = field(default_factory=Counter)
     """places that compute in float64 on the device."""
     flops: Counter = field(default_factory=Counter)
-    """floating-point operations of matrix products and attention, by (dtype, autocast on)."""
+    """floating-point operations of products and attention, by (dtype, in a finite difference)."""
     bytes: Counter = field(default_factory=Counter)
     """bytes read and written by all other operations, by name."""
     calls: Counter = field(default_factory=Counter)
@@ -51,6 +52,16 @@ def _place():
         if "/ucgm/" in frame.filename and "/site-packages/" not in frame.filename:
             return f"{frame.filename.rsplit('/ucgm/')[-1]}:{frame.lineno}"
     return "?"
+
+
+def _in_difference():
+    """Whether a finite difference is being formed."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in ("difference_tangent", "finite_tangent", "prediction_tangent"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _flash(q, k, v, *args, **kwargs):
@@ -242,7 +253,7 @@ class FakeCUDA(TorchDispatchMode):
             trace.float64[name, _place()] += 1
         if func._overloadpacket in flop_registry:
             count = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-            trace.flops[fake[0].dtype, torch.is_autocast_enabled("cuda")] += count
+            trace.flops[fake[0].dtype, _in_difference()] += count
             return
         if name.startswith(("empty", "detach", "_unsafe_view", "lift_fresh", "alias")):
             return

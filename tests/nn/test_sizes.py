@@ -8,7 +8,8 @@ from ucgm.nn.cost import cost, count_parameters, published_models
 
 # Publications say 33M, 130M, 458M, 675M (DiT, SiT, LightningDiT), 675M (DDT-XL) and 125M, 280M,
 # 498M, 777M, 1.1B, 1.5B (EDM2 XS to XXL), 131M, 459M, 953M (JiT B, L, H with patches of 16), 839M
-# (DiT-DH XL). Fixed position embeddings and Fourier features count.
+# (DiT-DH XL), 146M, 231M, 510M, 711M (iMF), 677M (RiT), 875M (RAEv2); those of MeanFlow, DMF, pMF
+# are of the released classes. Fixed position embeddings and Fourier features count.
 COUNTS = {
     "DiT-S/2": 32_957_200,
     "DiT-B/2": 130_500_112,
@@ -31,6 +32,20 @@ COUNTS = {
     "RAE-DiT-XL/1": 677_248_384,
     "DiTDH-S/1": 196_455_764,
     "DiTDH-XL/1": 838_675_796,
+    "MeanFlow-B/4": 131_214_400,
+    "MeanFlow-B/2": 131_288_080,
+    "MeanFlow-XL/2": 676_735_504,
+    "DMF-XL/2": 675_111_184,
+    "MF-DiTDH-XL/1": 840_595_284,
+    "RAEv2-k7/1": 875_216_500,
+    "RiT-XL/1": 676_108_992,
+    "iMF-B/2": 145_596_960,
+    "iMF-M/2": 230_570_016,
+    "iMF-L/2": 509_752_352,
+    "iMF-XL/2": 711_113_760,
+    "pMF-B/16": 175_474_304,
+    "pMF-L/16": 511_789_696,
+    "pMF-H/16": 1_113_904_640,
     "JiT-B/16": 131_320_320,
     "JiT-B/32": 133_387_008,
     "JiT-L/16": 459_139_808,

@@ -11,8 +11,8 @@ import torch
 
 from tests.test_transport import gaussian_flow
 from ucgm.nn import DiT
-from ucgm.objective import PRESETS, Draw, LogVariance, losses, preset
-from ucgm.objective.additions import Alignment, transported
+from ucgm.objective import PRESETS, Alignment, Draw, LogVariance, losses, preset
+from ucgm.objective.additions import transported
 from ucgm.objective.anchors import alpha_of_progress, anchor
 from ucgm.objective.destinations import Below, Dyadic, SortedPair, TwinFlowSplit
 from ucgm.objective.presets import count_passes
@@ -569,16 +569,16 @@ class TestParts:
     def test_alignment(self):
         objective = preset("flow_matching", alignment=0.5)
         network = tiny_dit(objective)
-        alignment = Alignment(width=32, features=6, hidden=16)
+        alignment = Alignment(width=32, features=6, grid=2, hidden=16)
         alignment.watch(network.blocks[0])
         x, y = batch(4)
         draw = objective.draw(x, y, 5, torch.Generator().manual_seed(0))
         with pytest.raises(ValueError, match="watch"):
             objective.terms(network, draw, alignment=alignment)
-        alignment.features = torch.randn(4, 4, 6)
+        alignment.target = torch.randn(4, 6, 2, 2)
         with_term = objective.terms(network, draw, alignment=alignment)
         plain = preset("flow_matching").terms(network, draw)
-        torch.testing.assert_close(with_term.loss, plain.loss + 0.5 * alignment.loss())
+        torch.testing.assert_close(with_term.loss, plain.loss + 0.5 * alignment())
         with_term.loss.backward()
         assert all(p.grad is not None for p in alignment.parameters())
         with pytest.raises(ValueError, match="needs an Alignment module"):

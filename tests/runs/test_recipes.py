@@ -7,7 +7,7 @@ from PIL import Image
 from tests.data.toys import image_tree
 from ucgm.cli import main
 from ucgm.data import Digits
-from ucgm.objective.presets import PRESETS, preset
+from ucgm.objective.presets import POST_TRAINING, PRESETS, preset
 from ucgm.objective.times import LogitNormal, Uniform
 from ucgm.runs.config import flat, from_dict, read_config, to_dict, write_config
 from ucgm.runs.fitted import DEFAULTS, describe_fitted
@@ -41,10 +41,10 @@ def test_published_trainings(name):
 
 
 def test_every_preset_has_a_recipe():
-    assert set(RECIPES) == set(PRESETS)
+    assert set(RECIPES) == set(PRESETS | POST_TRAINING)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS | POST_TRAINING)
 def test_a_recipe_is_what_a_training_gets(name):
     assert all(source for _, source in recipe_of(name).values())
     # A length at which the published warm-up fits.
@@ -309,7 +309,7 @@ def test_a_tuning_takes_network_and_data_of_its_teacher(tmp_path):
     assert two.sampler.stochasticity == 1.0
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PRESETS | POST_TRAINING)
 def test_the_command_prints_every_value_with_its_source(name, capsys):
     main(["presets", name])
     lines = capsys.readouterr().out.splitlines()

@@ -14,7 +14,9 @@ from tests.runtime.test_sharding import assert_close, config
 from tests.training.test_train import same, tiny, weights
 from ucgm.objective import Below, preset
 from ucgm.runs import checkpoint
+from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import Sharding
+from ucgm.training.ema import frozen_copy
 from ucgm.training.loop import train
 from ucgm.training.networks import compile_blocks, make_networks
 
@@ -131,3 +133,23 @@ def test_new_networks_are_compiled_whatever_this_process_has_run(graphs):
     make_networks(settings, network, Sharding(1, torch.device("cpu"), False))
     network(x, t, y)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize(
+    "name, most", [("flow_matching", 1), ("ucgm_multi", 2), ("ucgm_few", 3), ("few_step", 2)]
+)
+def test_few_graphs_and_no_more_after_the_first_step(graphs, name, most):
+    """Six steps, whose passes on some of the rows have other numbers of them in each."""
+    objective = preset(name)
+    network = replace(tiny().model, **objective.network_inputs).build((1, 28, 28), 10)
+    copies = [frozen_copy(network) for _ in range(2)]
+    for module in (network, *copies):
+        compile_blocks(module)
+    for step in range(6):
+        x, _, y = batch(12)
+        keys = RowRandom.for_rows(0, step, torch.arange(12))
+        with torch.autocast("cpu", torch.bfloat16):
+            draw = objective.draw(x, y % 10, 10, keys)
+            terms = objective.terms(network, draw, target=copies[0], teacher=copies[1])
+        terms.loss.backward()
+        assert len(graphs) == most

@@ -1,6 +1,7 @@
 """What is said before the first step, and what a training says while it goes on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,11 +42,24 @@ def test_memory_is_that_which_autograd_keeps():
     plan = BatchPlan(64, 1, 0, 1)
     work = count_work(SMALL.model, SHAPE, 10, SMALL.objective)
     needed = estimate.needed_memory(SMALL, SHAPE, 10, plan, work)
-    state = 4 * work.parameters * 5
-    assert needed - state == pytest.approx(kept_by_autograd(SMALL, 64), rel=0.1)
+    assert needed.state == 4 * work.parameters * 5
+    assert 64 * needed.row == pytest.approx(kept_by_autograd(SMALL, 64), rel=0.1)
     few = replace(SMALL, objective=preset("ucgm_few"))
     more = estimate.needed_memory(few, SHAPE, 10, plan, work)
-    assert more - needed == 4 * work.parameters  # the teacher
+    assert more.state - needed.state == 4 * work.parameters  # the teacher
+
+
+def test_the_accumulation_that_fits_is_said(monkeypatch):
+    plan, device = BatchPlan(96, 2, 0, 1), torch.device("cpu")
+    free = SimpleNamespace(available=100.0)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: free)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert "of 0.0 GiB" in estimate.check_memory(estimate.Memory(4.0, 2.0), plan, device)
+    # 48 rows of 4 bytes do not fit beside 4; 24 are the most that fit and divide them.
+    with pytest.raises(ValueError, match="set train.accumulation 4 for 24 rows at once instead of"):
+        estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
+    with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
+        estimate.check_memory(estimate.Memory(101.0, 4.0), plan, device)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path):

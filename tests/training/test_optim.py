@@ -32,7 +32,7 @@ def named(built):
 def give_gradients(built, step):
     generator = torch.Generator().manual_seed(step)
     for parameter in built.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def copies(built):

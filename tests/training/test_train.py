@@ -217,12 +217,6 @@ def test_few_step_tuning_starts_from_a_run(six_steps, tmp_path):
     assert same(load_file(run / "teacher.safetensors"), teacher)
 
 
-def test_alignment_without_an_encoder_is_refused(tmp_path):
-    wanted = replace(tiny(), objective=preset("flow_matching", alignment=0.5))
-    with pytest.raises(ValueError, match="needs an encoder's features"):
-        train(wanted, tmp_path / "run")
-
-
 def test_few_step_tuning_without_a_teacher_or_with_another_path(six_steps, tmp_path):
     from ucgm.transport import Trig
 

@@ -89,6 +89,12 @@ class Dataset(torch.utils.data.Dataset, ABC):
         x, y = self.__getitems__([index % len(self)])
         return x[0], y[0]
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in the network's space to images (B, channels, height, width), float, about
+        in [-1, 1], with gradient.
+        """
+        return x if self.codec is None else self.codec.pixels(x)
+
     def decode(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float in the network's space to (B, channels, height, width) uint8."""
         return to_uint8(x) if self.codec is None else self.codec.decode(x)

@@ -88,6 +88,16 @@ class BatchPlan(NamedTuple):
         return torch.arange(start, start + self.micro_batch)
 
 
+def batch_indices(
+    dataset: Dataset, plan: BatchPlan, seed: int, step: int, rows: Tensor
+) -> list[int]:
+    """The samples, mirrored ones behind the others, of ``rows`` (N,) of the batch of ``step``."""
+    found = sample_indices(len(dataset), seed, step * plan.global_batch + rows)
+    if dataset.mirrored:
+        found += len(dataset) * flipped_rows(seed, step, rows)
+    return found.tolist()
+
+
 def batches(
     dataset: Dataset,
     plan: BatchPlan,
@@ -111,13 +121,6 @@ def batches(
     """
     where = torch.device(device or "cpu")
 
-    def indices(step: int, rows: Tensor) -> list[int]:
-        positions = step * plan.global_batch + rows
-        found = sample_indices(len(dataset), seed, positions)
-        if dataset.mirrored:
-            found += len(dataset) * flipped_rows(seed, step, rows)
-        return found.tolist()
-
     def read(wanted: list[int]) -> tuple[Tensor, Tensor]:
         stored, y = dataset.read(wanted)
         return (stored.pin_memory(), y.pin_memory()) if where.type == "cuda" else (stored, y)
@@ -127,7 +130,8 @@ def batches(
             for micro in range(plan.accumulation):
                 yield step, plan.rows(micro)
 
-    stored = in_order(read, (indices(*place) for place in micro_batches()), num_workers)
+    wanted = (batch_indices(dataset, plan, seed, *place) for place in micro_batches())
+    stored = in_order(read, wanted, num_workers)
     for (step, rows), batch in zip(micro_batches(), stored, strict=True):
         values, y = (v.to(where, non_blocking=True) for v in batch)
         random = None

@@ -16,11 +16,12 @@ from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
 from ucgm.evaluation.references import chosen_extractor, open_evaluators, prefixes
-from ucgm.evaluation.report.tables import aligned, column
+from ucgm.evaluation.report.tables import SEEN, aligned, column, label
 from ucgm.evaluation.scoring import Evaluators, MetricConfig, Names
 from ucgm.evaluation.sweep import FeatureExtraction
 from ucgm.runtime.files import refuse_inside, write_atomic
 from ucgm.runtime.processes import join_world
+from ucgm.runtime.reading import check_fields, read_json
 
 SHARD = 50_000
 
@@ -57,7 +58,7 @@ def evaluate(
     evaluators = evaluators.enough(len(images), "images", "the result")
     evaluators.warn_if_few(len(images))
     sizes = {"num_samples": len(images), "chunk_size": CHUNK}
-    protocol = {"samples": images.identity} | sizes | evaluators.identity()
+    protocol = {"samples": images.identity} | sizes | evaluators.identity() | _trained_on(samples)
     extraction = FeatureExtraction(evaluators.extractor, folder, CHUNK, world)
     result: dict[str, Any] = {"folder": str(folder)}
     with world.writes(folder, "ucgm evaluate"):
@@ -78,10 +79,18 @@ def evaluate(
     return result
 
 
+def _trained_on(samples: str) -> dict[str, Any]:
+    """The encoders that the run of a folder of `ucgm sample` was trained on, for the protocol."""
+    path = Path(samples) / "protocol.json"
+    known = read_json(path).get("trained_on") if path.is_file() else None
+    if known is not None:
+        check_fields(known, [{"name": str, "sha256": str}], f"trained_on of {path}")
+    return {"trained_on": known} if known else {}
+
+
 def _print(content: dict[str, Any], evaluators: Evaluators, count: int, folder: Path) -> None:
     """The table of the scores, with those of held-out real images, and what they are made with."""
-    first = evaluators.parts[0].extractor.name
-    heads = {name: column(name, first) for name in evaluators.metrics}
+    heads = {name: (label(name, content), column(name)[1]) for name in evaluators.metrics}
     rows = {"images": content["scores"]} | ({"real": content["real"]} if content["real"] else {})
     cells = [
         [row, *(f"{s[k]:.{digits}f}" if k in s else "-" for k, (_, digits) in heads.items())]
@@ -92,6 +101,8 @@ def _print(content: dict[str, Any], evaluators: Evaluators, count: int, folder: 
         note = f" ({part.extractor.note})" * bool(part.extractor.note)
         used = f"extractor {part.extractor.name}{note}"
         print(f"{count:,} images against {part.reference.name}, {used}")
+    if known := content["protocol"].get("trained_on"):
+        print(f"{SEEN} the run was trained on {', '.join(one['name'] for one in known)}")
     print(f"report:  {folder}/evaluation.json")
 
 

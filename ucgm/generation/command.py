@@ -32,6 +32,7 @@ from ucgm.generation.writers import (
 )
 from ucgm.runs.checkpoint import Run, load_run
 from ucgm.runs.config import differences
+from ucgm.runs.folder import encoders_of
 from ucgm.runs.layers import config_of
 from ucgm.runtime.files import claim_folder, plain
 from ucgm.runtime.fixed_batches import whole_tiles
@@ -135,7 +136,8 @@ def protocol_of(run: Run, samples: SampleSet) -> dict[str, Any]:
     sampler.pop("steps")
     transport = sampler.pop("transport")
     guide = {} if samples.guide_digest is None else {"guide_sha256": samples.guide_digest}
-    return guide | {
+    known = encoders_of(run.run_dir)
+    return (guide | ({"trained_on": known} if known else {})) | {
         "weights": run.weights,
         "weights_sha256": run.digest,
         "training_step": run.step,

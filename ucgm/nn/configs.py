@@ -27,7 +27,7 @@ from ucgm.runtime.values import Positive, Range, check_values
 Width = Annotated[int, Range(1, 65_536)]
 Depth = Annotated[int, Range(1, 1000)]
 Ratio = Annotated[float, Range(1e-3, 1e3)]
-Convention = Literal["ucgm", "reversed", "jit"]
+Convention = Literal["ucgm", "reversed", "jit", "clean"]
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "N": (48, 2, 4),
@@ -49,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         norm="rms", norm_affine=True, mlp="swiglu", qk_norm=True, rope=True, context_tokens=32
     ),
 }
+FAMILIES["rit"] = FAMILIES["jit"]
 
 
 def parse_size(size: str) -> dict[str, int]:
@@ -154,9 +155,9 @@ class TransformerConfig(NetworkConfig):
 class DiTConfig(TransformerConfig):
     """A diffusion transformer; the defaults are TiT's (RMSNorm, QK-norm, rotary, SwiGLU)."""
 
-    family: Literal["tit", "lightningdit", "dit", "jit"] = "tit"
-    """Architecture that the switches left at null follow; "dit" is also SiT and REPA; "jit" is made
-    for convention "jit"."""
+    family: Literal["tit", "lightningdit", "dit", "jit", "rit"] = "tit"
+    """Architecture that the switches left at null follow; "dit" is also SiT and REPA; "jit" (of
+    pixels) and "rit" (of latents) are made for convention "jit"."""
     norm: Literal["rms", "layer"] | None = None
     """RMSNorm or LayerNorm."""
     norm_affine: bool | None = None
@@ -178,7 +179,9 @@ class DiTConfig(TransformerConfig):
     context_tokens: Annotated[int, Range(0, 1024)] | None = None
     """Tokens of the label beside those of the patches; null: 32 of "jit", none of others."""
     context_start: Annotated[int, Range(0, 1000)] | None = None
-    """First block that has them; null: 0, and of "jit" a third of the depth, as published."""
+    """First block that has them; null: 0, of "jit" and "rit" a third of the depth, or 8 of 28."""
+    feature_token: bool = False
+    """Denoise the class token of the encoder beside its patches: weights of RiT, native only."""
     guidance_interval: bool = False
     """Accept the interval of the guidance too (iMF, arXiv 2512.02012); needs guidance_input."""
     guidance_output: bool = False
@@ -204,8 +207,10 @@ class DiTConfig(TransformerConfig):
         numbers = parse_size(self.size) if self.size else {}
         width, depth = (getattr(self, k) or numbers.get(k, 0) for k in ("hidden_size", "depth"))
         options = FAMILIES[self.family] | numbers
+        if self.family in ("jit", "rit"):
+            options["context_start"] = 8 if depth == 28 else depth // 3
         if self.family == "jit":
-            options |= {"bottleneck": 128 if width < 1280 else 256, "context_start": depth // 3}
+            options["bottleneck"] = 128 if width < 1280 else 256
         return DiT, options
 
 
@@ -237,6 +242,8 @@ class DiTDHConfig(TransformerConfig):
     """Normalise queries and keys."""
     fourier_time: bool = True
     """Embed t by sinusoids of random frequencies, which are stored."""
+    fourier_gap: bool = False
+    """Embed t - s so as well (weights of MeanFlow on RAE's latents)."""
 
     def defaults(self) -> tuple[Callable[..., Network], dict[str, Any]]:
         """Return DiTDH, and the numbers of the size."""

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ucgm.nn.configs import DDTConfig, DiTConfig, DiTDHConfig, EDM2Config, NetworkConfig
+from ucgm.nn.token_configs import MiTConfig, RAEv2Config
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
-    """Name -> (config, shape of latents, or of JiT pixels, at 256; EDM2, JiT-*/32: at 512)."""
-    sd, va = (4, 32, 32), (32, 16, 16)
+    """Name -> (config, shape of latents, or of JiT, pMF pixels, at 256; EDM2, JiT-*/32: at 512)."""
+    sd, va, rae = (4, 32, 32), (32, 16, 16), (768, 16, 16)
     out: dict[str, tuple[NetworkConfig, tuple[int, int, int]]] = {}
     for size in ("S/2", "B/2", "L/2", "XL/2", "XL/1"):
         shape = va if size.endswith("/1") else sd
@@ -55,12 +56,24 @@ def published_models() -> dict[str, tuple[NetworkConfig, tuple[int, int, int]]]:
         out[f"TiT-{size}"] = (DiTConfig(size=size, family="tit"), shape)
     for size in ("B/2", "L/2", "XL/2"):
         out[f"DDT-{size}"] = (DDTConfig(size=size), sd)
-    out["RAE-DiT-XL/1"] = (
-        DiTConfig(size="XL/1", family="lightningdit", fourier_time=True),
-        (768, 16, 16),
-    )
-    out["DiTDH-S/1"] = (DiTDHConfig(size="S/1"), (768, 16, 16))
-    out["DiTDH-XL/1"] = (DiTDHConfig(size="XL/1"), (768, 16, 16))
+    for size in ("B/4", "B/2", "XL/2"):
+        out[f"MeanFlow-{size}"] = (DiTConfig(size=size, family="dit", second_time=True), sd)
+    late = DiTConfig(size="XL/2", family="dit", second_time=True, decoupled_depth=20)
+    out["DMF-XL/2"] = (late, sd)
+    plain = DiTConfig(size="XL/1", family="lightningdit", fourier_time=True)
+    out["RAE-DiT-XL/1"] = (plain, rae)
+    out["DiTDH-S/1"] = (DiTDHConfig(size="S/1"), rae)
+    out["DiTDH-XL/1"] = (DiTDHConfig(size="XL/1"), rae)
+    out["MF-DiTDH-XL/1"] = (DiTDHConfig(size="XL/1", second_time=True, fourier_gap=True), rae)
+    out["RAEv2-k7/1"] = (RAEv2Config(size="k7/1", head_width=2048, exit_layer=8), (1024, 16, 16))
+    out["RiT-XL/1"] = (DiTConfig(size="XL/1", family="rit", convention="jit"), (384, 16, 16))
+    for size in ("B/2", "M/2", "L/2", "XL/2"):
+        out[f"iMF-{size}"] = (MiTConfig(size=size), sd)
+    for size in ("B/16", "L/16", "H/16"):
+        # The hidden width of the largest is rounded up to a multiple of 8.
+        ratio, noise = (4.003125, 2.0) if size == "H/16" else (4.0, 1.0)
+        pmf = MiTConfig(size=size, family="pmf", mlp_ratio=ratio, noise_scale=noise)
+        out[f"pMF-{size}"] = (pmf, (3, 256, 256))
     for size in ("B", "L", "H"):
         for patch, side in ((16, 256), (32, 512)):
             name, noise = f"{size}/{patch}", side / 256

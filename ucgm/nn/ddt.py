@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ucgm.nn.embedded import EmbeddedNetwork
 from ucgm.nn.embeddings import Rotary
 from ucgm.nn.layers import Attention, Block, FinalLayer, SplitSwiGLU, make_modulation, make_norm
-from ucgm.nn.network import EmbeddedNetwork
 
 
 class DDTBlock(Block):

@@ -10,7 +10,9 @@ input (arXiv:2510.24474). With `velocity_blocks` n the last n blocks and the hea
 With `exit_layer` n the first n blocks end in a head of their own, `exit_head`, whose F is worse and
 is had on the way to F: what internal guidance needs (arXiv:2512.24176). With `context_tokens` n,
 n tokens of the label, learned positions + embed_y(y), stand before the patches from block
-`context_start` on, and no rotary angle turns them (arXiv:2511.13720).
+`context_start` on, and no rotary angle turns them (arXiv:2511.13720). With `feature_token` the
+class token of the encoder, which is noised as its patches are, stands before these (RiT,
+arXiv:2605.21981): native alone knows it.
 
 Sources: DiT arXiv:2212.09748, SiT arXiv:2401.08740, REPA arXiv:2410.06940, LightningDiT
 arXiv:2501.01423, TiT arXiv:2505.07447 (UCGM), JiT arXiv:2511.13720.
@@ -36,9 +38,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ucgm.nn.embedded import EmbeddedNetwork
 from ucgm.nn.embeddings import PatchEmbedder, Rotary, sincos_positions, unpatchify
 from ucgm.nn.layers import Attention, Block, FinalLayer, make_mlp, make_modulation, make_norm
-from ucgm.nn.network import EmbeddedNetwork
 
 
 class DiTBlock(Block):
@@ -86,6 +88,7 @@ class DiT(EmbeddedNetwork):
         bottleneck: int | None = None,
         context_tokens: int = 0,
         context_start: int = 0,
+        feature_token: bool = False,
         learn_sigma: bool = False,
         velocity_blocks: int = 0,
         exit_layer: int | None = None,
@@ -101,29 +104,29 @@ class DiT(EmbeddedNetwork):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
+        self._check_parts()
         self._embed(hidden_size, patch_size)
         self.drops_variance = learn_sigma and convention != "ddpm"
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch_size, bottleneck)
-        positions = torch.zeros(1, self.grid**2, hidden_size) if sincos else None
-        self.register_buffer("pos_embed", positions)
-        head = hidden_size // num_heads
-        self.rotary = Rotary(head, self.grid, unturned=context_tokens) if rope else None
-        context = nn.Parameter(torch.zeros(1, context_tokens, hidden_size))
-        self.in_context_posemb = context if context_tokens else None
+        positions = torch.zeros(1, self.grid**2 + feature_token, hidden_size)
+        self.register_buffer("pos_embed", positions if sincos else None)
+        head, front = hidden_size // num_heads, context_tokens + feature_token
+        self.rotary = Rotary(head, self.grid, unturned=front) if rope else None
+        self.cls_projectors = nn.Linear(in_channels, hidden_size) if feature_token else None
+        context = torch.zeros(1, context_tokens, hidden_size)
+        self.in_context_posemb = nn.Parameter(context) if context_tokens else None
         self.blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(depth))
-        out_features = patch_size**2 * in_channels * (2 if learn_sigma else 1)
-        self.final_layer = FinalLayer(hidden_size, out_features, norm, norm_affine)
-        self._check_parts()
-        shared = depth - velocity_blocks
-        self.exit_layer = exit_layer
-        self.early, self.shared = decoupled_depth or shared, shared
+        out = patch_size**2 * in_channels
+        self.final_layer = FinalLayer(hidden_size, out * (1 + learn_sigma), norm, norm_affine)
+        if feature_token:
+            self.final_layer.linear_cls = nn.Linear(hidden_size, in_channels)
+        self.exit_layer, self.shared = exit_layer, depth - velocity_blocks
+        self.early = decoupled_depth or self.shared
         self.context_start = context_start if context_tokens else None
         self.v_blocks = nn.ModuleList(DiTBlock(self.config) for _ in range(velocity_blocks))
-        features = patch_size**2 * in_channels
-        if velocity_blocks:
-            self.velocity_layer = FinalLayer(hidden_size, features, norm, norm_affine)
-        if exit_layer is not None:
-            self.exit_head = FinalLayer(hidden_size, features, norm, norm_affine)
+        for name, wanted in (("velocity_layer", velocity_blocks), ("exit_head", exit_layer)):
+            if wanted:
+                setattr(self, name, FinalLayer(hidden_size, out, norm, norm_affine))
         self.initialize_weights()
 
     def _check_parts(self) -> None:
@@ -155,13 +158,29 @@ class DiT(EmbeddedNetwork):
         if self.in_context_posemb is not None:
             nn.init.normal_(self.in_context_posemb, std=0.02)
         if self.pos_embed is not None:
-            self.pos_embed.copy_(sincos_positions(self.pos_embed.shape[-1], self.grid))
+            self.pos_embed[:, -(self.grid**2) :] = sincos_positions(
+                self.pos_embed.shape[-1], self.grid
+            )
 
     def context(self, y: Tensor | None) -> Tensor:
         """The tokens (B, context_tokens, D) of the labels `y` (B,)."""
         assert self.in_context_posemb is not None
         assert self.y_embedder is not None
         return self.y_embedder(self.require_labels(y)).unsqueeze(1) + self.in_context_posemb
+
+    def embed_tokens(self, x: Tensor, z_cls: Tensor | None) -> Tensor:
+        """Tokens (B, N, D) of `x` (B, C, H, W), behind that of `z_cls` (B, C) if there is one."""
+        tokens = self.x_embedder(x)
+        if self.cls_projectors is not None:
+            if z_cls is None:
+                raise ValueError(
+                    "this network denoises the encoder's class token beside the patches: give "
+                    "z_cls (B, C) to network.native; no sampler and no training here has one"
+                )
+            tokens = torch.cat((self.cls_projectors(z_cls).unsqueeze(1), tokens), dim=1)
+        if self.pos_embed is None:
+            return tokens
+        return (tokens + self.pos_embed).to(tokens.dtype)
 
     def native(
         self,
@@ -171,17 +190,21 @@ class DiT(EmbeddedNetwork):
         h: Tensor | None = None,
         guidance: Tensor | None = None,
         heads: str = "map",
+        *,
+        r: Tensor | None = None,
+        z_cls: Tensor | None = None,
     ) -> Any:
         """Public forward pass: (B, C, H, W), or 2 C channels for "ddpm" with learn_sigma.
 
         "velocity" or "exit" is the second head alone, (B, C, H, W), "both" the pair, see `Network`.
+        `r` as of every embedded network. With feature_token `z_cls` (B, C) is needed, and the
+        result is a dictionary of out and out_cls (B, C).
         """
+        h = self.gap(t, h, r)
         c = late = self.condition(t, y, h, guidance)[0].unsqueeze(1)
         if self.decoupled and h is not None:
             late = self.condition(h, y, None, guidance)[0].unsqueeze(1)
-        tokens = self.x_embedder(x)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed
+        tokens = self.embed_tokens(x, z_cls)
         blocks, leave = list(self.blocks), self.exit_layer
         out, second, done = [], None, 0
 
@@ -208,7 +231,12 @@ class DiT(EmbeddedNetwork):
                 return second
         tokens = through(tokens, done, self.shared)
         if heads != "velocity":
-            end = image(self.final_layer, stack(blocks[self.shared :], tokens, late), late)
+            tokens_end = stack(blocks[self.shared :], tokens, late)
+            end = image(self.final_layer, tokens_end, late)
+            if self.cls_projectors is not None:
+                first = tokens_end[:, -(self.grid**2) - 1, None]
+                one = self.final_layer(first, late, self.final_layer.linear_cls)
+                return {"out": end, "out_cls": one.squeeze(1)}
             out.append(end[:, : self.shape[0]] if self.drops_variance else end)
         if second is None and heads != "map":
             second = image(self.velocity_layer, stack(self.v_blocks, tokens, late), late)

@@ -65,6 +65,8 @@ class Rotary(FixedTable):
     holds the rows, the second the columns, positions 0, 1, 2, ... (LightningDiT, TiT).
     `layout="pairs"`: pairs alternate column, row, with positions spread evenly over `extent`
     (DDT, arXiv:2504.05741). The first `unturned` tokens are not patches: their angles are 0.
+    `layout="line"`: one dimension, every token turned by its place in the sequence, those first
+    ones too: place * 10000^(-2 i / head_dim) (iMF, arXiv:2512.02012).
     """
 
     def __init__(
@@ -87,6 +89,10 @@ class Rotary(FixedTable):
     def compute(self) -> Tensor:
         """Return [cos, sin] of every channel pair of every patch."""
         options = {"dtype": torch.float64, "device": "cpu"}
+        if self.layout == "line":
+            frequency = 10000.0 ** (-torch.arange(0, self.head_dim, 2, **options) / self.head_dim)
+            angle = torch.arange(self.unturned + self.grid**2, **options)[:, None] * frequency
+            return torch.stack([angle.cos(), angle.sin()], dim=-1)
         frequency = 10000.0 ** (-torch.arange(0, self.head_dim, 4, **options) / self.head_dim)
         position = torch.arange(self.grid, **options)
         if self.extent is not None:
@@ -165,10 +171,18 @@ class FourierEmbedder(nn.Module):
 
 
 class PatchEmbedder(nn.Module):
-    """Project every p x p patch of an image to a token, through `bottleneck` channels if given."""
+    """Project every p x p patch of an image to a token, through `bottleneck` channels if given.
+
+    `bias` is that of the first of the two maps then (JiT: none, pMF: one).
+    """
 
     def __init__(
-        self, in_channels: int, width: int, patch_size: int, bottleneck: int | None = None
+        self,
+        in_channels: int,
+        width: int,
+        patch_size: int,
+        bottleneck: int | None = None,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
@@ -176,7 +190,7 @@ class PatchEmbedder(nn.Module):
         if bottleneck is None:
             self.proj = nn.Conv2d(in_channels, width, **side)
         else:  # the names of JiT
-            self.proj1 = nn.Conv2d(in_channels, bottleneck, bias=False, **side)
+            self.proj1 = nn.Conv2d(in_channels, bottleneck, bias=bias, **side)
             self.proj2 = nn.Conv2d(bottleneck, width, 1)
         self.layers = ("proj",) if bottleneck is None else ("proj1", "proj2")
 

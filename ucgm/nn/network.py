@@ -14,15 +14,16 @@ with (time, field) chosen by the setting `convention`:
 | ddpm       | step k(t) of 0..999    | F = eps, maybe variance | VP(prediction="eps") |
 | edm        | ln(sigma)/4 = 2.68 t - 1.59 | F of EDM           | EDM                  |
 | jit        | 1 - t (0 is noise)     | x; F = (x_t - x/n)/max(t, 0.05) | Linear; LoudLinear(n) |
+| clean      | t                      | as of jit               | Linear; LoudLinear(n) |
 
 ddpm: DiT was trained on 1000 steps with beta_k = 1e-4 + k (0.02 - 1e-4)/999. k(t) is the real
 index whose signal-to-noise ratio is that of the continuous VP path of our transport
 (arXiv:2011.13456, beta 0.1 to 20): exp(-19.9 t^2/4 - 0.1 t/2) = sqrt(prod_{i<=k} (1 - beta_i)).
-jit: the network says the data (JiT, arXiv:2511.13720) and is trained as any other, from scratch.
+jit, clean: the network says the data (JiT, arXiv:2511.13720; RAEv2, arXiv:2605.18324) and is
+trained as any other, from scratch.
 With `noise_scale` n its input is n x_t: the public network sees (1 - t) x + t n z.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -31,9 +32,9 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ucgm.nn.embeddings import FixedTable, FourierEmbedder, ScalarEmbedder
+from ucgm.nn.embeddings import FixedTable
 
-CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm", "jit")
+CONVENTIONS = ("ucgm", "reversed", "ddpm", "edm", "jit", "clean")
 
 
 class DiscreteSteps(FixedTable):
@@ -55,11 +56,6 @@ class DiscreteSteps(FixedTable):
         low, high = times[below], times[below + 1]
         return (below + (t - low) / (high - low)).clamp(0, 999)
 
-
-_ZERO = ("adaLN_modulation.", "final_layer.linear.", "velocity_layer.linear.", "exit_head.linear.",
-         "unet.conv_out.",
-         *(f"{name}_embedder.mlp.2." for name in ("h", "g", "low", "high")))  # fmt: skip
-"""Layers that start at zero: F = 0, every block is the identity, second inputs have no effect."""
 
 ADDED = ("h_embedder.", "h_fourier.", "h_noise.", "h_gain", "g_embedder.", "low_embedder.",
          "high_embedder.", "v_blocks.", "velocity_layer.", "exit_head.")  # fmt: skip
@@ -102,8 +98,8 @@ class Network(ModelMixin, ConfigMixin):
         self.decoupled = config.get("decoupled_depth") is not None
         self.convention = config.convention
         self.noise_scale: float = config.get("noise_scale", 1.0)
-        if self.noise_scale != 1.0 and self.convention != "jit":
-            raise ValueError("noise_scale is a setting of convention jit")
+        if self.noise_scale != 1.0 and self.convention not in ("jit", "clean"):
+            raise ValueError("noise_scale is a setting of convention jit or clean")
         self.steps = DiscreteSteps() if self.convention == "ddpm" else None
 
     def forward(
@@ -142,17 +138,21 @@ class Network(ModelMixin, ConfigMixin):
         h = None if s is None else self.native_time(s) if self.decoupled else t - s
         more = {} if heads == "map" else {"heads": heads}
         seen = x_t if self.noise_scale == 1.0 else self.noise_scale * x_t
-        raw: Any = self.native(seen, self.native_time(t), y, h, guidance, **more)
+        raw: Any = self.raw(seen, self.native_time(t), y, h, guidance, **more)
         outputs = [self.field(part, x_t, t) for part in (raw if heads == "both" else (raw,))]
         if self.guidance_output and guidance is not None:
             scale = guidance.view(len(guidance), -1)[:, 0].to(x_t.dtype).view(-1, 1, 1, 1)
             outputs = [f * scale for f in outputs]
         return (outputs[0], outputs[1]) if heads == "both" else outputs[0]
 
+    def raw(self, *inputs: Any, **more: Any) -> Any:
+        """`native`, of which public names of inputs and outputs may be others: (B, C, H, W)."""
+        return self.native(*inputs, **more)
+
     def field(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """F like `x_t` (B, C, H, W) of the native output (B, C or more, H, W) at `t` (B,)."""
         raw = raw[:, : x_t.shape[1]]
-        if self.convention == "jit":  # TwinFlow tells its own samples by the sign of t
+        if self.convention in ("jit", "clean"):  # TwinFlow tells its own samples by the sign of t
             raw = raw if self.noise_scale == 1.0 else raw / self.noise_scale
             return (x_t - raw) / t.abs().clamp(min=0.05).to(x_t.dtype).view(-1, 1, 1, 1)
         return -raw if self.convention == "reversed" else raw
@@ -181,109 +181,6 @@ class Network(ModelMixin, ConfigMixin):
         for block in blocks:
             x = recompute(block, x, *args) if recompute else block(x, *args)
         return x
-
-
-class EmbeddedNetwork(Network):
-    """A network under one vector c, the sum of the embeddings of times, label and guidance.
-
-    Subclasses call `_embed` and define `backbone`.
-    """
-
-    def _embed(self, width: int, patch_size: int = 1) -> None:
-        """Create the embedders; those of h and of the guidance start at zero output.
-
-        Those of the guidance are of 1 - 1/scale and of the ends of its interval (arXiv 2512.02012).
-        """
-        self._setup()
-        config: Any = self.config
-        self.patch_size, self.grid = patch_size, config.input_size // patch_size
-        if config.input_size % patch_size:
-            raise ValueError(
-                f"patch_size {patch_size} does not divide input_size {config.input_size}"
-            )
-        times = (width, config.time_scale, config.time_max_period)
-        fourier = config.get("fourier_time", False)
-        self.t_embedder = FourierEmbedder(width) if fourier else ScalarEmbedder(*times)
-        self.y_embedder = None
-        if self.num_classes:  # the last row is the null class; Sequential for the published name
-            table = nn.Embedding(self.num_classes + 1, width)
-            self.y_embedder = nn.Sequential(OrderedDict(embedding_table=table))
-        gap = self.second_time and not self.decoupled
-        self.h_embedder = ScalarEmbedder(*times) if gap else None
-        interval = self.guidance_interval
-        if (interval or self.guidance_output) and not config.guidance_input:
-            raise ValueError("guidance_interval and guidance_output need guidance_input=True")
-        self.g_embedder, self.low_embedder, self.high_embedder = (
-            ScalarEmbedder(width, 1.0, 10000.0) if wanted else None
-            for wanted in (config.guidance_input, interval, interval)
-        )
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        """Draw new weights: Xavier-uniform layers, normal embedders (0.02), zeros at `_ZERO`."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for name, parameter in self.named_parameters():
-            if "_embedder.mlp." in name and parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-            if any(part in name for part in _ZERO):
-                nn.init.zeros_(parameter)
-
-    def native(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        h: Tensor | None = None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """Map `x` (B, C, H, W) in the time and sign of the public architecture, see `Network`."""
-        return self.backbone(x, *self.condition(t, y, h, guidance))
-
-    def condition(
-        self, t: Tensor, y: Tensor | None, h: Tensor | None, guidance: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The vector c, and c without the embedding of the label, (B, width) of (B,) each."""
-        time = self.embed_scalars(t, h, guidance)
-        if self.y_embedder is None:
-            return time, time
-        return time + self.y_embedder(self.require_labels(y)), time
-
-    def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
-        """Map `x` (B, C, H, W) to the native prediction under `c` and `time` (B, width).
-
-        `time` is c without the embedding of the label.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define backbone")
-
-    def embed_scalars(self, t: Tensor, h: Tensor | None, guidance: Tensor | None) -> Tensor:
-        """Sum of the embeddings of native time, h = t - s and the guidance: (B, width)."""
-        c = self.t_embedder(t)
-        if self.h_embedder is not None:
-            c = c + self.h_embedder(torch.zeros_like(t) if h is None else h)
-        if self.g_embedder is None and guidance is not None:
-            raise ValueError("build the network with guidance_input=True to pass guidance")
-        if self.g_embedder is None:
-            return c
-        scale, low, high = torch.ones_like(t), torch.zeros_like(t), torch.ones_like(t)
-        if guidance is not None and guidance.ndim == 1:
-            scale = guidance
-        elif guidance is not None:
-            if self.low_embedder is None or guidance.shape[1:] != (3,):
-                raise ValueError(
-                    "guidance must be scales (B,), or (B, 3) = scale, low, high of a network built "
-                    f"with guidance_interval=True, got {tuple(guidance.shape)}"
-                )
-            scale, low, high = guidance.unbind(1)
-        c = c + self.g_embedder(1 - 1 / scale)
-        if self.low_embedder is None or self.high_embedder is None:
-            return c
-        return c + self.low_embedder(low) + self.high_embedder(high)
 
 
 def require_levels(input_size: int, widths: tuple[int, ...], setting: str) -> None:

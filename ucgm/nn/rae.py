@@ -7,7 +7,8 @@
 Latents of a representation autoencoder have 768 channels: a token cannot be narrower than them
 without losing noise, and only the head has to be wide. As in DDT (arXiv:2504.05741) each of its
 tokens has its own modulation; blocks are LightningDiT's. The published weights have our time and
-sign, and time features [sin, cos](2 pi t w) with w stored.
+sign, and time features [sin, cos](2 pi t w) with w stored; of MeanFlow in such latents
+(arXiv:2511.13019), those of t - s too.
 """
 
 from types import SimpleNamespace
@@ -18,9 +19,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ucgm.nn.dit import DiTBlock
+from ucgm.nn.embedded import EmbeddedNetwork
 from ucgm.nn.embeddings import PatchEmbedder, Rotary, sincos_positions, unpatchify
 from ucgm.nn.layers import FinalLayer
-from ucgm.nn.network import EmbeddedNetwork
 
 
 class DiTDH(EmbeddedNetwork):
@@ -52,6 +53,7 @@ class DiTDH(EmbeddedNetwork):
         time_scale: float = 1.0,
         time_max_period: float = 10000.0,
         fourier_time: bool = True,
+        fourier_gap: bool = False,
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
@@ -82,7 +84,8 @@ class DiTDH(EmbeddedNetwork):
     def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Public forward pass, (B, C, H, W)."""
         blocks, table = list(self.blocks), self.rotary.table
-        s = self.s_embedder(x) + self.pos_embed
+        s = self.s_embedder(x)
+        s = (s + self.pos_embed).to(s.dtype)
         s = self.run(blocks[: self.depth], s, F.silu(c).unsqueeze(1), table)
         s = self.s_projector(F.silu(time.unsqueeze(1) + s))
         tokens = self.run(blocks[self.depth :], self.x_embedder(x), s, self.head_rotary.table)

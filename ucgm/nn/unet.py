@@ -11,7 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from ucgm.nn.network import EmbeddedNetwork, require_levels
+from ucgm.nn.embedded import EmbeddedNetwork
+from ucgm.nn.network import require_levels
 
 
 class NoTime(nn.Module):

@@ -1,6 +1,6 @@
 """UCGM-T, the training objective: settings, presets, draws and terms."""
 
-from ucgm.objective.additions import Alignment as Alignment
+from ucgm.objective.alignment import Alignment as Alignment
 from ucgm.objective.destinations import Apart as Apart
 from ucgm.objective.destinations import Below as Below
 from ucgm.objective.destinations import Data as Data
@@ -15,8 +15,10 @@ from ucgm.objective.draw import Draw as Draw
 from ucgm.objective.draw import Terms as Terms
 from ucgm.objective.losses import LogVariance as LogVariance
 from ucgm.objective.objective import Objective as Objective
+from ucgm.objective.presets import POST_TRAINING as POST_TRAINING
 from ucgm.objective.presets import PRESETS as PRESETS
 from ucgm.objective.presets import preset as preset
+from ucgm.objective.sets import SetTerm as SetTerm
 from ucgm.objective.sources import FieldSource as FieldSource
 from ucgm.objective.times import ArcTan as ArcTan
 from ucgm.objective.times import Beta as Beta

@@ -4,18 +4,15 @@ transported        minibatch optimal transport (arXiv 2302.00482, section 3.2)
 own_samples        TwinFlow's rows of the network's own samples, at negative time
 matching_term      TwinFlow's term: fake minus real velocity as the gradient of the one-step sample
                    (arXiv 2512.05150)
-Alignment          features of the network follow those of an encoder (REPA, arXiv 2410.06940)
 second_head_term   what the second head learns (improved MeanFlow; internal guidance)
 flow_anchor_term   flow matching at s = t beside a flow map (FACM, arXiv 2507.03738; TVM)
 terminal_velocity  the flow map matched at its destination (TVM, arXiv 2511.19797)
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
@@ -41,7 +38,8 @@ def transported(x: Tensor, z: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     # In float64, which GPUs have few units for.
-    cost = torch.cdist(*(v.flatten(1).cpu().double() for v in (x, z))).square()
+    one, two = (v.flatten(1).cpu().double() for v in (x, z))
+    cost = torch.cdist(one, two).square()
     _, order = linear_sum_assignment(cost.numpy())
     return z[torch.as_tensor(order, device=z.device)]
 
@@ -89,48 +87,6 @@ def matching_term(
         return prediction.sum() * 0.0
     powered = power_loss(one_step - target, objective.loss_power, objective.loss_epsilon, False)
     return powered.sum() / (TwinFlowSplit.share * len(x_t))
-
-
-class Alignment(nn.Module):
-    """Representation alignment: tokens of one layer, projected, follow an encoder's features.
-
-    Use: ``alignment.watch(network.blocks[7])`` once, then set ``alignment.features`` to the
-    (B, N, D) features of the batch's images before each step.  The loss is minus the cosine.
-
-    Args:
-        width: width of the network's tokens.
-        features: D.
-        hidden: width of the projector.
-    """
-
-    def __init__(self, width: int, features: int, hidden: int = 2048) -> None:
-        super().__init__()
-        self.projector = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, features),
-        )
-        self.features: Tensor | None = None
-        self._tokens: Tensor | None = None
-
-    def watch(self, layer: nn.Module) -> Any:
-        """Record the tokens of ``layer`` at passes with gradient; returns the hook's handle."""
-
-        def record(_: nn.Module, __: Any, output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                self._tokens = output
-
-        return layer.register_forward_hook(record)
-
-    def loss(self) -> Tensor:
-        """Minus the mean cosine between projected tokens and features."""
-        if self.features is None or self._tokens is None:
-            raise ValueError("alignment needs watch(layer), and features of the batch's images")
-        projected = self.projector(self._tokens[: len(self.features)])
-        features = self.features.to(projected)
-        return -functional.cosine_similarity(projected, features, dim=-1).mean()
 
 
 def second_head_term(

@@ -7,9 +7,10 @@ a pure function of them, so every formula can be tested with given numbers:
     F     = network(x_t, t, y[, s])        the pass with gradient
     F*    = field at (x_t, t)              fields: data, guidance in training, teachers
     F_tgt = F* or F - c phi(k G)           residual: anchor m, tangent, step rule
-    loss  = mean w rho(F - F_tgt)          losses, and the additive terms
+    loss  = mean w rho(F - F_tgt)          losses, and the additive terms; those of sets of samples
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ucgm.objective.additions import (
-    Alignment,
     flow_anchor_term,
     matching_term,
     own_samples,
@@ -65,6 +65,8 @@ class Objective(ObjectiveSettings):
     @property
     def teachers(self) -> int:
         """How many teachers :meth:`terms` needs at least."""
+        if not self.residual_weight:
+            return 0
         second = self.residual_network == "teacher" and not self.diffusion
         return max(teachers_of(self), int(second))
 
@@ -72,7 +74,7 @@ class Objective(ObjectiveSettings):
     def needs_target(self) -> bool:
         """Whether :meth:`terms` needs an EMA (target) network."""
         second = self.residual_network == "target" and not self.diffusion
-        return second or "target" in sources_of(self)
+        return bool(self.residual_weight) and (second or "target" in sources_of(self))
 
     @property
     def network_inputs(self) -> dict[str, Any]:
@@ -186,10 +188,11 @@ class Objective(ObjectiveSettings):
         target: Network | None = None,
         teacher: Network | list[Network] | None = None,
         log_variance: LogVariance | None = None,
-        alignment: Alignment | None = None,
+        alignment: Callable[[], Tensor] | None = None,
+        sets: Callable[[Network, Draw], Tensor] | None = None,
         progress: float = 1.0,
     ) -> Terms:
-        """The loss of a draw.
+        """The loss of a draw: of its rows, with per-sample losses (B,), and of the set of samples.
 
         Args:
             network: the network being trained; may be wrapped for data-parallel training.
@@ -197,9 +200,33 @@ class Objective(ObjectiveSettings):
             target: the EMA network, where one is used (None: the network itself).
             teacher: the frozen teacher or teachers of the ``teacher`` fields.
             log_variance: the module of a learned variance.
-            alignment: the module of representation alignment.
+            alignment: gives the term of representation alignment, ().
+            sets: the weighted losses of ``objective.sets``, of the network's samples.
             progress: share of the run that is done, for the tangent warm-up.
         """
+        if self.sets and sets is None:
+            raise ValueError("objective.sets need the losses that a training makes of them")
+        if not self.residual_weight:
+            assert sets is not None
+            none = torch.full_like(draw.t, torch.nan)  # rows have no losses
+            return Terms(sets(network, draw), none, draw.z, draw.x)
+        more = target, teacher, log_variance, alignment
+        terms = self._residual_terms(network, draw, *more, progress)
+        if not self.sets or sets is None:
+            return terms
+        return terms._replace(loss=self.residual_weight * terms.loss + sets(network, draw))
+
+    def _residual_terms(
+        self,
+        network: Network,
+        draw: Draw,
+        target: Network | None,
+        teacher: Network | list[Network] | None,
+        log_variance: LogVariance | None,
+        alignment: Callable[[], Tensor] | None,
+        progress: float,
+    ) -> Terms:
+        """All terms but the sets; see :meth:`terms`."""
         draw, diffusion = self.complete(draw), self.diffusion
         passes = Passes(draw, self.two_time, network, target, teacher)
         if draw.twin is not None:
@@ -236,5 +263,5 @@ class Objective(ObjectiveSettings):
         if self.alignment:
             if alignment is None:
                 raise ValueError("objective.alignment needs an Alignment module")
-            loss = loss + self.alignment * alignment.loss()
+            loss = loss + self.alignment * alignment()
         return Terms(loss, per_sample, prediction, f_target)

@@ -190,10 +190,15 @@ def forward_mode() -> Iterator[None]:
     """What passes under a forward derivative need.
 
     Fused attention kernels have none, and a compiled block that is called under one is never
-    compiled again, for any other pass.
+    compiled again, for any other pass.  The other attention would widen half precision.
     """
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
-        yield
+    half = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(half)
 
 
 def full_precision(x: Tensor) -> Tensor:

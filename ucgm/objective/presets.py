@@ -10,34 +10,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ucgm.objective.draw import Draw
 from ucgm.objective.flow_maps import FLOW_MAPS
 from ucgm.objective.losses import LogVariance
-from ucgm.objective.methods import SINGLE_TIME
+from ucgm.objective.methods import SINGLE_TIME, Method
 from ucgm.objective.objective import Objective
 from ucgm.objective.passes import kinds_of_pass
+from ucgm.objective.sets import SetTerm
 from ucgm.runtime.randomness import RowRandom
 
 PRESETS = SINGLE_TIME | FLOW_MAPS
+
+_POST = Objective(sets=(SetTerm(),), residual_weight=0.0, label_dropout=0.0)
+POST_TRAINING = {
+    "fd_post": Method(
+        "Post-training of a 1- to 4-step model by Frechet distance (FD-loss, arXiv 2604.28190).",
+        _POST,
+    ),
+    "mmd_post": Method(
+        "Post-training of a 1- to 4-step model by kernel distance (iRDM, arXiv 2607.02375).",
+        replace(_POST, sets=(SetTerm(distance="mmd", queue=0),)),
+    ),
+}
+"""What is done to a trained model: the rest of the objective is that of its run."""
 
 
 def preset(name: str, **settings: Any) -> Objective:
     """The objective of a published method, with some of its settings replaced.
 
     Args:
-        name: one of ``PRESETS``.
+        name: one of ``PRESETS`` or ``POST_TRAINING``.
         settings: fields of :class:`Objective`.
 
     Raises:
         ValueError: an unknown name or field, or a value without a meaning.
     """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    known = PRESETS | POST_TRAINING
+    if name not in known:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(known)}")
     if name == "ucgm_paper" and settings.get("consistency_ratio", 0.0) != 0.0:
         settings = {"field": "teacher", **settings}
     try:
-        return replace(PRESETS[name].objective, **{"preset": name, **settings})
+        return replace(known[name].objective, **{"preset": name, **settings})
     except TypeError as error:
         raise ValueError(f"preset {name!r}: {error}") from error
+
+
+def of_samples(before: Objective, post: Objective) -> Objective:
+    """The objective ``post`` of a post-training, on the path and times of the one ``before`` it."""
+    names = ("preset", "sets", "residual_weight", "label_dropout")
+    return replace(before, **{name: getattr(post, name) for name in names})
 
 
 def count_passes(
@@ -46,7 +68,7 @@ def count_passes(
     """Passes of a step per row, counted over a batch of ``rows`` and not declared.
 
     Args:
-        objective: whose passes.
+        objective: whose passes; samples of ``sets`` are taken to have one step.
         rows: of the batch.
         teachers: how many there are; as many as are needed, if these are more.
         taught: gets the passes of each teacher.
@@ -80,7 +102,13 @@ def count_passes(
 
     teaching = [teacher_of(k) for k in range(len(counts))]
     variance = LogVariance(two_time=objective.two_time) if objective.log_variance else None
-    objective.terms(network, draw, target=network, teacher=teaching, log_variance=variance)
+
+    def one_step(_: Any, draw: Draw) -> Tensor:
+        return network(draw.z, draw.t, draw.y).mean()
+
+    objective.terms(
+        network, draw, target=network, teacher=teaching, log_variance=variance, sets=one_step
+    )
     if taught is not None:
         taught += counts
     return {kind: count / rows for kind, count in rows_of.items()}

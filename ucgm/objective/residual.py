@@ -119,9 +119,10 @@ def limit_tangent(
     evaluate: Evaluate,
     at: tuple[Tensor, Tensor, Tensor, Tensor],
     prediction: Tensor,
+    step: float,
 ) -> Tensor:
     """T in the limit m -> t, by the setting ``tangent``; ``at`` is (x_t, t, s, F*); F (B, ...)."""
-    path, step = objective.transport, objective.tangent_step
+    path = objective.transport
     if objective.tangent == "jvp":
         return jvp_tangent(path, evaluate, *at)
     if objective.tangent == "central_prediction":
@@ -281,14 +282,15 @@ def consistency_target(
     def evaluate(state: Tensor, time: Tensor) -> Tensor:
         return composed(path, step, state, time, s, objective.compose_steps)
 
-    # A difference of two outputs over a small gap needs float32; a derivative does not.
-    coarse = objective.tangent == "forward" and torch.is_autocast_enabled(x_t.device.type)
-    derived = continuous and objective.tangent == "jvp"
+    # A difference over a small gap needs float32, and in TF32 a gap of 0.01; a derivative does not.
+    kind, coarse = objective.tangent, torch.is_autocast_enabled(x_t.device.type)
+    derived, again = continuous and kind == "jvp", coarse and kind == "forward"
+    width = max(objective.tangent_step, 0.01 * coarse)
     with forward_mode() if derived else torch.autocast(x.device.type, enabled=False):
         if continuous:
-            tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction)
+            tangent = limit_tangent(objective, evaluate, (x, t, s, direction), prediction, width)
         else:
-            late = passes.call("online", x, t, y, s, index) if coarse else prediction
+            late = passes.call("online", x, t, y, s, index) if again else prediction
             tangent = finite_tangent(path, late, evaluate, x, (t, s, m), direction)
     residual = tangent / expand(speed(path, t, m), x) + (direction - at_rows)
     if progress < objective.tangent_warmup:

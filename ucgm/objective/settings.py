@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ucgm.objective import destinations, times
+from ucgm.objective.sets import SetTerm
 from ucgm.objective.sources import FieldSource, check_sources
 from ucgm.runtime.values import Interval, NotNegative, Number, Positive, Range, Share, check_values
 from ucgm.transport import Linear, Transport
@@ -147,6 +148,10 @@ class ObjectiveSettings:
     """weight of the representation alignment term (REPA)."""
     matching: NotNegative = 0.0
     """weight of the distribution matching term (TwinFlow)."""
+    sets: tuple[SetTerm, ...] = ()
+    """losses of the set of samples in the features of frozen encoders (FD-loss, MMD)."""
+    residual_weight: NotNegative = 1.0
+    """weight of all but these; 0: no residual is made, and the sets alone are learned."""
 
     @property
     def smallest_jump(self) -> float:
@@ -164,6 +169,10 @@ class ObjectiveSettings:
             raise ValueError(
                 "objective.loss_epsilon must be at least 1e-09 where loss_power divides by it, got "
                 f"{self.loss_epsilon}"
+            )
+        if not (self.residual_weight or self.sets):
+            raise ValueError(
+                "objective.residual_weight 0 leaves nothing to learn: name objective.sets"
             )
         drawn = self.guidance_range is not None
         if self.field == "scaled" and not drawn and self.enhancement_ratio <= 0.0:

@@ -6,6 +6,7 @@
     .lock                          held by the training that is running in it
     teacher.safetensors            weights it started from, which are its frozen teacher
     teachers.json                  where the teachers are other runs: which weights
+    encoders.json                  encoders whose features it was trained on, if any
     ema/                           snapshots, and averages of any length made of them afterwards
     samples/step_0010000.png       previews
     checkpoints/step_0010000/      network, ema[, target], optimizer .safetensors, manifest.json
@@ -171,7 +172,7 @@ def _find_weights(
         return folder / name, manifest["step"], manifest["files"][name]["sha256"]
     path = run_dir / EMA_FOLDER / name
     if path.parent != run_dir / EMA_FOLDER or not path.is_file():
-        no_weights = ("log_variance", "optimizer")
+        no_weights = ("log_variance", "alignment", "optimizer")
         files = [Path(n) for n in sorted(manifest["files"]) if not n.startswith(no_weights)]
         files += listed(run_dir / EMA_FOLDER, "std_*")
         there = ", ".join(p.stem for p in files if p.suffix == ".safetensors")

@@ -21,7 +21,7 @@ from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.objective import Objective
 from ucgm.objective.destinations import Destination
 from ucgm.objective.times import TimeDistribution
-from ucgm.runs.settings import EMAConfig, OptimizerConfig, TrainConfig
+from ucgm.runs.settings import AlignmentConfig, EMAConfig, OptimizerConfig, TrainConfig
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.reading import Word, read_yaml, reading
 from ucgm.runtime.values import check_values, checked
@@ -55,6 +55,8 @@ class Config:
     """default sampler of previews, ``ucgm sample`` and ``ucgm benchmark``."""
     guidance: Guidance = Guidance()
     """default guidance in sampling."""
+    alignment: AlignmentConfig = AlignmentConfig()
+    """whose features the network follows, where the objective has this term."""
 
     def __post_init__(self) -> None:
         """The sampler always uses the path the model was trained on."""

@@ -8,6 +8,7 @@ from ucgm.data import Dataset
 from ucgm.data.sets.image_folder import ImageDataset
 from ucgm.nn import NetworkConfig
 from ucgm.nn.configs import TransformerConfig
+from ucgm.objective import POST_TRAINING
 from ucgm.runs.config import Config, flat
 from ucgm.transport import Linear
 
@@ -46,6 +47,8 @@ def fitted_layer(
     tuning = started and not config.train.keep_blocks  # a student of kept blocks is a new network
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
+        if gpu and config.objective.preset in POST_TRAINING:
+            rate = 1e-5  # the largest of arXiv 2604.28190
     length = config.train.steps if "train.steps" in given else length
     layer: Layer = {
         "train": {

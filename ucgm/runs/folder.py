@@ -13,13 +13,17 @@ from ucgm.data import Dataset, DataSpec, open_for_sampling
 from ucgm.data.dataset import other_classes
 from ucgm.data.sets.declared import CARD_FILE
 from ucgm.nn.network import ADDED
+from ucgm.objective import POST_TRAINING
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
 from ucgm.runs.saving import CHECKPOINTS, save_weights
 from ucgm.runtime.files import holds_files, remove, write_atomic
+from ucgm.runtime.reading import read_json
 
 # The weights a run started from; they are also its frozen teacher.
 START = "teacher.safetensors"
+# The encoders whose features a run was trained on.
+ENCODERS = "encoders.json"
 
 # Settings that may differ when a run is continued: they do not change what is learned.
 _FREE_TO_CHANGE = (
@@ -41,6 +45,14 @@ _FREE_TO_CHANGE = (
     "sampler.",
     "guidance.",
 )
+
+
+def encoders_of(run_dir: Path) -> list[dict[str, str]]:
+    """Name and weights hash of every encoder that a run, or one it comes from, was trained on."""
+    path = run_dir / ENCODERS
+    if not path.exists():
+        return []
+    return read_json(path, {"encoders": [{"name": str, "sha256": str}]})["encoders"]
 
 
 def refuse_another(config: Config, run_dir: Path) -> None:
@@ -83,6 +95,11 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
         if train.keep_blocks:
             raise ValueError(
                 "train.keep_blocks is about the blocks of train.init: name a run there"
+            )
+        if config.objective.preset in POST_TRAINING:
+            raise ValueError(
+                f"the preset {config.objective.preset} goes on from a trained model: set "
+                "train.init to its run folder"
             )
         if config.objective.needs_teacher and not train.teacher:
             raise ValueError(

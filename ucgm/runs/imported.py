@@ -53,8 +53,8 @@ def import_run(
     Args:
         checkpoint: .safetensors, .pt or .ckpt file; a folder of shards; or the folder of DiT in
             the diffusers layout.
-        architecture: dit, sit, repa, repae, lightningdit, tit, ddt, edm2, rae_dit,
-            rae_ddt or jit.
+        architecture: dit, sit, repa, repae, lightningdit, tit, ddt, edm2, rae_dit, rae_ddt,
+            jit, rit, raev2, mf_rae, imf, pmf, meanflow_sit or dmf.
         out: folder to make.
         which: ema or model, where the file has both.
         unsafe_pickle: load a file that runs code when it is read; only for files you would run.
@@ -145,6 +145,7 @@ def config_of(
             source.guidance_scale if classes else 1.0,
             source.guidance_interval,
             source.guidance_channels,
+            source.guidance_kind,
         ),
     )
 
@@ -201,6 +202,7 @@ def _scaling(
     return "channel", (mean, std, 1.0)
 
 
+@torch.no_grad()
 def _side(autoencoder: Autoencoder, shape: tuple[int, int, int]) -> int:
     """Side of the images, found by decoding one."""
     if autoencoder.kind in ("kl", "dc"):

@@ -1,7 +1,8 @@
 """Layers of settings, from the lowest: each is a tree of the sections it changes.
 
     defaults   of the classes
-    start      a training with ``train.init``: network and data of the run it starts from
+    start      a training with ``train.init``: network and data of the run it starts from; of a
+               post-training (fd_post, mmd_post) also its objective, sampler and guidance
     preset     its objective, and its recipe: sampler, optimizer ... (:mod:`ucgm.runs.recipes`)
     fitted     network, length, batch, rate for the data and the device: of a training without a
                size, and of the presets that follow them (:mod:`ucgm.runs.fitted`)
@@ -24,7 +25,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.objective import Objective, preset
+from ucgm.objective import POST_TRAINING, Objective, preset
+from ucgm.objective.presets import of_samples
 from ucgm.runs.config import Config, class_and_settings, from_dict, read_config, to_dict
 from ucgm.runs.fitted import DEFAULTS, Layer, fitted_layer
 from ucgm.runs.recipes import model_inputs, preset_layers
@@ -118,7 +120,8 @@ def layered(
     named = [i for i, layer in enumerate(layers) if "preset" in _section(layer, "objective")]
     method: Layer = {}
     if named:
-        chosen, budget, method = _of_preset(str(layers[named[-1]]["objective"]["preset"]), run)
+        name = str(layers[named[-1]]["objective"]["preset"])
+        chosen, budget, method = _of_preset(name, run, start)
         tree = _merged(tree, budget) if base is None else tree
     for i, layer in enumerate(layers or [{}]):
         if i in named:
@@ -152,17 +155,24 @@ def layered(
     return dataclasses.replace(config, optimizer=shortened)
 
 
-def _of_preset(name: str, run: Config | None) -> tuple[Objective, Layer, Layer]:
+def _of_preset(
+    name: str, run: Config | None, start: Config | None
+) -> tuple[Objective, Layer, Layer]:
     """What a preset brings: its objective, and the two layers of its recipe.
 
     Args:
         name: of the preset.
         run: one that goes on; where it has this preset, it keeps what that brought.
+        start: the run that a training starts from, of which a post-training keeps what it can.
     """
     objective, layers = preset(name), preset_layers(name)
     if run is not None and run.objective.preset == name:
         objective, layers = run.objective, [_of_run(layer, to_dict(run)) for layer in layers]
     budget, method = layers
+    if start is not None and run is None and name in POST_TRAINING:
+        objective = of_samples(start.objective, objective)
+        own = {"sampler": to_dict(start.sampler), "guidance": to_dict(start.guidance)}
+        budget = budget | own
     return objective, budget, method
 
 

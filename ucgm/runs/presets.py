@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from ucgm.objective import PRESETS, Objective, preset
+from ucgm.objective import POST_TRAINING, PRESETS, Objective, preset
 from ucgm.objective.presets import count_passes
 from ucgm.runs.config import Config, flat
 from ucgm.runs.layers import config_of
@@ -34,7 +34,7 @@ def print_presets(name: str = "", markdown: bool = False) -> None:
     elif name:
         print("\n".join(_recipe_lines(name, preset(name))))
     else:
-        for key, (title, objective) in PRESETS.items():
+        for key, (title, objective) in (PRESETS | POST_TRAINING).items():
             print(f"{key:<20} {_passes(objective)}\n{textwrap.indent(title, '    ')}")
         print("\n`ucgm presets NAME` prints the settings, optimizer, averages and sampler of one.")
 
@@ -63,7 +63,7 @@ def _settings(objective: Objective) -> Iterator[tuple[str, Any]]:
 
 def _recipe_lines(name: str, objective: Objective) -> Iterator[str]:
     """A preset in columns: setting, value, source."""
-    yield from textwrap.wrap(f"{name}: {PRESETS[name].title}", _WIDTH)
+    yield from textwrap.wrap(f"{name}: {(PRESETS | POST_TRAINING)[name].title}", _WIDTH)
     yield f"passes per row of the batch: {_passes(objective)}"
     yield "\nobjective, as in the source above"
     settings = dict(_settings(objective)) | {"label_dropout": objective.label_dropout}

@@ -85,6 +85,7 @@ _TWINFLOW = "inclusionAI/TwinFlow"
 _FASTGEN = "NVlabs/FastGen configs"
 _OWN_SAMPLES = "ours: the public code samples the network itself"
 
+_FD_LOSS = "Jiawei-Yang/FD-loss: pMF and iMF; half-lives of the average were tried from 250 kimg"
 _SCT = f"{_FASTGEN}/experiments/EDM/config_sct_cifar10.py"
 _SCD = f"{_FASTGEN}/experiments/EDM/config_scd_cifar10.py"
 _SIGMA_0_8 = _renoised(f"{_SCT}, config_scd_cifar10.py: sigma 0.821", "ucgm", 0.004, 0.652)
@@ -128,6 +129,8 @@ RECIPES: dict[str, Recipe] = {
     | _from(_LR_EDM2, optimizer__lr=2e-4)
     | _heun("NVlabs/edm2 generate_images.py", 32),
     "flow_matching": _adam("willisma/SiT train.py", 1e-4, 0.999, 256),
+    "fd_post": _adam(_FD_LOSS, 1e-6, 0.95, 1024, ema__decay=0.9986, optimizer__schedule="cosine"),
+    "mmd_post": _adam("vita-epfl/RDM", 1.6e-6, 0.95, 5120, train__grad_clip=2.0),
     # Their clock is ours reversed, so their shift of 0.3 is 1 / 0.3.
     "lightningdit": _adam(
         "hustvl/LightningDiT configs/lightningdit_xl_vavae_f16d32.yaml",

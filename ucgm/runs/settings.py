@@ -143,6 +143,34 @@ class EMAConfig:
         return ", ".join([*words, *(f"tracked std {std:g}" for std in self.tracked)])
 
 
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Whose features the network's tokens follow, where ``objective.alignment`` has a weight."""
+
+    extractor: str | None = None
+    """extractor that sees every batch: dinov2, digits, or module:function; null: its features lie
+    beside the latents (``ucgm encode --features``)."""
+    weights: str | None = None
+    """file of its weights; null: those it ships with."""
+    layer: Count | None = None
+    """block whose tokens follow; null: a third of the depth, at most 8."""
+    projector: Literal["mlp", "conv"] = "mlp"
+    """mlp of two hidden layers (REPA), or one convolution over the tokens (iREPA)."""
+    hidden: Annotated[int, Range(1, 65_536)] = 2048
+    """width of the MLP."""
+    kernel: Annotated[int, Range(1, 15)] = 3
+    """side of the convolution, odd."""
+    gamma: Share | None = None
+    """share of the features' mean over places that is taken off before they are normalised there
+    (iREPA: 0.6 of latents, 0.8 of pixels); null: they are as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse a convolution without a middle."""
+        check_values(self, "alignment")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"alignment.kernel must be odd, got {self.kernel}")
+
+
 def stem_of(std: float) -> str:
     """Name of the average of relative length ``std``, in files."""
     return f"std_{std:.3f}"

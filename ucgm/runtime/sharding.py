@@ -124,6 +124,30 @@ def gather(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+class _RowsOfAll(torch.autograd.Function):
+    """Rows of every process; the gradient of its own counts once for each of them, as the mean of
+    gradients over processes will divide by their number.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rank: int, world: int) -> Tensor:
+        """(world B, ...) of x (B, ...)."""
+        ctx.place, ctx.world = slice(rank * len(x), (rank + 1) * len(x)), world
+        parts = [torch.empty_like(x) for _ in range(world)]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Of x (B, ...)."""
+        return gradients[0][ctx.place] * ctx.world, None, None
+
+
+def rows_of_all(x: Tensor, rank: int, world: int) -> Tensor:
+    """Rows (world B, ...) of x (B, ...) on every process, in the order of ranks, with gradient."""
+    return x if world == 1 else _RowsOfAll.apply(x, rank, world)  # pyright: ignore[reportReturnType]
+
+
 @torch.no_grad()
 def load_shard(tensor: Tensor, value: Tensor) -> None:
     """Overwrite ``tensor`` with its part of ``value``, the whole tensor of any shape."""

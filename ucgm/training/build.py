@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
-from ucgm.objective import LogVariance
+from ucgm.objective import Alignment, LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat, read_config
 from ucgm.runs.folder import create_run, refuse_another, start_from
@@ -27,11 +27,13 @@ from ucgm.runtime.precision import float32_products, precision
 from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.reading import check_fields
 from ucgm.runtime.sharding import Sharding
+from ucgm.training.alignment import aligned
 from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
+from ucgm.training.sets import keep_encoders, open_sets
 from ucgm.training.teachers import keep_facts, names_of_teachers, open_teachers
 from ucgm.training.throughput import count_work, measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
@@ -50,6 +52,7 @@ class TrainState:
     networks: Networks
     wrapped: nn.Module
     wrapped_variance: LogVariance | None
+    wrapped_alignment: Alignment | None
     trained: dict[nn.Parameter, str]
     optimizer: torch.optim.Optimizer
     skipper: NonFiniteSkipper
@@ -62,7 +65,8 @@ class TrainState:
     def exchanging(self, last: bool) -> Iterator[None]:
         """Processes exchange gradients in the ``last`` backward pass of a step only."""
         with contextlib.ExitStack() as stack:
-            for module in filter(None, (self.wrapped, self.wrapped_variance)):
+            parts = (self.wrapped, self.wrapped_variance, self.wrapped_alignment)
+            for module in filter(None, parts):
                 if isinstance(module, FSDPModule):
                     module.set_requires_gradient_sync(last)
                 elif not last:
@@ -97,6 +101,7 @@ class TrainState:
             f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
             *(f"teacher: {name}" for name in names_of_teachers(config)),
+            *([self.networks.sets.describe()] if self.networks.sets else []),
             f"averages: {config.ema.describe(target=config.objective.needs_target)}",
             f"optimizer: {config.optimizer.describe()}"
             + (f", clip {train.grad_clip:g}" if train.grad_clip else ""),
@@ -122,24 +127,23 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     data = dataset.shape, dataset.num_classes
     teaching = [read_config(Path(name) / "config.yaml").model for name in names_of_teachers(config)]
     work = count_work(config.model, *data, config.objective, teaching)
-    needed = needed_memory(config, *data, plan, work)
-    memory = check_memory(needed, plan, accelerator.device)
+    memory = check_memory(needed_memory(config, *data, plan, work), plan, accelerator.device)
     network, teachers, facts = _begin(config, run_dir, dataset, sharding)
+    sets = open_sets(config, dataset, plan, network, accelerator.device)
+    alignment = aligned(config, network, dataset, plan, accelerator.device)
     # Every process has looked at the folder before one of them writes to it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         held.enter_context(sole_writer(run_dir, "ucgm train"))
         create_run(config, run_dir, network)
         keep_facts(run_dir, facts)
+        keep_encoders(config, run_dir, sets)
         keep_card(dataset, run_dir)
     accelerator.wait_for_everyone()
-    networks = make_networks(config, network, sharding, teachers)
-    trained = networks.trained()
-    wrapped, wrapped_variance = networks.online, networks.log_variance
-    optimizer = build_optimizer(config.optimizer, trained)
+    networks = make_networks(config, network, sharding, teachers, alignment, sets)
+    wrapped: list[Any] = [networks.online, networks.log_variance, alignment]
     if sharding.mesh is None and world > 1:
-        wrapped = accelerator.prepare(wrapped)
-        wrapped_variance = wrapped_variance and accelerator.prepare(wrapped_variance)
+        wrapped = [module and accelerator.prepare(module) for module in wrapped]
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     peak = measure_peak(accelerator.device, dtype)
     state = TrainState(
@@ -150,10 +154,11 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         plan=plan,
         sharding=sharding,
         networks=networks,
-        wrapped=wrapped,
-        wrapped_variance=wrapped_variance,
-        trained=trained,
-        optimizer=optimizer,
+        wrapped=wrapped[0],
+        wrapped_variance=wrapped[1],
+        wrapped_alignment=wrapped[2],
+        trained=networks.trained(),
+        optimizer=build_optimizer(config.optimizer, networks.trained()),
         skipper=NonFiniteSkipper(accelerator.device),
         log=MetricsLogger(run_dir / "metrics.jsonl", accelerator, train, work, peak),
         memory=memory,
@@ -220,11 +225,6 @@ def check_inputs(config: Config, network: nn.Module) -> None:
             f"the preset {objective.preset} differentiates a forward derivative of the "
             "network, and gathered weights have no such gradient: set train.sharding: none"
         )
-    if objective.alignment:
-        raise ValueError(
-            "objective.alignment needs an encoder's features of every batch, which this command "
-            "does not make: give them to ucgm.objective.Alignment in Python, or set it to 0"
-        )
     settings = getattr(network, "config", {})
     if getattr(settings, "exit_layer", None) and not objective.exit_head:
         raise ValueError(
@@ -252,6 +252,8 @@ def _resume(state: TrainState) -> None:
     found = state.sharding.broadcast_from_rank0(lambda: checkpoint.newest_checkpoint(state.run_dir))
     if found is None:
         state.log.rewind(0)  # it may have been killed before its first checkpoint
+        if sets := state.networks.sets:
+            sets.begin(state.networks.online, state.accelerator.device)
         return
     folder, manifest = found
     before = manifest.get("precision", precision())

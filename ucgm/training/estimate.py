@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -18,9 +19,18 @@ from ucgm.training.throughput import Work
 GIB = 2**30
 
 
+class Memory(NamedTuple):
+    """Bytes that one process needs."""
+
+    state: float
+    """weights, gradients, moments, averages and teacher."""
+    row: float
+    """activations of a row that autograd keeps until its backward pass."""
+
+
 def needed_memory(
     config: Config, shape: tuple[int, int, int], num_classes: int, plan: BatchPlan, work: Work
-) -> float:
+) -> Memory:
     """Bytes of one process: weights, gradients, moments, averages, teacher, and activations.
 
     Activations are those that autograd keeps of one forward pass, counted with fake tensors; with
@@ -30,7 +40,7 @@ def needed_memory(
         config: of the training.
         shape: (C, H, W) of the data.
         num_classes: of the data.
-        plan: rows of a micro-batch, and processes.
+        plan: how many processes there are.
         work: of a row.
     """
     objective, ema = config.objective, config.ema
@@ -40,7 +50,7 @@ def needed_memory(
     state = 4.0 * (work.parameters * copies + work.teachers)
     if config.train.sharding == "fsdp2":
         state /= plan.world
-    return state + plan.micro_batch * _kept_bytes(config, shape, num_classes)
+    return Memory(state, _kept_bytes(config, shape, num_classes))
 
 
 def _kept_bytes(config: Config, shape: tuple[int, int, int], num_classes: int) -> float:
@@ -64,22 +74,32 @@ def _kept_bytes(config: Config, shape: tuple[int, int, int], num_classes: int) -
     return float(total)
 
 
-def check_memory(needed: float, plan: BatchPlan, device: torch.device) -> str:
-    """How much of what is free on ``device`` is ``needed``, in bytes; in words.
+def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
+    """How much of what is free on ``device`` a step of ``plan`` needs; in words.
 
     Raises:
-        ValueError: it cannot fit.
+        ValueError: it cannot fit, with the accumulation that does.
     """
     if device.type == "cuda":
         free = float(torch.cuda.mem_get_info(device)[0])
     else:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", plan.world))
         free = psutil.virtual_memory().available / processes
+    rows = plan.micro_batch
+    needed = memory.state + rows * memory.row
     if needed > free:
+        fitting = (n for n in range(rows, 0, -1) if memory.state + n * memory.row <= free)
+        fewer = next((n for n in fitting if rows % n == 0), None)
+        advice = ""
+        if fewer is not None:
+            advice = (
+                f"set train.accumulation {plan.accumulation * (rows // fewer)} for {fewer} rows at "
+                f"once instead of {rows}, set model.gradient_checkpointing true, or "
+            )
         raise ValueError(
-            f"a training step needs about {needed / GIB:.1f} GiB of memory and {device} has "
-            f"{free / GIB:.1f} GiB free: choose a smaller model.size, raise train.accumulation "
-            f"(now {plan.micro_batch} rows at once), or set model.gradient_checkpointing true"
+            f"a training step needs about {needed / GIB:.1f} GiB of memory, "
+            f"{memory.state / GIB:.1f} of them for weights, moments and averages, and {device} has "
+            f"{free / GIB:.1f} GiB free: {advice}choose a smaller model.size"
         )
     return f"memory {needed / GIB:.1f} of {free / GIB:.1f} GiB"
 

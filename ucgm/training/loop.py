@@ -85,6 +85,9 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
     for micro in range(train.accumulation):
         x, y = next(stream)
         draw = _draw(state, state.step, state.plan.rows(micro), x, y)
+        sets = networks.sets and networks.sets.of_rows(state.step, state.plan.rows(micro))
+        if networks.alignment is not None:
+            networks.alignment.see(state.step, state.plan.rows(micro), x)
         with state.exchanging(last=micro == train.accumulation - 1):
             with autocast(device, sharded=state.sharding.mesh is not None):
                 terms = objective.terms(
@@ -93,16 +96,20 @@ def _step(state: TrainState, stream: Iterator[tuple[Tensor, Tensor]]) -> None:
                     target=(networks.target or networks.ema).network,
                     teacher=networks.teachers,
                     log_variance=state.wrapped_variance,
+                    sets=sets,
+                    alignment=state.wrapped_alignment,
                     progress=state.step / train.steps,
                 )
             (poison_gradients(terms.loss) / train.accumulation).backward()
         loss += terms.loss.detach() / train.accumulation
-        state.log.add_rows(draw.t, terms.per_sample.detach())
+        if objective.residual_weight:
+            state.log.add_rows(draw.t, terms.per_sample.detach())
     norm = clip_gradients(state.trained, train.grad_clip)
     taken = state.skipper.step(state.optimizer, networks.averages(), norm, state.step)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.log.add_step(loss=torch.where(taken, loss, torch.nan), grad_norm=norm)
+    measured = networks.sets.distances() if networks.sets else {}
+    state.log.add_step(loss=torch.where(taken, loss, torch.nan), grad_norm=norm, **measured)
 
 
 def _draw(state: TrainState, step: int, rows: Tensor, x: Tensor, y: Tensor) -> Draw:

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from ucgm.objective import LogVariance
+from ucgm.objective import Alignment, LogVariance
 from ucgm.runs.config import Config
 from ucgm.runs.settings import stem_of
 from ucgm.runtime.sharding import Sharding, blocks_of
+from ucgm.training.alignment import layer_of
 from ucgm.training.ema import EMA, frozen_copy
+from ucgm.training.sets import SampleLosses
 
 
 @dataclass
@@ -29,6 +32,10 @@ class Networks:
     """frozen, where the objective has any."""
     log_variance: LogVariance | None
     """the learned variance of t, where the objective has one."""
+    sets: SampleLosses | None = None
+    """the losses of sets of samples, with what they remember, where the objective has any."""
+    alignment: Alignment | None = None
+    """the projector of representation alignment, where the objective has this term."""
 
     def named(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by file stem."""
@@ -37,6 +44,8 @@ class Networks:
             "ema": self.ema.network,
             "target": self.target.network if self.target else None,
             "log_variance": self.log_variance,
+            "sets": self.sets,
+            "alignment": self.alignment,
         }
         named |= {f"ema_{stem_of(std)}": average.network for std, average in self.tracked.items()}
         return {name: module for name, module in named.items() if module is not None}
@@ -48,13 +57,19 @@ class Networks:
     def trained(self) -> dict[nn.Parameter, str]:
         """Every parameter that the optimizer updates, with its name."""
         found = list(self.online.named_parameters())
-        if self.log_variance is not None:
-            found += self.log_variance.named_parameters(prefix="log_variance")
+        for name in ("log_variance", "alignment"):
+            if (module := getattr(self, name)) is not None:
+                found += module.named_parameters(prefix=name)
         return {p: name for name, p in found if p.requires_grad}
 
 
 def make_networks(
-    config: Config, network: nn.Module, sharding: Sharding, teachers: Sequence[nn.Module] = ()
+    config: Config,
+    network: nn.Module,
+    sharding: Sharding,
+    teachers: Sequence[nn.Module] = (),
+    alignment: Alignment | None = None,
+    sets: SampleLosses | None = None,
 ) -> Networks:
     """Copies of the new network for all its roles, each moved or sharded before the next is made.
 
@@ -73,7 +88,10 @@ def make_networks(
     if config.objective.log_variance:
         place(log_variance := LogVariance(two_time=config.objective.two_time))
     place(network)
-    networks = Networks(network, ema, target, tracked, teachers, log_variance)
+    if alignment is not None:  # no copies of the network are made any more
+        blocks: Any = network.blocks
+        alignment.watch(blocks[layer_of(config, network) - 1])
+    networks = Networks(network, ema, target, tracked, teachers, log_variance, sets, alignment)
     compiled = config.train.compile
     if sharding.device.type == "cuda" if compiled is None else compiled:
         # Programs of earlier trainings of this process would count towards the limit below.

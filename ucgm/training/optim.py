@@ -56,7 +56,8 @@ def _descend(
 ) -> None:
     """w <- w - lr (sign d + decay w) for tensors of any shape, unless ``found_inf`` is 1."""
     constants = dict(momentum=0.0, dampening=0.0, nesterov=False, is_first_step=False)
-    torch._fused_sgd_(
+    fused: Any = torch._fused_sgd_
+    fused(
         weights,
         direction,
         [],

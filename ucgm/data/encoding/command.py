@@ -3,6 +3,7 @@
     DIR/encode.json                what is being made; another command is refused this folder
     DIR/shard_00012.safetensors    the rows
     DIR/.progress/00012.json       its record: rows, bytes, SHA-256, channel moments, skipped items
+    DIR/features/shard_00012.safetensors   with --features, features of the same images
     DIR/codec.json, manifest.json  at the end, from the records, in the order of the shards
 
 Items of the source are cut into shards of consecutive numbers; shard k belongs to process k mod
@@ -30,7 +31,7 @@ from ucgm.data.latents.codec import CodecSettings
 from ucgm.data.latents.shard_format import write_shard
 from ucgm.data.latents.statistics import channel_moments, merge_moments
 from ucgm.data.loader import in_order
-from ucgm.data.sets.latent_shards import MANIFEST_FILE, RECORD, SKIPPED
+from ucgm.data.sets.latent_shards import FEATURES, MANIFEST_FILE, RECORD, SKIPPED
 from ucgm.data.sources.listing import open_source
 from ucgm.runtime.files import claim_folder, refuse_inside, write_atomic
 from ucgm.runtime.processes import Progress, World, join_world
@@ -59,6 +60,8 @@ def encode_data(
     batch_size: int = 32,
     num_workers: int = 4,
     seed: int = 0,
+    features: str | None = None,
+    features_weights: str | None = None,
     device: str | None = None,
 ) -> Path:
     """Encode images to latent shards with their codec and statistics, or go on doing so.
@@ -81,6 +84,8 @@ def encode_data(
         batch_size: images per forward pass.
         num_workers: threads that read, per process.
         seed: of posterior samples.
+        features: extractor whose features are stored too, for alignment: dinov2, module:function.
+        features_weights: file of its weights.
         device: cpu, cuda, ...; the fastest there is when left out.
 
     Returns:
@@ -88,18 +93,15 @@ def encode_data(
     """
     if out is None:
         raise ValueError("--out is missing: name the folder to make.")
-    if num_workers < 0:
-        raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be float16 or float32, got {dtype!r}.")
     codec = codec_settings(config, vae=vae, size=size, store=store, normalise=normalise)
-    recipe = Recipe(codec, flips, dtype, num_classes, shard_size, batch_size, seed)
+    rest = (shard_size, batch_size, seed, features, features_weights)
+    recipe = Recipe(codec, flips, dtype, num_classes, *rest)
     world = join_world(device)
     refuse_inside(out, source, "--out")
     items = open_source(source, split, image_column, label_column)
     job = make_job(items, recipe, world.device)
-    if world.first and flips and not job.recipe.flips and job.recipe.dtype != "uint8":
-        print(f"note: {source} has no mirrored latents, so none are stored.")
     return run_job(job, Path(out), world, num_workers)
 
 
@@ -130,8 +132,12 @@ def run_job(job: Job, folder: Path, world: World, num_workers: int) -> Path:
     Raises:
         ValueError: the folder belongs to something else, or the disk is too small.
     """
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
     with world.writes(folder, "ucgm encode"):
         if world.first:
+            if job.asked.flips and not job.recipe.flips and job.recipe.dtype != "uint8":
+                print(f"note: {job.source.where} has no mirrored latents, so none are stored.")
             claim_folder(folder, job.protocol(), record="encode.json", option="--out")
             (folder / PROGRESS).mkdir(exist_ok=True)
             free = shutil.disk_usage(folder).free
@@ -195,7 +201,10 @@ def records_of(folder: Path, job: Job) -> dict[int, dict[str, Any]]:
         with contextlib.suppress(FileNotFoundError, ValueError):
             record = known.get(number, {})
             check_fields(record, _RECORD)
-            if (record["file"], record["bytes"]) == (name, (folder / name).stat().st_size):
+            files = {folder / name: record["bytes"]}
+            if job.extractor is not None:
+                files[folder / FEATURES / name] = record["features"]["bytes"]
+            if record["file"] == name and all(p.stat().st_size == n for p, n in files.items()):
                 found[number] = record
     return found
 
@@ -214,7 +223,17 @@ def write_rows(
             f"({skipped[0][1]}): is {job.source.where} what you think it is?"
         )
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    record = write_shard(folder / f"shard_{number:05d}.safetensors", rows)
+    of_features = {
+        name.replace("features", "latents"): rows.pop(name)
+        for name in ("features", "features_flip")
+        if name in rows
+    }
+    name = f"shard_{number:05d}.safetensors"
+    record = write_shard(folder / name, rows)
+    if of_features:
+        (folder / FEATURES).mkdir(exist_ok=True)
+        beside = of_features | {"labels": rows["labels"]}
+        record["features"] = write_shard(folder / FEATURES / name, beside)
     latents = [] if job.pixels else [rows[n] for n in ("latents", "latents_flip") if n in rows]
     moments = [channel_moments(part, job.store) for part in latents]
     record["moments"] = [[n, mean.tolist(), squares.tolist()] for n, mean, squares in moments]
@@ -244,6 +263,8 @@ def finish(folder: Path, job: Job) -> None:
         "shards": records,
         "skipped": skipped,
     }
+    if job.extractor is not None:
+        manifest["features"] = job.extractor.identity()
     codec.save(folder)
     write_atomic(folder / MANIFEST_FILE, json.dumps(manifest, indent=1))
     shutil.rmtree(folder / PROGRESS)

@@ -105,6 +105,8 @@ def read_moments(content: bytes, channels: int) -> np.ndarray:
 def encode_rows(job: Job, batch: Batch, device: str) -> dict[str, Tensor]:
     """``latents``, ``labels`` and, with flips, ``latents_flip`` of a batch, on the CPU.
 
+    ``features`` and ``features_flip`` (B, D, g, g) as well, where the job has an extractor.
+
     Raises:
         ValueError: a latent that is not finite, with the item's name.
     """
@@ -139,5 +141,10 @@ def encode_rows(job: Job, batch: Batch, device: str) -> dict[str, Tensor]:
                 f"{dtype} ({int(bad.sum())} of this batch; largest value read {largest:.3g}). "
                 "Nothing of its shard was written: remove the item, or try --dtype float32."
             )
+    if job.extractor is not None:
+        half = DTYPES[job.asked.dtype]
+        rows["features"] = job.extractor.maps(batch.values).to(half)
+        if job.asked.flips:
+            rows["features_flip"] = job.extractor.maps(batch.values.flip(-1)).to(half)
     rows["labels"] = torch.from_numpy(source.labels)[batch.items]
     return rows

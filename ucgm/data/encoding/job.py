@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from ucgm.data.extractor import Extractor, open_extractor
 from ucgm.data.labels import MOST_CLASSES
 from ucgm.data.latents.autoencoder import Autoencoder, Store, open_autoencoder
 from ucgm.data.latents.codec import Codec, CodecSettings
@@ -36,6 +37,8 @@ class Recipe:
     shard_size: Count
     batch_size: Count
     seed: int
+    features: str | None = None
+    features_weights: str | None = None
 
     def __post_init__(self) -> None:
         check_values(self, "encode")
@@ -50,12 +53,16 @@ class Job:
         recipe: resolved.
         autoencoder: loaded.
         shape: (C, h, w) of a latent.
+        extractor: of features that are stored beside the latents; None: none are.
+        asked: the recipe before anything was resolved.
     """
 
     source: Source
     recipe: Recipe
     autoencoder: Autoencoder
     shape: tuple[int, int, int]
+    extractor: Extractor | None
+    asked: Recipe
 
     @property
     def store(self) -> Store:
@@ -104,13 +111,19 @@ class Job:
 
     def protocol(self) -> dict[str, Any]:
         """What is being made, as JSON."""
+        recipe, features = asdict(self.recipe), {}
+        if self.extractor is None:  # as before there were any
+            del recipe["features"], recipe["features_weights"]
+        else:
+            features["features_sha256"] = self.extractor.digest
         return {
             "content": self.source.content,
             "items": len(self.source),
             "items_sha256": self.source.names_digest(),
             "vae_sha256": self.autoencoder.digest,
             "shape": list(self.shape),
-            **asdict(self.recipe),
+            **recipe,
+            **features,
         }
 
 
@@ -120,7 +133,11 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
     Raises:
         ValueError: what does not fit, and both sides of it.
     """
-    autoencoder = open_autoencoder(recipe.codec.vae)
+    autoencoder, asked, extractor = open_autoencoder(recipe.codec.vae), recipe, None
+    if recipe.features is not None:
+        if source.content != "images":
+            raise ValueError(f"{source.where} holds {source.content}: features are of images.")
+        extractor = open_extractor(recipe.features, recipe.features_weights, device)
     if source.content == "moments" and recipe.codec.store is None:
         recipe = replace(recipe, codec=replace(recipe.codec, store="moments"))
     codec = recipe.codec.resolved(autoencoder.deterministic)
@@ -139,7 +156,7 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
         flips, dtype = False, "uint8"  # a pixel row is mirrored when it is read
     count = source.count_classes(recipe.num_classes)
     recipe = replace(recipe, codec=codec, flips=flips, dtype=dtype, num_classes=count)
-    job = Job(source, recipe, autoencoder, shape)
+    job = Job(source, recipe, autoencoder, shape, extractor, asked)
     job.codec((torch.zeros(shape[0]), torch.ones(shape[0])))  # fails now, not after the last shard
     return job
 

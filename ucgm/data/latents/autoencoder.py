@@ -106,9 +106,8 @@ class Autoencoder:
                 images = (images + 1.0) / 2.0
             return module.encode(images).latent, None
 
-    @torch.no_grad()
     def decode(self, raw: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about in [-1, 1], of raw latents (B, C, h, w)."""
+        """Images (B, 3, H, W), about in [-1, 1], of raw latents (B, C, h, w), with gradient."""
         if self.kind == "identity":
             return raw
         module = self.module.to(raw.device)
@@ -116,6 +115,7 @@ class Autoencoder:
             images = module.decode(raw).sample
         return images * 2.0 - 1.0 if self.kind == "rae" else images
 
+    @torch.no_grad()
     def latent_shape(self, size: int, device: str = "cpu") -> tuple[int, int, int]:
         """Shape (C, h, w) of the latent of a ``size`` x ``size`` image, found by encoding one.
 

@@ -128,6 +128,11 @@ class Codec:
         """Images (B, 3, H, W) uint8 to normalised latents, the mean of the posterior."""
         return self.to_network(self.autoencoder().posterior(from_uint8(images))[0])
 
+    def pixels(self, x: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images (B, 3, H, W), float, with gradient."""
+        return self.autoencoder().decode(self.to_raw(x))
+
+    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to images (B, 3, H, W) uint8, a few at a time."""
         autoencoder = self.autoencoder()

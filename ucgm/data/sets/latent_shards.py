@@ -3,6 +3,7 @@
     DIR/codec.json       what the latents mean (:mod:`ucgm.data.latents.codec`)
     DIR/manifest.json    classes, and per shard its rows, bytes and SHA-256; what was skipped
     DIR/*.safetensors    the rows (:mod:`ucgm.data.latents.shards`)
+    DIR/features/        features of the same images (B, D, g, g), in shards of the same rows
 
 A batch leaves the disk as it is stored, half as large as float32, and is normalised on the device.
 Opening reads two JSON files and one header per shard, and compares sizes with the manifest; the
@@ -24,9 +25,9 @@ from ucgm.data.latents.codec import Codec, CodecSettings
 from ucgm.data.latents.shards import ShardSet
 from ucgm.data.pixels import from_uint8
 from ucgm.runtime.randomness import RowRandom
-from ucgm.runtime.reading import read_json
+from ucgm.runtime.reading import check_fields, read_json
 
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, FEATURES = "manifest.json", "features"
 RECORD = {"file": str, "rows": int, "bytes": int, "sha256": str}
 SKIPPED = [tuple[str, str]]  # name and reason of items that could not be read
 _MANIFEST = {"num_classes": int, "classes": [str], "rows": int, "shards": [RECORD]}
@@ -70,8 +71,31 @@ class LatentDataset(Dataset):
                 f"the shards of {folder} hold {self.rows.row_shape} per row and its codec "
                 f"{codec.describe()} stores {codec.stored_shape}: they do not belong together."
             )
+        self.features: ShardSet | None = None
+        self.featured_by = ""
+        if FEATURES in manifest:
+            self._open_features(folder, manifest, checksums)
         wanted = flips_fit(self.class_names) if mirrored is None else mirrored
         self.mirrored = wanted and (self.rows.flips or self.lossless)
+
+    def _open_features(self, folder: Path, manifest: dict[str, Any], checksums: bool) -> None:
+        """The shards of features, row by row beside those of latents."""
+        records = [record.get(FEATURES) for record in manifest["shards"]]
+        facts = {"name": str, "sha256": str, "note": str}
+        check_fields({"records": records}, {"records": [RECORD]}, f"{folder / MANIFEST_FILE}")
+        check_fields(manifest[FEATURES], facts, f"{folder / MANIFEST_FILE}: features")
+        paths = [folder / FEATURES / Path(record["file"]).name for record in records]
+        digests = [record["sha256"] for record in records] if checksums else None
+        self.features = ShardSet(paths, self.num_classes, digests)
+        self.featured_by = manifest[FEATURES]["name"]
+        if [s.rows for s in self.features.shards] != [s.rows for s in self.rows.shards]:
+            raise ValueError(f"{folder / FEATURES} has other rows than {folder}: encode it again.")
+
+    def read_features(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Features (B, D, g, g) as stored; index n + i is of row i flipped."""
+        assert self.features is not None
+        wanted = np.asarray(indices, dtype=np.int64)
+        return self.features.gather(wanted % len(self), wanted >= len(self))[0]
 
     def __len__(self) -> int:
         """Number of rows."""

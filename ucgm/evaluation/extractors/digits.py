@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ucgm.data.extractor import Extractor, register_extractor
 from ucgm.data.pixels import from_uint8
-from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 from ucgm.runtime.files import asset_path, sha256
 from ucgm.runtime.reading import reading
 
@@ -42,6 +42,10 @@ class DigitsClassifier(nn.Module):
         )
         self.head = nn.Linear(FEATURES, 10)
         self.register_buffer("scale", torch.ones(()))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 1, 8, 8) uint8 to what the last convolution sees in each place, (B, 32, 4, 4)."""
+        return self.body[:-2](from_uint8(images))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 1, 8, 8) uint8 to features (B, 32) and logits (B, 10)."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
+from ucgm.data.extractor import Extractor, register_extractor
 from ucgm.nn.layers import Attention
 from ucgm.runtime.files import sha256
 from ucgm.runtime.reading import read_tensors
@@ -84,6 +84,15 @@ class DinoV2(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 to features (B, D): the normalised class token."""
+        return {"features": self.tokens(images)[:, 0]}
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to the normalised tokens of patches, (B, D, 16, 16)."""
+        patches = self.tokens(images)[:, 1:].transpose(1, 2)
+        return patches.unflatten(2, (self.size // self.patch,) * 2)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to normalised tokens (B, 1 + N, D), the class token first."""
         shape = (self.size, self.size)
         x = F.interpolate(images.float(), shape, mode="bicubic", antialias=True) / 255.0
         mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -92,7 +101,7 @@ class DinoV2(nn.Module):
         x = x + self.positions()
         for block in self.blocks:
             x = block(x)
-        return {"features": self.norm(x)[:, 0]}
+        return self.norm(x)
 
 
 def build_dinov2(weights: str | None = None) -> Extractor:

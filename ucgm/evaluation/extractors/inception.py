@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
+from ucgm.data.extractor import Extractor, register_extractor
 from ucgm.runtime.files import sha256
 from ucgm.runtime.reading import read_tensors
 

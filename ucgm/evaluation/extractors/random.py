@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ucgm.data.extractor import Extractor, register_extractor
 from ucgm.data.pixels import from_uint8
-from ucgm.evaluation.extractors.extractor import Extractor, register_extractor
 
 CHANNELS = (3, 32, 64, 16)
 GRID = 2

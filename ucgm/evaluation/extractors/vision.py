@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ucgm.data.extractor import Extractor, reason_of, register_extractor
 from ucgm.data.latents.autoencoder import state_digest
-from ucgm.evaluation.extractors.extractor import Extractor, reason_of, register_extractor
 
 Colour = tuple[float, float, float]
 IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -8,6 +8,7 @@ from ucgm.evaluation.report.figures import save_curves
 from ucgm.evaluation.report.page import grid_name, lead, page
 from ucgm.evaluation.report.tables import (
     aligned,
+    chief,
     csv_text,
     footnotes,
     headline,
@@ -36,20 +37,22 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
     result["strip"] = column_names(samples)
     runs = {result["name"]: result}
     frechet = ("fid", "fid_heldout", "sfid")
-    curves = [name for name in result["metrics"] if name.rpartition(".")[2] in frechet]
+    own = chief(result)
+    order = [own, *(name for name in result["metrics"] if name != own)]
+    curves = [name for name in order if name.rpartition(".")[2] in frechet]
     curve = folder / "fid_vs_steps.png"
-    save_curves(runs, curves or result["metrics"][:1], curve)
+    save_curves(runs, curves or order[:1], curve)
     title = f"{result['name']}: quality against the number of steps"
     content = result | {"summary": summarise(result)}
     for name, text in {
         "benchmark.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
         "benchmark.csv": csv_text(result),
         "benchmark.md": markdown(result),
-        "benchmark.html": page(runs, [folder], result["metrics"][0], curve, title),
+        "benchmark.html": page(runs, [folder], chief(result), curve, title),
     }.items():
         write_atomic(folder / name, text)
     head, cells, _ = table(runs)
-    sentence, _ = headline(runs, result["metrics"][0])
+    sentence, _ = headline(runs, chief(result))
     warning = footnotes(result)[-1:]
     print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
     print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")

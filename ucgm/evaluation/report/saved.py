@@ -54,8 +54,8 @@ def read_report(where: str) -> tuple[dict[str, Any], Path]:
                 raise ValueError(f"metrics holds {metric!r:.60}, which is no known metric")
         scores = dict.fromkeys(metrics, _Number)
         check_fields(rows, [{"scores": scores}], "rows")
-        more = result["protocol"].get("more_extractors", [])
-        check_fields(more, [_IDENTITY], "protocol.more_extractors")
+        for key in ("more_extractors", "trained_on"):
+            check_fields(result["protocol"].get(key, []), [_IDENTITY], f"protocol.{key}")
         check_fields(result.get("strip", []), [str], "strip")
         if result["real"] is not None:
             check_fields(result["real"], {"scores": {}}, "real")

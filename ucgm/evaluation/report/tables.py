@@ -18,6 +18,7 @@ COLUMNS = {
     "inception_score": ("IS", 2),
     "accuracy": ("accuracy", 3),
 }
+SEEN = "†"  # of scores in features that the run was trained on
 HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "accuracy")
 
 
@@ -39,9 +40,27 @@ def column(metric: str, extractor: str = "") -> tuple[str, int]:
     return f"{name} ({other})" if other else name, digits
 
 
-def label(metric: str, result: dict[str, Any]) -> str:
-    """Head of a column of a report."""
-    return column(metric, result["protocol"]["extractor"]["name"])[0]
+def label(metric: str, *results: dict[str, Any]) -> str:
+    """Head of a column of reports, marked where one of the runs was trained on its features."""
+    mark = f" {SEEN}" if any(trained_on(metric, result) for result in results) else ""
+    return column(metric, results[0]["protocol"]["extractor"]["name"])[0] + mark
+
+
+def trained_on(metric: str, result: dict[str, Any]) -> bool:
+    """Whether the run was trained on the encoder of a metric, or one of its name."""
+    protocol = result["protocol"]
+    encoders = [protocol["extractor"], *protocol.get("more_extractors", ())]
+    prefix, _, plain = metric.rpartition(".")
+    asked = encoders if plain == "fdr_mean" else encoders[:1]
+    asked = [e for e in encoders if e["name"] == prefix] if prefix else asked
+    seen = {value for e in protocol.get("trained_on", ()) for value in (e["name"], e["sha256"])}
+    return any(not seen.isdisjoint((e["name"], e["sha256"])) for e in asked)
+
+
+def chief(result: dict[str, Any]) -> str:
+    """The metric of the headline: the first whose encoder the run was not trained on."""
+    metrics = result["metrics"]
+    return next((metric for metric in metrics if not trained_on(metric, result)), metrics[0])
 
 
 def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,7 +94,9 @@ def table(
     lines: list[dict[str, str]] = []
     best: dict[str, tuple[float, int]] = {}
     for name, result in runs.items():
-        labels = {metric: label(metric, result) for metric in result["metrics"]}
+        own = set(result["metrics"])
+        having = {m: [r for r in runs.values() if m in r["metrics"]] for m in own}
+        labels = {m: label(m, result, *having[m]) for m in result["metrics"]}
         heads |= dict.fromkeys(labels.values())
         for entry in summarise(result):
             rate = entry["images_per_second"]
@@ -106,7 +127,10 @@ def headline(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[str, int]
     name, entry = min(found, key=lambda pair: rank(pair[1]["scores"][metric]["mean"], metric))
     value, steps = cell(entry["scores"][metric], metric), entry["steps"]
     where = f"{steps} step{'s' * (steps > 1)} of {name}"
-    return f"The best {label(metric, runs[name])} is {value}, at {where}.", steps
+    sentence = f"The best {label(metric, runs[name])} is {value}, at {where}."
+    if trained_on(metric, runs[name]):
+        sentence += " It was trained on these features: ask another --extractor."
+    return sentence, steps
 
 
 def matrix(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -177,6 +201,12 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             "noise floor, and the unit of FDr. A generator that memorises has a small FID and "
             "a larger FID held-out."
         )
+    if known := protocol.get("trained_on"):
+        notes.append(
+            f"{SEEN} The run was trained on {', '.join(e['name'] for e in known)}: a score in "
+            "these features is what it was asked for. The headline is of another encoder where "
+            "there is one."
+        )
     published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
     notes.append(
         "Compare with published FID-50K of the same reference and labels only."
@@ -193,7 +223,7 @@ def markdown(result: dict[str, Any]) -> str:
     for row, column_number in bold:
         cells[row][column_number] = f"**{cells[row][column_number]}**"
     lines = [f"# {result['name']}: quality against the number of steps", ""]
-    lines += [headline(runs, result["metrics"][0])[0], "", aligned(head, cells), ""]
+    lines += [headline(runs, chief(result))[0], "", aligned(head, cells), ""]
     lines += [f"- {note}" for note in footnotes(result)]
     lines += ["", "![FID against steps](fid_vs_steps.png)", ""]
     steps = [entry["steps"] for entry in summarise(result)]

@@ -11,11 +11,12 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ucgm.nn.configs import SIZES
-
-State = dict[str, Tensor]
+from ucgm.nn.pretrained.tokens import Evidence, State, read_tokens, translate_tokens
+from ucgm.nn.pretrained.tokens import depth_of as _depth
+from ucgm.nn.pretrained.tokens import require as _require
+from ucgm.nn.pretrained.tokens import swiglu_ratio as _swiglu_ratio
 
 _NOT_NEEDED = {
     "repa": ("projectors.", "logvar_linear."),
@@ -25,6 +26,9 @@ _NOT_NEEDED = {
     "edm2": ("logvar_",),
     "rae_dit": ("feat_rope.",),
     "rae_ddt": ("enc_feat_rope.", "dec_feat_rope."),
+    "mf_rae": ("enc_feat_rope.", "dec_feat_rope."),
+    "dmf": ("logvar_linear.",),
+    "raev2": ("enc_rope.", "dec_rope.", "rope."),
 }
 
 _DIFFUSERS = [
@@ -53,6 +57,10 @@ def translate(architecture: str, state: State) -> State:
             legacy.sub(lambda match: f"blocks.{int(match[1]) + depth}.", key): value
             for key, value in state.items()
         }
+    if architecture in ("meanflow_sit", "mf_rae"):
+        return {re.sub(r"^r_embedder\.", "h_embedder.", key): v for key, v in state.items()}
+    if architecture in ("imf", "pmf", "raev2"):
+        return translate_tokens(state)
     return state
 
 
@@ -87,33 +95,15 @@ def _from_diffusers(state: State) -> State:
     return out
 
 
-def _depth(state: State, blocks: str = "blocks") -> int:
-    """One more than the largest i of `blocks.i.`; 0 without any."""
-    matches = (re.match(rf"{blocks}\.(\d+)\.", key) for key in state)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
-
-
-Evidence = dict[str, tuple[Any, str]]
-"""Setting -> (value that fits, key that shows it)."""
-
-
 def read_settings(architecture: str, state: State, given: dict[str, Any]) -> Evidence:
     """Return the settings that the shapes of a translated `state` show."""
     if architecture == "ddt":
         return _read_ddt(state, given)
-    if architecture == "rae_ddt":
+    if architecture in ("rae_ddt", "mf_rae"):
         return _read_rae(state)
+    if architecture in ("imf", "pmf", "raev2"):
+        return read_tokens(architecture, state)
     return _read_edm2(state) if architecture == "edm2" else _read_dit(state)
-
-
-def _require(state: State, architecture: str, *keys: str) -> list[tuple[int, ...]]:
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise ValueError(
-            f"these are not the weights of {architecture}: {', '.join(missing)} is missing; "
-            f"the file has {', '.join(list(state)[:6])}, ..."
-        )
-    return [tuple(state[key].shape) for key in keys]
 
 
 def _read_embedders(state: State) -> Evidence:
@@ -173,6 +163,8 @@ def _read_dit(state: State) -> Evidence:
         out |= {"qk_norm": (True, qk), "qk_norm_affine": (True, qk)}
     if "t_embedder.W" in state:
         out["fourier_time"] = (True, "t_embedder.W")
+    if (feature := "cls_projectors.weight") in state:
+        out["feature_token"] = (True, feature)
     if "feat_rope.freqs_cos" in state:
         out["rope"] = (True, "feat_rope.freqs_cos")
     return out
@@ -187,12 +179,6 @@ def _read_heads(state: State, width: int, depth: int, *keys: str) -> Evidence:
         if SIZES[name][:2] == (width, depth):
             return {"num_heads": (SIZES[name][2], "")}
     return {}
-
-
-def _swiglu_ratio(hidden: int, width: int) -> float:
-    """Ratio r with int(2/3 int(width r)) = hidden, 4 if it fits."""
-    candidates = (4.0, 1.5 * hidden / width, (math.ceil(1.5 * hidden) + 0.5) / width)
-    return next((r for r in candidates if int(2 / 3 * int(width * r)) == hidden), candidates[1])
 
 
 def _read_ddt(state: State, given: dict[str, Any]) -> Evidence:
@@ -233,6 +219,8 @@ def _read_rae(state: State) -> Evidence:
     }
     if "pos_embed" in state:
         out["input_size"] = (math.isqrt(state["pos_embed"].shape[1]) * patch, "pos_embed")
+    if (fourier := "h_embedder.W") in state:
+        out["fourier_gap"] = (True, fourier)
     head = 2  # as published, where one width for both does not show it
     if width != head_width:
         head = sum(state[name].shape[0] == head_width for name in norms if name in state)

@@ -22,7 +22,8 @@ from ucgm.nn.configs import FAMILIES, DiTConfig, DiTDHConfig, NetworkConfig
 from ucgm.nn.network import ADDED, Network
 from ucgm.nn.pretrained.files import unwrap
 from ucgm.nn.pretrained.layouts import State, drop, read_settings, translate
-from ucgm.nn.pretrained.published import ARCHITECTURES, Architecture, Source
+from ucgm.nn.pretrained.published import ALIASES, ARCHITECTURES, Architecture, Source
+from ucgm.nn.token_configs import MiTConfig, RAEv2Config
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def import_weights(
     - `config`: settings of the network; second_time=True or guidance_input=True add a
       zero-initialised input.
     """
+    architecture = ALIASES.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
@@ -82,6 +84,16 @@ _OUR_NAMES = {
     "bottleneck_dim": "bottleneck",
     "in_context_len": "context_tokens",
     "in_context_start": "context_start",
+    "use_cls": "feature_token",
+    "dmf_depth": "decoupled_depth",
+    "base_model_depth": "exit_layer",
+    "repa_layer_depth": "feature_layer",
+    "aux_head_depth": "velocity_blocks",
+    "num_class_tokens": "class_tokens",
+    "num_time_tokens": "time_tokens",
+    "num_cfg_tokens": "guidance_tokens",
+    "num_interval_tokens": "interval_tokens",
+    "learned_pe": "learned_positions",
     "num_attention_heads": "num_heads",
     "num_layers": "depth",
     "sample_size": "input_size",
@@ -93,12 +105,18 @@ _NO_EFFECT = {
     *("class_dropout_prob", "use_checkpoint", "fused_attn", "attn_drop", "proj_drop"),
     *("attention_head_dim", "attention_bias", "activation_fn", "dropout", "norm_num_groups"),
     *("upcast_attention", "norm_type", "norm_elementwise_affine", "norm_eps", "out_channels"),
+    *("use_cfg", "decoder_hidden_size", "attn_func", "use_logvar", "t_eps", "projector_dim"),
+    *("z_dims", "z_dim", "projection_layer_type", "proj_kwargs_kernel_size", "enable_repa"),
+    *("condition_type", "cond_arch", "use_cfg_conds", "output_type"),
 }
 """Settings that change nothing here, or that the shapes show."""
 
 
 def _rename(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
     """Settings under our names of settings under those of the published constructors."""
+    given = dict(given)
+    if "z_dims" in given:  # of REPA: a block whose tokens were projected, of no use any more
+        given.pop("encoder_depth", None)
     given = {k: v for k, v in given.items() if k not in _NO_EFFECT and not k.startswith("_")}
     if isinstance(config, DiTConfig):
         if "use_swiglu" in given:
@@ -107,7 +125,7 @@ def _rename(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
             given["shift"] = not given.pop("wo_shift")
         if "use_rmsnorm" in given and not given.pop("use_rmsnorm"):
             given |= {"norm": "layer", "norm_affine": False}
-    elif isinstance(config, DiTDHConfig):
+    elif isinstance(config, DiTDHConfig | RAEv2Config):
         pairs = {"hidden_size": "head_width", "depth": "head_depth", "num_heads": "head_heads"}
         for name, other in pairs.items():
             if isinstance(given.get(name), list | tuple):
@@ -115,6 +133,13 @@ def _rename(config: NetworkConfig, given: dict[str, Any]) -> dict[str, Any]:
         only = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True, "use_pos_embed": True}
         only["wo_shift"] = False
         given = {k: v for k, v in given.items() if k not in only or v != only[k]}
+        if isinstance(given.get("patch_size"), list | tuple):
+            given["patch_size"] = given["patch_size"][0]
+    elif isinstance(config, MiTConfig):
+        if "rope_2d" in given:
+            given["rope"] = "blocks" if given.pop("rope_2d") else "line"
+        if given.get("bottleneck_dim", 0) < 0:
+            given["bottleneck_dim"] = None
     elif "num_blocks" in given and "encoder_depth" in {f.name for f in fields(config)}:
         given["depth"] = given.pop("num_blocks")
     given = {_OUR_NAMES.get(key, key): value for key, value in given.items()}

@@ -2,15 +2,17 @@
 
 Times are ours (0 data, 1 noise). Sources: DiT arXiv:2212.09748, SiT 2401.08740, REPA 2410.06940,
 REPA-E 2504.10483, LightningDiT 2501.01423, TiT 2505.07447, DDT 2504.05741, EDM2 2312.02696,
-JiT 2511.13720, and the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT and
-EDM2 are those of UCGM (2505.07447, table 3), which reach the published FID in fewer steps; those of
-DiT, SiT, REPA and JiT are their own.
+JiT 2511.13720, RiT 2605.21981, RAEv2 2605.18324, iMF 2512.02012, MeanFlow 2505.13447, decoupled
+MeanFlow 2510.24474, and the code released with them. The samplers of REPA-E, LightningDiT, TiT, DDT
+and EDM2 are those of UCGM (2505.07447, table 3), which reach the published FID in fewer steps; the
+others are their own.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from ucgm.nn.configs import DDTConfig, DiTConfig, DiTDHConfig, EDM2Config, NetworkConfig
+from ucgm.nn.token_configs import MiTConfig, RAEv2Config
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Source:
     latent_mean: tuple[float, ...] | None = None
     """Per channel: the network sees (latent - mean) / std. None: a file beside the weights."""
     latent_std: tuple[float, ...] | None = None
+    guidance_kind: Literal["classifier_free", "internal", "input"] = "classifier_free"
+    """Kind of `ucgm.sampler.Guidance`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,47 @@ _RAE = Source(
     latent_std=(1.0,) * 768,
 )
 
+
+def _steps(count: int, solver: str = "jump", shift: float = 1.0) -> dict[str, Any]:
+    """The jumps of a flow map, or another solver, on a uniform grid to 0, shifted."""
+    return dict(steps=count, solver=solver, grid=dict(gap=(0.0, 0.0), shift=shift))
+
+
+# Latents of DINOv2-S, shifted by the root of 384 16 16 / 4096. Guided where 0.1 < their t < 0.98.
+_RIT = Source(
+    guidance_scale=3.7,
+    guidance_interval=(0.0201, 0.8999),
+    sampler=_steps(25, "heun", 24**0.5),
+    factor=16,
+)
+_RAE2 = Source(
+    guidance_kind="internal",
+    guidance_scale=1.78,
+    guidance_interval=(0.1, 1.0),
+    sampler=_steps(100, "ucgm", 8.0),
+    factor=16,
+)
+_IMF = Source(
+    guidance_kind="input",
+    sampler=_steps(1),
+    vae="sd-vae-ft-mse",
+    latent_mean=(0.86488, -0.27787343, 0.21616915, 0.3738409),
+    latent_std=(4.85503674, 5.31922414, 3.93725398, 3.9870003),
+)
+_PMF = Source(guidance_kind="input", sampler=_steps(1))
+_ONE_STEP: dict[tuple[str, int | None, int | None, int | None], tuple[float, float, float]] = {
+    ("imf", 768, 12, 2): (8.0, 0.4, 0.65),
+    ("imf", 768, 24, 2): (10.5, 0.4, 0.6),
+    ("imf", 1024, 32, 2): (10.5, 0.4, 0.6),
+    ("imf", 1024, 48, 2): (8.0, 0.42, 0.62),
+    ("pmf", 768, 16, 16): (8.5, 0.1, 0.7),
+    ("pmf", 1024, 32, 16): (7.0, 0.2, 0.7),
+    ("pmf", 1280, 48, 16): (7.0, 0.2, 0.6),
+    ("pmf", 768, 16, 32): (6.5, 0.1, 0.7),
+    ("pmf", 1024, 32, 32): (7.5, 0.2, 0.6),
+}
+"""Family, width, depth, patch -> published guidance scale of one step, and its interval."""
+
 ARCHITECTURES: dict[str, Architecture] = {
     "dit": Architecture(DiTConfig(family="dit", convention="ddpm"), _EPS),
     "sit": Architecture(
@@ -118,7 +163,26 @@ ARCHITECTURES: dict[str, Architecture] = {
     "rae_dit": Architecture(DiTConfig(family="lightningdit", fourier_time=True), _RAE),
     "rae_ddt": Architecture(DiTDHConfig(), _RAE),
     "jit": Architecture(DiTConfig(family="jit", convention="jit"), _JIT),
+    "rit": Architecture(DiTConfig(family="rit", convention="jit"), _RIT),
+    "raev2": Architecture(RAEv2Config(), _RAE2),
+    "mf_rae": Architecture(
+        DiTDHConfig(second_time=True, fourier_gap=True), replace(_RAE, sampler=_steps(1))
+    ),
+    "imf": Architecture(MiTConfig(), _IMF),
+    "pmf": Architecture(MiTConfig(family="pmf"), _PMF),
+    "meanflow_sit": Architecture(
+        DiTConfig(family="dit", second_time=True), Source(sampler=_steps(1), **_SD_VAE)
+    ),
+    "dmf": Architecture(
+        DiTConfig(family="dit", second_time=True, decoupled_depth=20),
+        Source(sampler=_steps(4), **_SD_VAE),
+    ),
 }
+
+
+ALIASES = {"rit_cls": "rit", "raev2_ddt_ig": "raev2", "raev2_ddt_omega": "raev2"}
+ALIASES |= {"raev2_dit_ig": "raev2", "repa_sit": "repa", "irepa_sit": "repa"}
+"""Other names of an architecture: what tells them apart is in the weights."""
 
 
 def published_at(architecture: str, source: Source, config: NetworkConfig, side: int) -> Source:
@@ -133,12 +197,17 @@ def published_at(architecture: str, source: Source, config: NetworkConfig, side:
         shift = 192**0.5
         sampler = source.sampler | {"grid": source.sampler["grid"] | {"shift": shift}}
         return replace(source, sampler=sampler, vae=None, latent_mean=None, latent_std=None)
-    if architecture == "jit" and isinstance(config, DiTConfig):
-        if config.noise_scale != 1.0:
-            noise = {"noise": config.noise_scale}
-            source = replace(source, transport="LoudLinear", transport_args=noise)
+    if (noise := getattr(config, "noise_scale", 1.0)) != 1.0:
+        source = replace(source, transport="LoudLinear", transport_args={"noise": noise})
+    if isinstance(config, MiTConfig):
+        size = (architecture, config.hidden_size, config.depth, config.patch_size)
+        scale, low, high = _ONE_STEP.get(size, (7.0, 0.2, 0.7))
+        return replace(source, guidance_scale=scale, guidance_interval=(low, high))
+    if isinstance(config, RAEv2Config) and config.exit_layer is None:
+        return replace(source, guidance_kind="classifier_free", guidance_scale=1.0)
+    if architecture == "jit":
         at_256, at_512 = {768: (3.0, 3.0), 1280: (2.2, 2.3)}.get(
-            config.hidden_size or 0, (2.4, 2.5)
+            getattr(config, "hidden_size", 0), (2.4, 2.5)
         )
         return replace(source, guidance_scale=at_512 if side >= 512 else at_256)
     return source

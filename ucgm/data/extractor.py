@@ -6,6 +6,9 @@ An extractor maps uint8 images to named rows:
     logits    (B, K)  inception score; conditional accuracy when the K classes are those of the data
     spatial   (B, e)  sFID
 
+Some have features of places too, (B, D, g, g) of a grid of their own: what representation
+alignment follows.
+
 It runs in float32 with autocast and TF32 off, in evaluation mode, and is known by its name and by
 the hash of its weights: two numbers compare only when both agree.
 """
@@ -22,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ucgm.runtime.fixed_batches import tiles
+from ucgm.runtime.fixed_batches import by_tiles, tiles
 from ucgm.runtime.precision import exact_float32
 
 
@@ -69,15 +72,7 @@ class Extractor:
         Raises:
             ValueError: for other dtypes or channel counts, or when a feature is not finite.
         """
-        if images.ndim == 4 and images.shape[1] == 1 and self.channels == 3:
-            images = images.expand(-1, 3, -1, -1)
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(
-                f"extractor {self.name} takes (N, {self.channels}, H, W) uint8 images, got "
-                f"{tuple(images.shape)} {images.dtype}. Choose another extractor for these images."
-            )
-        held = itertools.chain(self.module.parameters(), self.module.buffers())
-        device = next((value.device for value in held), torch.device("cpu"))
+        images, device = self._accepted(images), self._device()
         outputs = {name: torch.empty(len(images), d) for name, d in self.dimensions.items()}
         filler = images.new_zeros(self.batch_size, *images.shape[1:])
         places = torch.arange(len(images)) if indices is None else indices
@@ -93,6 +88,43 @@ class Extractor:
                     "damaged or not those it was built for. Give another weights file."
                 )
         return outputs
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Features of places, (N, D, g, g), of images (N, channels, H, W) uint8, on the CPU.
+
+        Raises:
+            ValueError: for an extractor without such features, and as when called.
+        """
+        make = getattr(self.module, "maps", None)
+        if make is None:
+            raise ValueError(
+                f"extractor {self.name} has no features of places: its module needs a method "
+                "maps(images) that gives (B, D, g, g). Choose another, such as dinov2 or digits."
+            )
+        images, device = self._accepted(images), self._device()
+        size = min(self.batch_size, len(images))
+        filler = images.new_zeros(size, *images.shape[1:])
+        with torch.no_grad(), exact_float32(device):
+            return by_tiles(
+                torch.arange(len(images)),
+                size,
+                lambda tile: make(tile.fill(filler, images).to(device)).float().cpu(),
+            )
+
+    def _accepted(self, images: Tensor) -> Tensor:
+        """The images (N, channels, H, W) if the network takes them; grey becomes colour."""
+        if images.ndim == 4 and images.shape[1] == 1 and self.channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"extractor {self.name} takes (N, {self.channels}, H, W) uint8 images, got "
+                f"{tuple(images.shape)} {images.dtype}. Choose another extractor for these images."
+            )
+        return images
+
+    def _device(self) -> torch.device:
+        held = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next((value.device for value in held), torch.device("cpu"))
 
     def _outputs(self, images: Tensor) -> dict[str, Tensor]:
         """What the module gives, refused unless it is what was announced; some would broadcast."""
@@ -190,6 +222,8 @@ def open_extractor(
         except Exception as error:
             raise ValueError(f"extractor {name} cannot be imported: {reason_of(error)}.") from error
         register_extractor(name, build)
+    if name not in _REGISTRY:  # those that ship with ucgm register themselves
+        importlib.import_module("ucgm.evaluation.extractors")
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise ValueError(
