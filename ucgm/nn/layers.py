@@ -70,9 +70,9 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., width); sums are float32 or wider."""
         wide = _for_norm(x)
-        parts = (v if v is None else v.to(wide.dtype) for v in (self.weight, self.bias))
+        weight, bias = (v if v is None else v.to(wide.dtype) for v in (self.weight, self.bias))
         with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(wide, self.normalized_shape, *parts, self.eps).to(x.dtype)
+            return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 def make_norm(kind: str, width: int, affine: bool, eps: float = 1e-6) -> nn.Module:
@@ -116,7 +116,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = (rotate(part, rope.unsqueeze(1)) for part in (q, k))
-        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
