@@ -29,7 +29,7 @@ from ucgm.runs.config import allow_module
 
 OWN = "scripts.train_classifier:build"
 TRAINED, INDEPENDENT = "convolutions", "attention"
-BATCH, QUEUE = 128, 5000
+BATCH, QUEUE = 128, 1280
 
 
 class Row(NamedTuple):
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--start-steps", type=int, default=800)
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
     parser.add_argument("--out-dir", type=Path, default=Path("runs/posttrain"))
     asked = parser.parse_args()
