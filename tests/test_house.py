@@ -18,7 +18,12 @@ REPO = Path(__file__).parents[1]
 FILES = sorted((REPO / "ucgm").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 # What a module is called where its package has another name.
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "torch-fidelity": "torch_fidelity"}
+IMPORTED_AS = {
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "torch-fidelity": "torch_fidelity",
+}
 SHAPE = re.compile(r"\((?:\w[\w +]*|\.\.\.)?,[^()]*\)|\(\)|\bscalars?\b|\bany shape\b")
 
 
