@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ucgm.data.latents.codec import DECODE_BATCH
 from ucgm.data.pixels import to_pil, to_uint8
 from ucgm.data.sets.declared import open_for_sampling
 from ucgm.integrations.foreign import random_of
@@ -109,9 +110,14 @@ class UCGMPipeline(DiffusionPipeline):
         data = open_for_sampling(run.config.data, run.run_dir)
         codec = getattr(data, "codec", None)
         if codec is not None and codec.kind != "identity":
-            std = [s / codec.scale for s in codec.std]
-            settings = {"latent_mean": codec.mean, "latent_std": std} | settings
-            settings.setdefault("vae", codec.autoencoder().module)
+            module = codec.autoencoder().module
+            scale, shift = (
+                getattr(module.config, f"{k}_factor", None) for k in ("scaling", "shift")
+            )
+            if shift or (codec.scale, {*codec.mean}, {*codec.std}) != (scale, {0.0}, {1.0}):
+                std = [s / codec.scale for s in codec.std]
+                settings = {"latent_mean": codec.mean, "latent_std": std} | settings
+            settings.setdefault("vae", module)
         guidance: Guidance = run.config.guidance
         settings = {
             "vae": None,
@@ -270,7 +276,8 @@ class UCGMPipeline(DiffusionPipeline):
             else:
                 shift = getattr(config, "shift_factor", None) or 0.0
                 raw = x / (getattr(config, "scaling_factor", None) or 1.0) + shift
-            x = self.vae.decode(raw.to(self.vae.dtype), return_dict=False)[0].float()
+            parts = raw.to(self.vae.dtype).split(DECODE_BATCH)
+            x = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in parts])
         if output_type == "pil":
             return [to_pil(image) for image in to_uint8(x).cpu()]
         images = (x / 2 + 0.5).clamp(0, 1).cpu()

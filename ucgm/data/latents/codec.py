@@ -27,7 +27,7 @@ from ucgm.runtime.values import Count, Number, Positive, check_values
 
 CODEC_FILE = "codec.json"
 _FORMAT = 1
-_DECODE_BATCH = 16  # bounds the activations of a decoder at 512 pixels to a few GB
+DECODE_BATCH = 16  # bounds the activations of a decoder at 512 pixels to a few GB
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Codec:
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) to images (B, 3, H, W) uint8, a few at a time."""
         autoencoder = self.autoencoder()
-        parts = self.to_raw(x).split(_DECODE_BATCH)
+        parts = self.to_raw(x).split(DECODE_BATCH)
         return torch.cat([to_uint8(autoencoder.decode(part)) for part in parts])
 
     def autoencoder(self) -> Autoencoder:
