@@ -5,6 +5,9 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from ucgm.condense.observe import ExtractorObserver
 from ucgm.condense.pool import Pool, open_real
 from ucgm.evaluation.extractors import open_extractor
 
+REPO = Path(__file__).parents[2]
 WORDS = ["--ipc", "2", "--observer-steps", "40", "--label-views", "2"]
 
 
@@ -132,14 +136,19 @@ def made(folder):
     return condense("digits", str(folder), settings=settings, observer_steps=40)
 
 
-def test_killed_in_the_middle_and_run_again(tmp_path, monkeypatch):
-    child = os.fork()
-    if not child:
-        kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        monkeypatch.setattr(observe, "save_file", kill)  # images and labels are written by then
-        made(tmp_path / "killed" / "set")
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+KILLED = """
+import os, pathlib, signal, sys
+from tests.condense.test_failures import made, observe
+observe.save_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+made(pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_killed_in_the_middle_and_run_again(tmp_path):
+    # Images and labels are written when the observer is. A fork of this process, which has made
+    # gradients, could make none.
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "killed" / "set")]
+    assert subprocess.run(words, cwd=REPO, capture_output=True).returncode == -signal.SIGKILL
     left = {p.name for p in (tmp_path / "killed").iterdir()}
     assert left == {".set.lock", ".set.tmp"}
     one, two = (contents(made(tmp_path / name / "set").parent) for name in ("killed", "whole"))
