@@ -75,7 +75,9 @@ def test_a_training_goes_on_to_the_last_bit(name, place):
     }
     assert sums == pytest.approx(expected["sums"], rel=ROUNDING)
     known = AFTER["files_by_kernels"]
-    if kernels() in known:  # digests that the earlier version itself wrote with these kernels
+    # Digests that the earlier version itself wrote with these kernels.  RAdam has other kernels
+    # since, which do not wait for the host: what is above holds of it, the last bits do not.
+    if kernels() in known and name != "few":
         assert found == known[kernels()][name]
 
 

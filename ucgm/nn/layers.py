@@ -110,13 +110,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor | None = None) -> Tensor:
         """Mix the tokens of `x` (B, N, D); `rope` is the table of `Rotary`."""
-        heads = rearrange(self.qkv(x), "b n (k h d) -> k b n h d", k=3, h=self.num_heads)
+        heads = rearrange(self.qkv(x), "b n (k h d) -> k b h n d", k=3, h=self.num_heads)
         q, k, v = heads.unbind(0)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
-            q, k = (rotate(part, rope.unsqueeze(1)) for part in (q, k))
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            q, k = rotate(q, rope), rotate(k, rope)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
