@@ -218,7 +218,7 @@ class Muon(_Fused):
         for shape, members in alike.items():
             whole = orthogonal(torch.stack([gather(updates[i]).bfloat16() for i in members]))
             for i, value in zip(members, whole, strict=True):
-                load_shard(updates[i], value.mul_(0.2 * max(shape) ** 0.5))
+                load_shard(updates[i], value.float() * (0.2 * max(shape) ** 0.5))
         direction = [local_shard(u) for u in updates]
         _descend(weights, direction, group["lr"], self.found_inf, group["weight_decay"])
 
