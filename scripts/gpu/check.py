@@ -411,7 +411,6 @@ def state_of(name, batch, compiled, optimizer=None, family=None, checkpointing=F
         sharding=Sharding(1, DEVICE, False),
         networks=networks,
         wrapped=net,
-        wrapped_variance=None,
         trained=trained,
         optimizer=build_optimizer(config.optimizer, trained),
         skipper=NonFiniteSkipper(DEVICE),

@@ -1,6 +1,11 @@
 """A training step on a GPU, by traces: where the host waits, what is computed in which dtype."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +26,7 @@ from ucgm.training.networks import Networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
 
+REPO = Path(__file__).parents[2]
 OPTIMIZERS = ("adamw", "radam", "lion", "muon")
 
 
@@ -48,7 +54,6 @@ def step_on_gpu(config, shape=(1, 8, 8), rows=8):
         networks=networks,
         wrapped=network,
         wrapped_variance=log_variance,
-        wrapped_alignment=None,
         trained=trained,
         optimizer=build_optimizer(config.optimizer, trained),
         skipper=NonFiniteSkipper(CUDA),
@@ -171,3 +176,12 @@ def test_products_of_a_step_are_bf16(name, monkeypatch):
     assert half > 0.99 * outside
     assert not trace.flops[torch.bfloat16, True]
     assert bool(trace.flops[torch.float32, True]) == (name == "ucgm_few")
+
+
+def test_the_check_for_a_gpu_runs_dry(tmp_path):
+    """Its steps, tiny and on the CPU: what it builds by hand changes with the training."""
+    words = ["bash", "scripts/gpu/check.sh", "--dry", "--sections", "eager"]
+    environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "check.json").read_text())["errors"] == {}

@@ -51,14 +51,14 @@ class TrainState:
     sharding: Sharding
     networks: Networks
     wrapped: nn.Module
-    wrapped_variance: LogVariance | None
-    wrapped_alignment: Alignment | None
     trained: dict[nn.Parameter, str]
     optimizer: torch.optim.Optimizer
     skipper: NonFiniteSkipper
     log: MetricsLogger
     memory: str
     seconds: float
+    wrapped_variance: LogVariance | None = None
+    wrapped_alignment: Alignment | None = None
     step: int = 0
 
     @contextlib.contextmanager
