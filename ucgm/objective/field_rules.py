@@ -137,16 +137,21 @@ FIELD_RULES: dict[str, FieldRule] = {
 OFF_AT_ZERO = ("enhanced", "guided", "teacher", "teacher_cfg")
 
 
+def is_data(objective: ObjectiveSettings) -> bool:
+    """Whether the field of ``objective`` is that of the data on every row."""
+    off = objective.field in OFF_AT_ZERO and objective.enhancement_ratio == 0.0
+    return off or objective.field == "data"
+
+
 def sources_of(objective: ObjectiveSettings) -> set[str]:
     """Networks besides the trained one that the field of ``objective`` evaluates."""
-    name, w = objective.field, objective.enhancement_ratio
-    if name == "data" or (w == 0.0 and name in OFF_AT_ZERO):
+    if is_data(objective):
         return set()
-    if name == "jump":
+    if objective.field == "jump":
         return {"target"}
-    if name == "sources":
+    if objective.field == "sources":
         return {source.network for source in objective.sources} - {"data", "online"}
-    rule = FIELD_RULES[name]
+    rule = FIELD_RULES[objective.field]
     return {rule.conditional, rule.unconditional} - {"online"}
 
 
@@ -171,9 +176,7 @@ def weighted_parts(
 
     Without ``labels``, with and without one are the same, of the same network.
     """
-    if objective.field == "data" or (
-        objective.field in OFF_AT_ZERO and objective.enhancement_ratio == 0.0
-    ):
+    if is_data(objective):
         return [], torch.ones_like(host.t)[None]
     if objective.field == "sources":
         of_data, found = torch.zeros_like(host.t), dict[Part, Tensor]()
