@@ -97,8 +97,6 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         checked(Count, num_train_timesteps, "num_train_timesteps")
         checked(int | None, seed, "seed")
         self.transport = transport_of(self.config)
-        if solver == "jump":
-            raise ValueError("solver jump needs a network with two times: use the native sampler")
         self._sampler(1, grid_of(self.config, shift))  # bad settings are refused here, not later
         # All of it goes through the configuration of other classes, the defaults as well.
         flow = isinstance(self.transport, Linear)
@@ -211,7 +209,15 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sigmas: noise levels of the linear path before the shift, instead of the schedule.
             mu: logarithm of the shift, with use_dynamic_shifting.
             timesteps: timesteps as the model sees them, instead of the schedule.
+
+        Raises:
+            ValueError: times that cannot be made, or a solver whose networks take a second time.
         """
+        if self.config["solver"] == "jump":
+            raise ValueError(
+                "solver jump needs a network with two times, which UCGMPipeline and the native "
+                "sampler alone tell a network"
+            )
         given = num_inference_steps, sigmas, timesteps, mu
         times, seen = times_of(self.config, self.transport, *given)
         self.num_inference_steps, self._times, self._first = len(times), times, -1
