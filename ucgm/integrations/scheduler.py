@@ -209,15 +209,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sigmas: noise levels of the linear path before the shift, instead of the schedule.
             mu: logarithm of the shift, with use_dynamic_shifting.
             timesteps: timesteps as the model sees them, instead of the schedule.
-
-        Raises:
-            ValueError: times that cannot be made, or a solver whose networks take a second time.
         """
-        if self.config["solver"] == "jump":
-            raise ValueError(
-                "solver jump needs a network with two times, which UCGMPipeline and the native "
-                "sampler alone tell a network"
-            )
+        if self.config["solver"] == "jump":  # of which other pipelines tell a network one
+            raise ValueError("solver jump needs a network with two times: use UCGMPipeline")
         given = num_inference_steps, sigmas, timesteps, mu
         times, seen = times_of(self.config, self.transport, *given)
         self.num_inference_steps, self._times, self._first = len(times), times, -1
