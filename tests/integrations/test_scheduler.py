@@ -233,7 +233,7 @@ def test_bad_settings(settings, message):
 
 
 def test_a_pipeline_of_others_has_no_second_time():
-    jumps = UCGMScheduler(solver="jump")
+    jumps = UCGMScheduler(solver="jump", gap=(0.0, 0.0))
     assert jumps.sampler(2).plan()[0].second == 0.5
     with pytest.raises(ValueError, match="two times"):
         jumps.set_timesteps(2)
