@@ -15,16 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.browser import Browser, find_chromium
+from scripts.browser import Browser, find_chromium
 from ucgm.cli import ui
 from ucgm.cli.commands import main
 from ucgm.generation.command import open_run, samples_of_run
 from ucgm.generation.samples import SamplingConfig
 from ucgm.generation.trial import Trial
 from ucgm.runtime.randomness import RowRandom
-
-SAMPLE = "[...document.querySelectorAll('button')].find(b => b.textContent.trim() == 'Sample')"
-COMPARE = "document.querySelector('input[type=checkbox]')"
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +193,11 @@ def test_in_a_browser(gradio, run_dir, tmp_path, width):
         pytest.skip("no Chromium: name one in UCGM_CHROMIUM, or put chromium on the PATH")
     with served(run_dir) as address, Browser(program) as browser:
         browser.open(address, width)
-        browser.until(SAMPLE)
-        browser.run(f"{SAMPLE}.click()")
+        browser.click("Sample")
         browser.until("document.querySelectorAll('.sheet img').length == 8")
-        browser.run(f"{COMPARE}.click()")
+        browser.click("Compare with a second setting, from the same noise")
         browser.until("document.body.textContent.includes('Setting B')")
-        browser.run(f"{SAMPLE}.click()")
+        browser.click("Sample")
         browser.until("document.querySelectorAll('.sheet img').length == 16")
         browser.until("[...document.images].every(i => i.complete && i.naturalWidth)")
         assert browser.run("document.documentElement.scrollWidth") <= width  # nothing is cut off

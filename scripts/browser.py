@@ -42,7 +42,8 @@ def find_chromium():
 
 class Browser:
     """One page of a browser; ``requests`` are the addresses it asked for, ``refused`` the errors
-    that pages wrote to the console."""
+    that pages wrote to the console.
+    """
 
     def __init__(self, program, seconds=60):
         self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -105,6 +106,13 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
         self.ask("Page.navigate", url=address)
+
+    def click(self, text):
+        """Press the button, or tick the box, whose label is ``text``."""
+        same = f"b => b.textContent.trim() == {text!r}"
+        found = f"[...document.querySelectorAll('button, label')].find({same})"
+        self.until(found)
+        self.run(f"(b => (b.querySelector('input') || b).click())({found})")
 
     def run(self, script):
         """The value of a JavaScript expression."""
