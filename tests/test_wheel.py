@@ -1,4 +1,4 @@
-"""The package as pip gets it: from the sdist of this tree to a wheel that trains without the tree."""
+"""The package as pip gets it: a wheel, built from the sdist, that trains without this tree."""
 
 import subprocess
 import sys
