@@ -1,7 +1,7 @@
 """Post-training a 1-step model of the digits by one classifier, judged by another.
 
     python scripts/recipe.py digits few_step
-    python scripts/posttrain.py [ROW ...] [--seeds 0 1 2] [--steps 300] [--out-dir runs/posttrain]
+    python scripts/posttrain.py [ROW ...] [--seeds 0 1 2] [--steps 100] [--out-dir runs/posttrain]
 
 The training scans are halved: a convolutional classifier sees one half, a transformer the other.
 The tuned model of the first command is trained on at 1 step, by Frechet or kernel distance in the
@@ -30,7 +30,6 @@ from ucgm.runs.config import allow_module
 
 OWN = "scripts.train_classifier:build"
 TRAINED, INDEPENDENT = "convolutions", "attention"
-BATCH = 128
 
 
 class Row(NamedTuple):
@@ -54,6 +53,7 @@ class Study(NamedTuple):
 
     start: Path
     steps: int
+    batch: int
     queue: int
     samples: int
     lr: float
@@ -93,7 +93,7 @@ def run(study: Study, name: str, seed: int) -> None:
             "ema": {"decay": 0.98},
             "sampler": {"steps": 1},
         }
-        train_row(settings, {"train": train_section(study.steps, BATCH, seed, start)}, folder)
+        train_row(settings, {"train": train_section(study.steps, study.batch, seed, start)}, folder)
     if not (folder / "report/benchmark.json").exists():
         judges = MetricConfig(
             extractor=(OWN, "digits", OWN, "random"),
@@ -147,9 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--start", type=Path, default=Path("runs/recipe/digits/few_step"))
-    parser.add_argument("--queue", type=int, default=12_800, help="samples whose moments are kept")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--queue", type=int, default=10_240, help="samples whose moments are kept")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
@@ -157,7 +158,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
-    lengths = asked.steps, asked.queue, asked.samples
+    lengths = asked.steps, asked.batch, asked.queue, asked.samples
     study = Study(asked.start, *lengths, asked.lr, asked.epochs, asked.out_dir)
     for seed in asked.seeds:
         for name in ("before", *(asked.rows or ROWS)):
