@@ -21,6 +21,8 @@ from ucgm.objective import Alignment, LogVariance
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, flat, read_config
 from ucgm.runs.folder import create_run, refuse_another, start_from
+from ucgm.runs.mirror import Mirror
+from ucgm.runs.remote import local_run
 from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import float32_products, precision
@@ -59,6 +61,7 @@ class TrainState:
     seconds: float
     wrapped_variance: LogVariance | None = None
     wrapped_alignment: Alignment | None = None
+    mirror: Mirror | None = None
     step: int = 0
 
     @contextlib.contextmanager
@@ -123,9 +126,13 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
     refuse_another(config, run_dir)
+    mirror = None if train.mirror is None else Mirror(train.mirror, run_dir, config)
+    if mirror is not None:
+        mirror.meet(accelerator)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
     data = dataset.shape, dataset.num_classes
-    teaching = [read_config(Path(name) / "config.yaml").model for name in names_of_teachers(config)]
+    taught = map(local_run, names_of_teachers(config))
+    teaching = [read_config(run / "config.yaml").model for run in taught]
     work = count_work(config.model, *data, config.objective, teaching)
     memory = check_memory(needed_memory(config, *data, plan, work), plan, accelerator.device)
     network, teachers, facts = _begin(config, run_dir, dataset, sharding)
@@ -139,6 +146,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         keep_facts(run_dir, facts)
         keep_encoders(config, run_dir, sets)
         keep_card(dataset, run_dir)
+        if mirror is not None:
+            mirror.push()
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding, teachers, alignment, sets)
     wrapped: list[Any] = [networks.online, networks.log_variance, alignment]
@@ -157,6 +166,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         wrapped=wrapped[0],
         wrapped_variance=wrapped[1],
         wrapped_alignment=wrapped[2],
+        mirror=mirror,
         trained=networks.trained(),
         optimizer=build_optimizer(config.optimizer, networks.trained()),
         skipper=NonFiniteSkipper(accelerator.device),
@@ -266,7 +276,7 @@ def _resume(state: TrainState) -> None:
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is on the machine of the first process and not on {socket.gethostname()}: "
-            "put run_dir on a file system that all machines share"
+            "put run_dir on a file system that all machines share, or set train.mirror"
         )
     if "optimizer.safetensors" not in manifest["files"]:
         raise ValueError(
