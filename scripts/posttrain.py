@@ -1,9 +1,10 @@
 """Post-training a 1-step model of the digits by one classifier, judged by another.
 
+    python scripts/recipe.py digits few_step
     python scripts/posttrain.py [ROW ...] [--seeds 0 1 2] [--steps 300] [--out-dir runs/posttrain]
 
 The training scans are halved: a convolutional classifier sees one half, a transformer the other.
-The 1-step model (multi_step, then few_step) is trained on by Frechet or kernel distance in the
+The tuned model of the first command is trained on at 1 step, by Frechet or kernel distance in the
 features of encoders that never are the transformer; that one, the shipped classifier and the
 encoders of the training score before and after.  5,000 samples at 1 step, against the training
 scans and the held-out ones.  What is done is not done again; the tables go to
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tables import cell, write_part
@@ -51,8 +52,8 @@ ROWS = {
 class Study(NamedTuple):
     """Lengths, and where the runs are."""
 
+    start: Path
     steps: int
-    start_steps: int
     samples: int
     lr: float
     epochs: int
@@ -73,41 +74,32 @@ def classifiers(study: Study) -> dict[str, str]:
     return found
 
 
-def run(study: Study, name: str, seed: int) -> Path:
-    """Train and measure a row, and what it starts from, unless that is done; its folder."""
-    folder, weights = study.folder / name / f"seed{seed}", classifiers(study)
-    if name == "multi":
-        section = train_section(study.start_steps, BATCH, seed, None)
-        settings: dict[str, Any] = {"objective": {"preset": "multi_step"}, "model": {"size": "T/2"}}
-        train_row(settings, {"train": section}, folder)
-        return folder
-    if name == "before":
-        init = run(study, "multi", seed)
-        section = train_section(study.start_steps, BATCH, seed, init)
-        few = {"objective": {"preset": "few_step"}, "sampler": {"steps": 1, "stochasticity": 0.0}}
-        train_row(few, {"train": section}, folder)
-    else:
-        row, init = ROWS[name], run(study, "before", seed)
+def run(study: Study, name: str, seed: int) -> None:
+    """Train and measure a row, or measure what it starts from, unless that is done."""
+    start, weights = study.start / f"seed{seed}", classifiers(study)
+    folder = study.folder / name / f"seed{seed}"
+    if name != "before":
+        row = ROWS[name]
         sets = [
             {"extractor": encoder, "queue": QUEUE if row.preset == "fd_post" else 0}
             | ({"extractor": OWN, "weights": weights[encoder]} if encoder in weights else {})
             | {"distance": "fd" if row.preset == "fd_post" else "mmd"}
             for encoder in row.encoders
         ]
-        section = train_section(study.steps, BATCH, seed, init)
         settings = {
             "objective": {"preset": row.preset, "sets": sets},
             "optimizer": {"lr": study.lr, "schedule": "cosine", "warmup_steps": study.steps // 20},
             "ema": {"decay": 0.98},
+            "sampler": {"steps": 1},
         }
-        train_row(settings, {"train": section}, folder)
+        train_row(settings, {"train": train_section(study.steps, BATCH, seed, start)}, folder)
     if not (folder / "report/benchmark.json").exists():
         judges = MetricConfig(
             extractor=(OWN, "digits", OWN, "random"),
             extractor_weights=(weights[INDEPENDENT], "default", weights[TRAINED], "default"),
         )
         benchmark(
-            str(folder),
+            str(start if name == "before" else folder),
             [1],
             num_images=study.samples,
             settings=SamplingConfig(seed=seed),
@@ -115,7 +107,6 @@ def run(study: Study, name: str, seed: int) -> Path:
             out_dir=folder / "report",
             keep_features=False,
         )
-    return folder
 
 
 def scores(study: Study, name: str, key: str) -> list[float]:
@@ -156,7 +147,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--start-steps", type=int, default=800)
+    parser.add_argument("--start", type=Path, default=Path("runs/recipe/digits/few_step"))
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
@@ -164,8 +155,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
-    lengths = asked.steps, asked.start_steps, asked.samples
-    study = Study(*lengths, asked.lr, asked.epochs, asked.out_dir)
+    lengths = asked.steps, asked.samples
+    study = Study(asked.start, *lengths, asked.lr, asked.epochs, asked.out_dir)
     for seed in asked.seeds:
         for name in ("before", *(asked.rows or ROWS)):
             run(study, name, seed)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ucgm.generation.run import Run, load_run
     from ucgm.integrations import DiffusersNetwork, DiscreteVP, UCGMPipeline, UCGMScheduler
-    from ucgm.nn import DDT, EDM2, DiT, UNet
+    from ucgm.nn import DDT, EDM2, DiT, DiTDH, MiT, RAEv2, UNet
     from ucgm.objective import Draw, Objective, Terms, preset
     from ucgm.runs.config import Config
     from ucgm.runtime.randomness import RowRandom
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "generation.run": ("Run", "load_run"),
     "integrations": ("DiffusersNetwork", "DiscreteVP", "UCGMPipeline", "UCGMScheduler"),
-    "nn": ("DDT", "DiT", "EDM2", "UNet"),
+    "nn": ("DDT", "DiT", "DiTDH", "EDM2", "MiT", "RAEv2", "UNet"),
     "objective": ("Draw", "Objective", "Terms", "preset"),
     "runs.config": ("Config",),
     "runtime.randomness": ("RowRandom",),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts.browser import Browser, find_chromium
 from tests.digits_oracle import Affine, Memoriser, make_run
 from ucgm.evaluation.benchmark import benchmark
 from ucgm.evaluation.compare import compare_run, distinct
@@ -72,6 +73,28 @@ def test_the_page_says_the_result_first_and_opens_on_it(folder):
     assert run["columns"] == ["class 3", "class 7"]
     assert Image.open(folder / "strip.png").size == (2 * 49 + 1, 3 * 49 + 1)
     assert set(run["grids"]) == {"1", "2", "10"}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_is_cut_off_or_fetched(folder, tmp_path, width):
+    """With a strip of ten classes, which a telephone scrolls."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium: name one in UCGM_CHROMIUM, or put chromium on the PATH")
+    text = (folder / "benchmark.html").read_text()
+    ten = json.dumps([f"class {k}" for k in range(10)])
+    text, found = re.subn(r'("columns": )\[.*?\]', rf"\1{ten}", text)
+    (tmp_path / "page.html").write_text(text)
+    with Browser(program) as browser:
+        assert found == 1
+        browser.open((tmp_path / "page.html").as_uri(), width)
+        browser.until("[...document.images].filter(i => i.src && i.complete).length == 3")
+        assert browser.run("document.getElementById('headline').textContent").startswith("The best")
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        browser.click("10")
+        browser.until("document.querySelector('#grids figcaption').textContent == 'run, 10 steps'")
+        fetched = [r for r in browser.requests if not r.startswith(("file:", "data:", "about:"))]
+        assert fetched == [] and browser.console == []
 
 
 def test_best_is_small_for_distances_and_large_for_shares():

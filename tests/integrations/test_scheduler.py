@@ -219,7 +219,6 @@ def test_noising_meets_the_path():
 BAD = [
     ({"prediction_type": "trigflow"}, "prediction_type 'trigflow' is not supported"),
     ({"stochasticity": 2.0}, "stochasticity"),
-    ({"solver": "jump"}, "two times"),
     ({"solver": "adams", "order": 9}, "1 to 4"),
     ({"gap": (0.7, 0.7)}, "gap"),
     ({"prediction_type": "epsilon", "beta_schedule": "sigmoid"}, "schedule must be one of linear"),
@@ -231,6 +230,13 @@ BAD = [
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         UCGMScheduler(**settings)
+
+
+def test_a_pipeline_of_others_has_no_second_time():
+    jumps = UCGMScheduler(solver="jump", gap=(0.0, 0.0))
+    assert jumps.sampler(2).plan()[0].second == 0.5
+    with pytest.raises(ValueError, match="two times"):
+        jumps.set_timesteps(2)
 
 
 @pytest.mark.parametrize(

@@ -63,15 +63,15 @@ def test_published_samples(loaded, name, solver, interval, calls):
     torch.testing.assert_close(samples, io[name], rtol=0, atol=1e-4)
 
 
-def published_heun(network, z, y, scale):
-    """JiT's sampler of six intervals by hand, in its own time and on its own path."""
+def published_heun(network, z, y, scale, intervals=6):
+    """JiT's sampler by hand, in its own time and on its own path."""
 
     def velocity(z, t):
         times = torch.full((len(z),), t)
         good, bad = (network.native(z, times, labels) for labels in (y, torch.full_like(y, 5)))
         return (bad + (scale if t > 0.1 else 1.0) * (good - bad) - z) / max(1 - t, 0.05)
 
-    grid = [i / 6 for i in range(7)]
+    grid = [i / intervals for i in range(intervals + 1)]
     for t, to in pairwise(grid):
         v = velocity(z, t)
         end = z + (to - t) * v

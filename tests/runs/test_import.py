@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tests.data.toys import image_tree, tiny_kl
 from ucgm import UCGMPipeline, load_run
 from ucgm.cli import commands as cli
-from ucgm.data import Codec, DataSpec, Images, Latents
+from ucgm.data import Codec, DataSpec, Latents
 from ucgm.data.encoding.command import encode_data
 from ucgm.generation.command import samples_of_run
-from ucgm.generation.samples import SamplingConfig
+from ucgm.generation.samples import TILE, SamplingConfig
 from ucgm.integrations.export import export_run
 from ucgm.nn import ARCHITECTURES, EDM2, import_weights
 from ucgm.runs.config import read_config
@@ -107,10 +107,10 @@ def drawn(folder):
     return np.stack([np.asarray(Image.open(p)) for p in sorted((folder / "images").glob("*.png"))])
 
 
-def by_pipeline(pipe, run, count, steps, **guidance):
+def by_pipeline(pipe, run, count, steps, tile=TILE, **guidance):
     """What a loaded pipeline makes of the noise and the labels of `ucgm sample`."""
     # Batches of a tile, as `ucgm sample` makes them: another size rounds otherwise.
-    random = RowRandom.for_samples(0, torch.arange(SamplingConfig().tile))
+    random = RowRandom.for_samples(0, torch.arange(tile))
     noise = random.normal(*run.shape)
     pipe.set_progress_bar_config(disable=True)
     labels = [i % run.num_classes for i in range(len(noise))]
@@ -150,44 +150,6 @@ def test_the_whole_walk(name, place, tmp_path, capsys):
     assert type(pipe.model) is type(run.network)
     third = by_pipeline(pipe, tuned, 6, 2)
     assert np.array_equal(second, third)
-
-
-def test_the_walk_of_pixels(place, tmp_path, capsys):
-    """JiT: pixels without a codec, and averages named model_ema1."""
-    state = {f"net.{k}": v for k, v in load_file(GOLDEN / "jit.state.safetensors").items()}
-    torch.save({"model_ema1": state, "model": {k: v + 1 for k, v in state.items()}},
-               tmp_path / "jit.pth")  # fmt: skip
-    words = [str(tmp_path / "jit.pth"), "--architecture", "jit", "--out", str(tmp_path / "run")]
-    cli.main(["import", *words, "--settings.second_time", "true"])
-    run = load_run(tmp_path / "run")
-    assert run.config.data == DataSpec((3, SIZE, SIZE), CLASSES, "jit", pixels=True)
-    cli.main(["sample", str(tmp_path / "run"), "--num-images", "6", "--steps", "3"])
-    first = drawn(tmp_path / "run/samples/step_0000000_ema_steps_03_seed_0")
-    assert first.shape == (6, SIZE, SIZE, 3) and first.std() > 1
-
-    content = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    images = {"path": str(place / "tree"), "size": SIZE}
-    content["data"] = {"class_path": "Images", "init_args": images}
-    content["objective"] = {"preset": "few_step"}
-    content["guidance"] = {"scale": 1.0}
-    few = {"steps": 2, "solver": "ucgm", "stochasticity": 1.0, "grid": {"gap": [0.0, 0.5]}}
-    content["sampler"] = few
-    (tmp_path / "tune.yaml").write_text(yaml.safe_dump(content))
-    words = ["--config", str(tmp_path / "tune.yaml"), "--train.init", str(tmp_path / "run")]
-    words += ["--train.steps", "20", "--train.global-batch", "8", "--optimizer.lr", "1e-4"]
-    cli.main(["train", *words, "--run-dir", str(tmp_path / "tuned")])
-    tuned = load_run(tmp_path / "tuned")
-    assert tuned.step == 20 and tuned.config.model == run.config.model
-    assert isinstance(tuned.config.data, Images)
-    key = "blocks.0.attn.qkv.weight"
-    moved = (tuned.network.state_dict()[key] - state[f"net.{key}"]).abs().max()
-    assert 0 < moved < 0.1
-
-    cli.main(["sample", str(tmp_path / "tuned"), "--num-images", "6"])
-    second = drawn(tmp_path / "tuned/samples/step_0000020_ema_steps_02_seed_0")
-    cli.main(["export", str(tmp_path / "tuned"), "--diffusers", str(tmp_path / "out")])
-    pipe = UCGMPipeline.from_pretrained(tmp_path / "out")
-    assert np.array_equal(by_pipeline(pipe, tuned, 6, 2), second)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,6 +22,7 @@ from ucgm.runtime.terminal import printable_output
 # Commands that are one function: module and name.
 _FUNCTIONS = {
     "sample": ("ucgm.generation.command", "sample_run"),
+    "ui": ("ucgm.cli.ui", "ui"),
     "benchmark": ("ucgm.evaluation.benchmark", "benchmark"),
     "evaluate": ("ucgm.evaluation.evaluate", "evaluate"),
     "reference": ("ucgm.evaluation.evaluate", "make_reference"),

@@ -56,8 +56,10 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
         if holds_files(folder) and not (folder / "comparison.json").is_file():
             raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
         folder.mkdir(exist_ok=True)
-        curve = save_curves(runs, [metric], folder / "curves.png")
         homes, title = [home for _, home in results], " against ".join(names)
+        strips = {n: home / "strip.png" for n, home in zip(names, homes, strict=True)}
+        strips = {n: strip for n, strip in strips.items() if strip.is_file() and "strip" in runs[n]}
+        curve = save_curves(runs, [metric], folder / "curves.png", strips)
         text = page(runs, homes, metric, curve, title, shown)
         write_atomic(folder / "comparison.html", text)
         write_atomic(folder / "comparison.json", json.dumps(content, indent=2) + "\n")

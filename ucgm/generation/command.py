@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ucgm.data.dataset import Dataset
 from ucgm.data.pixels import UINT8_RULE, grid
 from ucgm.data.sets.declared import open_for_sampling
 from ucgm.generation.samples import TILE, RowCounter, SampleSet, SamplingConfig
@@ -41,9 +42,14 @@ from ucgm.sampler import Guidance
 
 
 def samples_of_run(
-    run: Run, settings: SamplingConfig, steps: int | None = None, device: str = "cpu"
+    run: Run,
+    settings: SamplingConfig,
+    steps: int | None = None,
+    device: str = "cpu",
+    data: Dataset | None = None,
 ) -> SampleSet:
-    """The samples of a trained run, with its own sampler and guidance unless told otherwise.
+    """The samples of a trained run, with its own sampler and guidance unless told otherwise; its
+    ``data`` are opened where they are not given.
 
     Raises:
         ValueError: for zero steps, a class out of range, an unknown label rule, guidance of a
@@ -53,7 +59,8 @@ def samples_of_run(
         warnings.warn(
             f"precision tf32 is one of NVIDIA's GPUs: on {device} it is fp32.", stacklevel=2
         )
-    data = open_for_sampling(run.config.data, run.run_dir)
+    if data is None:
+        data = open_for_sampling(run.config.data, run.run_dir)
     guidance = guidance_of_run(run, settings)
     weaker = _guide_of(run, guidance, device)
     networks = [part.network.to(device) for part in (run, weaker) if part is not None]

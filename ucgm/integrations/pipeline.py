@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ucgm.data.latents.autoencoder import images_of
 from ucgm.data.latents.codec import DECODE_BATCH
 from ucgm.data.pixels import to_pil, to_uint8
 from ucgm.data.sets.declared import open_for_sampling
@@ -277,7 +278,7 @@ class UCGMPipeline(DiffusionPipeline):
                 shift = getattr(config, "shift_factor", None) or 0.0
                 raw = x / (getattr(config, "scaling_factor", None) or 1.0) + shift
             parts = raw.to(self.vae.dtype).split(DECODE_BATCH)
-            x = torch.cat([self.vae.decode(part, return_dict=False)[0].float() for part in parts])
+            x = torch.cat([images_of(self.vae, part).float() for part in parts])
         if output_type == "pil":
             return [to_pil(image) for image in to_uint8(x).cpu()]
         images = (x / 2 + 0.5).clamp(0, 1).cpu()

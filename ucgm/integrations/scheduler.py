@@ -97,8 +97,6 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         checked(Count, num_train_timesteps, "num_train_timesteps")
         checked(int | None, seed, "seed")
         self.transport = transport_of(self.config)
-        if solver == "jump":
-            raise ValueError("solver jump needs a network with two times: use the native sampler")
         self._sampler(1, grid_of(self.config, shift))  # bad settings are refused here, not later
         # All of it goes through the configuration of other classes, the defaults as well.
         flow = isinstance(self.transport, Linear)
@@ -212,6 +210,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             mu: logarithm of the shift, with use_dynamic_shifting.
             timesteps: timesteps as the model sees them, instead of the schedule.
         """
+        if self.config["solver"] == "jump":  # of which other pipelines tell a network one
+            raise ValueError("solver jump needs a network with two times: use UCGMPipeline")
         given = num_inference_steps, sigmas, timesteps, mu
         times, seen = times_of(self.config, self.transport, *given)
         self.num_inference_steps, self._times, self._first = len(times), times, -1

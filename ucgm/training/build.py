@@ -244,7 +244,7 @@ def check_inputs(config: Config, network: nn.Module) -> None:
     if getattr(settings, "velocity_blocks", 0) and not objective.velocity_head:
         raise ValueError(
             f"the preset {objective.preset} would never train the network's velocity head: set "
-            "velocity_blocks: 0 in the model section, or objective.velocity_head: 1"
+            "objective.velocity_head: 1, or velocity_blocks: 0 in the model section of a DiT"
         )
     for name, value in objective.network_inputs.items():
         if not getattr(settings, name, None):

@@ -8,6 +8,9 @@ from ucgm.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
+from ucgm.evaluation.metrics.moments import moments_of
+from ucgm.evaluation.metrics.reference import Reference
+from ucgm.evaluation.scoring import Evaluator, Evaluators, FeatureStatistics
 
 
 def rows(n, d, seed, shift=0.0):
@@ -106,3 +109,32 @@ def test_conditional_accuracy():
     assert conditional_accuracy(logits, torch.tensor([1, 2, 3, 3])) == 0.25
     with pytest.raises(ValueError, match="4 rows of logits for 3 labels"):
         conditional_accuracy(logits, torch.arange(3))
+
+
+def frechet_by_definition(a, b):
+    """Of rows (N, d), in float64: the trace of the root by eigenvalues of the product."""
+    (m, s), (n, t) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (a, b))
+    root = np.sqrt(np.linalg.eigvals(s @ t).real).sum()
+    return ((m - n) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
+
+
+def test_fdr_and_its_mean_over_six_encoders_are_their_definition():
+    parts, moments, ratios = [], {}, []
+    for place in range(6):
+        width = 4 + place
+        samples, real, held_out = (
+            rows(400, width, 10 * place + n).double() * (1 + n / 5) + n / 3 for n in range(3)
+        )
+        prefix = f"e{place}." if place else ""
+        moments[f"{prefix}features"] = moments_of(samples)
+        known = [
+            Reference(name, moments_of(x), "0" * 64) for name, x in (("r", real), ("h", held_out))
+        ]
+        parts.append(Evaluator(None, ("fdr",), *known, prefix=prefix))
+        to_real = [frechet_by_definition(x.numpy(), real.numpy()) for x in (samples, held_out)]
+        ratios.append(to_real[0] / to_real[1])
+    found = Evaluators(tuple(parts)).score(FeatureStatistics(moments, lambda name: None))
+    assert len(found) == 7 and max(ratios) > 1.2 * min(ratios)
+    for part, ratio in zip(parts, ratios, strict=True):
+        assert found[f"{part.prefix}fdr"] == pytest.approx(ratio, rel=1e-9)
+    assert found["fdr_mean"] == pytest.approx(sum(ratios) / 6, rel=1e-9)

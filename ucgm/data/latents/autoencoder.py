@@ -112,8 +112,7 @@ class Autoencoder:
             return raw
         module = self.module.to(raw.device)
         with exact_float32(raw.device):
-            images = module.decode(raw).sample
-        return images * 2.0 - 1.0 if self.kind == "rae" else images
+            return images_of(module, raw)
 
     @torch.no_grad()
     def latent_shape(self, size: int, device: str = "cpu") -> tuple[int, int, int]:
@@ -135,6 +134,12 @@ class Autoencoder:
             )
         _, channels, height, width = raw.shape
         return channels, height, width
+
+
+def images_of(module: Any, raw: Tensor) -> Tensor:
+    """Images (B, 3, H, W), about in [-1, 1], that a model makes of raw latents (B, C, h, w)."""
+    images = module.decode(raw, return_dict=False)[0]
+    return images * 2.0 - 1.0 if KINDS.get(type(module).__name__) == "rae" else images
 
 
 @lru_cache(maxsize=2)

@@ -1,5 +1,6 @@
 """The curve of a benchmark, or of several: a metric against the number of steps."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,15 @@ from ucgm.evaluation.report.tables import label, summarise
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.terminal import printable
 
+STRIP = 1.1  # inches
 
-def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path: Path) -> Path:
+
+def save_curves(
+    runs: Mapping[str, dict[str, Any]],
+    metrics: Sequence[str],
+    path: Path,
+    strips: Mapping[str, Path] | None = None,
+) -> Path:
     """Metrics of benchmarks over the number of steps (log2), as PNG.
 
     A band is one deviation over the repeats, a dotted line the score of held-out real images.
@@ -18,11 +26,16 @@ def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path
         runs: content of ``benchmark.json`` by name; the first one names the axes.
         metrics: one where there are several runs.
         path: of the picture.
+        strips: ``strip.png`` of runs by name; its samples go under the steps that made them.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    strips = strips or {}
+    heights = [4.0] + [STRIP] * len(strips)
+    figure = Figure(figsize=(6.4, sum(heights)), dpi=150, layout="constrained")
+    shares = {"height_ratios": heights}
+    places = figure.subplots(len(heights), sharex=True, squeeze=False, gridspec_kw=shares)
+    axes, *below = places[:, 0]
     first, values, ticks = next(iter(runs.values())), [], set()
     for name, result in runs.items():
         entries = summarise(result)
@@ -46,13 +59,38 @@ def save_curves(runs: Mapping[str, dict[str, Any]], metrics: Sequence[str], path
     axes.tick_params(axis="x", which="minor", bottom=False)
     plain_axis(axes, values)
     extractor = metrics[0].rpartition(".")[0] or first["protocol"]["extractor"]["name"]
-    axes.set_xlabel("sampling steps")
+    (below or [axes])[-1].set_xlabel("sampling steps")
     axes.set_ylabel(_text(f"{label(metrics[0], first)}, {extractor} features"))
     axes.set_title(f"{first['protocol']['num_samples']:,} samples per point")
     axes.grid(alpha=0.3)
     axes.legend()
+    for name, place in zip(strips, below, strict=True):
+        _draw_strip(place, name, runs[name], strips[name])
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path
+
+
+def _draw_strip(axes: Any, name: str, result: dict[str, Any], strip: Path) -> None:
+    """Up to nine samples of each number of steps under its tick, the same ones at each."""
+    import numpy as np
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+    from PIL import Image
+
+    steps, columns = [entry["steps"] for entry in summarise(result)], len(result["strip"])
+    side = min(3, math.isqrt(columns))
+    with Image.open(strip) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    height, width = (pixels.shape[0] - 1) // len(steps), (pixels.shape[1] - 1) // columns
+    rows = pixels[: height * len(steps)].reshape(-1, height, *pixels.shape[1:])
+    for row, count in zip(rows, steps, strict=True):
+        wide = row[:, : side**2 * width].reshape(height, side, side * width, 3)
+        block = wide.transpose(1, 0, 2, 3).reshape(side * height, side * width, 3)
+        zoom = 0.8 * 72 * STRIP / len(block)
+        image = OffsetImage(block, zoom=zoom, interpolation="nearest")
+        axes.add_artist(AnnotationBbox(image, (count, 0.5), frameon=False))
+    axes.set_title(f"{_text(name)}, the same noise at every step count", fontsize="medium")
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
 
 
 def _text(name: str) -> str:
