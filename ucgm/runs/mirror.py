@@ -39,17 +39,6 @@ class Mirror(Remote):
         # What this process knows to be there: size and time of a file, manifest of a checkpoint.
         self._sent: dict[str, object] = {}
 
-    def meet(self, accelerator: Accelerator) -> None:
-        """Before a training: the newest checkpoint comes to every machine, wherever it is."""
-        if accelerator.is_main_process:
-            self.pull()
-            if (self.run_dir / CONFIG).exists():
-                self.push()
-        accelerator.wait_for_everyone()
-        if accelerator.is_local_main_process and not accelerator.is_main_process:
-            self.pull()
-        accelerator.wait_for_everyone()
-
     def pull(self) -> None:
         """Fetch what is newer at the URL than in the run folder.
 
@@ -166,3 +155,24 @@ class Mirror(Remote):
                 f"the training is whole in {self.run_dir}, but its mirror is not: {self.error}. "
                 "Run the same command again, which sends what is missing"
             )
+
+
+def meet_mirror(config: Config, run_dir: Path, accelerator: Accelerator) -> Mirror | None:
+    """The mirror of a training, if it has one, and its newest checkpoint on every machine.
+
+    Raises:
+        ValueError: run folder or mirror are of another configuration, or cannot be reached.
+    """
+    refuse_another(config, run_dir)
+    if config.train.mirror is None:
+        return None
+    mirror = Mirror(config.train.mirror, run_dir, config)
+    if accelerator.is_main_process:
+        mirror.pull()
+        if (run_dir / CONFIG).exists():
+            mirror.push()
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process and not accelerator.is_main_process:
+        mirror.pull()
+    accelerator.wait_for_everyone()
+    return mirror

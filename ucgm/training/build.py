@@ -19,10 +19,9 @@ from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
 from ucgm.objective import Alignment, LogVariance
 from ucgm.runs import checkpoint
-from ucgm.runs.config import Config, flat, read_config
-from ucgm.runs.folder import create_run, refuse_another, start_from
-from ucgm.runs.mirror import Mirror
-from ucgm.runs.remote import local_run
+from ucgm.runs.config import Config, flat
+from ucgm.runs.folder import create_run, start_from
+from ucgm.runs.mirror import Mirror, meet_mirror
 from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import float32_products, precision
@@ -30,14 +29,14 @@ from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.reading import check_fields
 from ucgm.runtime.sharding import Sharding
 from ucgm.training.alignment import aligned
-from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
+from ucgm.training.estimate import cost_of, duration, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
 from ucgm.training.sets import keep_encoders, open_sets
 from ucgm.training.teachers import keep_facts, names_of_teachers, open_teachers
-from ucgm.training.throughput import count_work, measure_peak
+from ucgm.training.throughput import measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
 
 
@@ -125,16 +124,9 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     dataset = _samples(config)
     train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
-    refuse_another(config, run_dir)
-    mirror = None if train.mirror is None else Mirror(train.mirror, run_dir, config)
-    if mirror is not None:
-        mirror.meet(accelerator)
+    mirror = meet_mirror(config, run_dir, accelerator)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
-    data = dataset.shape, dataset.num_classes
-    taught = map(local_run, names_of_teachers(config))
-    teaching = [read_config(run / "config.yaml").model for run in taught]
-    work = count_work(config.model, *data, config.objective, teaching)
-    memory = check_memory(needed_memory(config, *data, plan, work), plan, accelerator.device)
+    work, memory = cost_of(config, dataset, plan, accelerator.device)
     network, teachers, facts = _begin(config, run_dir, dataset, sharding)
     sets = open_sets(config, dataset, plan, network, accelerator.device)
     alignment = aligned(config, network, dataset, plan, accelerator.device)
