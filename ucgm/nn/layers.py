@@ -26,7 +26,7 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the channel pairs of `x` (..., N, head_dim) by the angles of `table` (N, ..., 2)."""
     compiling = torch.compiler.is_compiling()
     if x.dtype != table.dtype and not compiling:
-        return _rotate_halves(x, table.to(x.dtype))
+        return _rotate_halves(x, table)
     pairs = x.to(table.dtype).unflatten(-1, (-1, 2))
     if compiling or x.device.type == "mps":
         (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
@@ -44,12 +44,24 @@ def _rotate_halves(x: Tensor, table: Tensor) -> Tensor:
     It reads and writes `x` once, where products and sums of pairs do so three to four times, and
     rounds once.
     """
-    cos, sin = table.unbind(-1)
-    blocks = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)
-    places = torch.eye(cos.shape[-1], dtype=x.dtype, device=x.device)[:, None, :, None]
-    turns = (blocks[:, :, :, None] * places).flatten(3).flatten(1, 2)  # (N, head_dim, head_dim)
     rows = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
-    return torch.bmm(rows, turns).transpose(0, 1).view(x.shape)
+    return torch.bmm(rows, _turns(table, x.dtype)).transpose(0, 1).view(x.shape)
+
+
+def _turns(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices (N, head_dim, head_dim) of `table` (N, head_dim / 2, 2), for rows from the left.
+
+    Made once for a view, which lasts for one pass: blocks share them, and so does autograd.
+    """
+    turns = vars(table).get("turns")
+    if turns is None or turns.dtype != dtype:
+        cos, sin = table.to(dtype).unbind(-1)
+        blocks = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)
+        places = torch.eye(cos.shape[-1], dtype=dtype, device=table.device)[:, None, :, None]
+        turns = (blocks[:, :, :, None] * places).flatten(3).flatten(1, 2)
+        if table._is_view():
+            vars(table)["turns"] = turns
+    return turns
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
