@@ -87,7 +87,7 @@ def digits(samples: int) -> None:
 
 def matching(per_class: int) -> None:
     """Peak memory of five steps of matching to 32x32 images of ten classes, with their bytes."""
-    from ucgm.condense import CondenseConfig
+    from ucgm.condense.config import PRESETS, CondenseConfig
     from ucgm.condense.match import matched
     from ucgm.condense.pool import RealImages
 
@@ -97,7 +97,7 @@ def matching(per_class: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     real = RealImages("random", pixels, labels, tuple("0123456789"))
-    config = CondenseConfig.ncfm(match_steps=5)
+    config = CondenseConfig(**PRESETS["ncfm"] | {"match_steps": 5})
     start = real.of(torch.arange(0, len(labels), per_class // config.ipc))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         matched(start, real, config)

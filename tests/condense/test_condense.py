@@ -11,6 +11,7 @@ from ucgm.condense import CondenseConfig
 from ucgm.condense.build import condense_pool
 from ucgm.condense.command import condense
 from ucgm.condense.condensed import CondensedSet
+from ucgm.condense.config import PRESETS
 from ucgm.condense.evaluate import evaluate_set, score, scores
 from ucgm.condense.match import FrequencySampler, characteristic_loss, matched, mean_loss
 from ucgm.condense.observe import ExtractorObserver, Observer
@@ -173,7 +174,7 @@ def test_candidates_are_those_of_their_class_in_an_order_by_the_seed(digits):
 
 
 def test_rded_is_its_algorithm_and_the_same_bytes_for_one_seed(digits, judge):
-    config = CondenseConfig.rded(ipc=2)
+    config = CondenseConfig(**PRESETS["rded"], ipc=2)
     one, two = (condense_pool(RealPool(digits, 0), digits, judge, config) for _ in range(2))
     assert len(one.images.labels) == 20
     assert torch.equal(one.images.pixels, two.images.pixels)
@@ -288,6 +289,29 @@ def test_matching_moves_the_means_of_features_together(digits, judge):
         )
         moved = matched(start, digits, config)
         assert moved.shape == start.pixels.shape and not torch.equal(moved, start.pixels)
+
+
+def test_matching_depends_on_its_seed_alone(digits, monkeypatch):
+    weights = new_student("convolutions", digits.shape, 10, 0).state_dict()
+    monkeypatch.setattr("ucgm.condense.match._experts", lambda *_: [(weights, weights)])
+    made = []
+    monkeypatch.setattr(
+        "ucgm.condense.match.FrequencySampler",
+        lambda count: made.append(FrequencySampler(count)) or made[-1],
+    )
+    config = CondenseConfig(ipc=1, match="characteristic", match_steps=2, frequencies=64)
+    start = digits.of(torch.stack([torch.nonzero(digits.labels == k)[0, 0] for k in range(10)]))
+    one, two = (matched(start, digits, config) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(made[0].net[0].weight, made[1].net[0].weight)
+
+
+def test_a_setting_beside_a_preset_replaces_that_of_the_preset(tmp_path):
+    config = CondenseConfig(ipc=1, pool_per_class=20, temperature=5.0)
+    folder = condense("digits", str(tmp_path / "set"), "rded", config, observer_steps=60)
+    found = json.loads((folder / "condensed.json").read_text())["settings"]
+    assert (found["ipc"], found["temperature"]) == (1, 5.0)
+    assert (found["selector"], found["crops"], found["labels"]) == ("realism", 5, "online")
 
 
 def test_a_set_on_disk_is_read_as_it_was_and_measured(tmp_path, capsys):

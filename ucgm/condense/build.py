@@ -13,10 +13,11 @@ from ucgm.condense.config import CondenseConfig
 from ucgm.condense.match import matched
 from ucgm.condense.observe import Observer
 from ucgm.condense.patches import crops, embed, stitch
-from ucgm.condense.pool import Pool, RealImages, digest_of
+from ucgm.condense.pool import Pool, RealImages
 from ucgm.condense.select import apportioned, select
 from ucgm.condense.students import SoftLabels, store_labels
 from ucgm.data.pixels import from_uint8, to_uint8
+from ucgm.evaluation.metrics.reference import digest_of
 from ucgm.runtime.files import plain
 from ucgm.runtime.processes import Progress
 

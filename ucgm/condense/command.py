@@ -6,21 +6,9 @@ from typing import Literal
 
 from ucgm.condense.build import condense_pool
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.config import CondenseConfig
-from ucgm.condense.observe import (
-    DiffusionObserver,
-    ExtractorObserver,
-    Observer,
-    taught_observer,
-)
-from ucgm.condense.pool import (
-    Chained,
-    GeneratedPool,
-    Pool,
-    RealImages,
-    RealPool,
-    open_sets,
-)
+from ucgm.condense.config import PRESETS, CondenseConfig
+from ucgm.condense.observe import DiffusionObserver, ExtractorObserver, Observer, taught_observer
+from ucgm.condense.pool import Chained, GeneratedPool, Pool, RealImages, RealPool, open_sets
 from ucgm.evaluation.extractors import open_extractor
 from ucgm.generation.command import open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SamplingConfig
@@ -67,8 +55,7 @@ def condense(
         the folder.
     """
     changed = {k: v for k, v in vars(settings).items() if v != getattr(_DEFAULTS, k)}
-    makers = {"rded": CondenseConfig.rded, "ncfm": CondenseConfig.ncfm}
-    config = makers[preset](**changed) if preset in makers else settings
+    config = CondenseConfig(**PRESETS[preset] | changed)
     with new_folder(Path(out_dir), "ucgm condense") as temporary:
         is_run = (Path(source) / "config.yaml").is_file()
         run = open_run(source, None, "ema", "cpu") if is_run else None
@@ -94,12 +81,7 @@ def generated_pool(run: Run, seed: int, steps: int | None) -> GeneratedPool:
 
 
 def _judge(
-    run: Run | None,
-    real: RealImages,
-    name: str | None,
-    weights: str | None,
-    seed: int,
-    steps: int,
+    run: Run | None, real: RealImages, name: str | None, weights: str | None, seed: int, steps: int
 ) -> Observer:
     """The observer that was asked for, or one taught on the real images."""
     if name is None:
@@ -113,9 +95,7 @@ def _judge(
             f"observer diffusion sees {run.shape} and the images are {real.shape}: it judges runs "
             "on pixels alone"
         )
-    return DiffusionObserver(
-        run.network, run.config.objective.transport, run.num_classes, run.digest, str(run.run_dir)
-    )
+    return DiffusionObserver(run)
 
 
 def _say(found: CondensedSet, folder: Path) -> None:

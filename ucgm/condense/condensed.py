@@ -30,7 +30,7 @@ from ucgm.runs.checkpoint import load_run
 from ucgm.runtime.reading import read_json, reading
 
 MANIFEST, LABELS, OBSERVER = "condensed.json", "labels.safetensors", "observer.safetensors"
-_FIELDS = {
+FIELDS = {
     "settings": {"labels": str, "factor": int, "crops": int, "match": str},
     "pool": {},
     "observer": {"sha256": str},
@@ -38,13 +38,6 @@ _FIELDS = {
     "shape": [int],
     "candidates": [[str]],
 }
-
-
-def read_manifest(path: Path, fields: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of a condensed.json, with those ``fields`` (see
-    :func:`ucgm.runtime.reading.check_fields`) beside the usual.
-    """
-    return read_json(path, _FIELDS | (fields or {}))
 
 
 @contextlib.contextmanager
@@ -128,7 +121,7 @@ class CondensedSet:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{folder} is no set of `ucgm condense`: it has no {MANIFEST}")
-        manifest = read_manifest(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, FIELDS)
         channels, size, _ = manifest["shape"]
         images = open_real(str(folder / "images"), size, channels)
         # Folders are listed by name, and classes may have stood in another order.
@@ -156,12 +149,9 @@ class CondensedSet:
 def _observer_of(folder: Path, said: dict[str, Any]) -> Observer:
     """The observer that a manifest names."""
     if "run" in said:
-        run = load_run(said["run"])
-        path = run.config.objective.transport
-        return DiffusionObserver(run.network, path, run.num_classes, run.digest, said["run"])
+        return DiffusionObserver(load_run(said["run"]))
     if "spec" in said:
-        extractor = open_extractor(said["spec"], said["weights"])
-        return ExtractorObserver(extractor, said["weights"])
+        return ExtractorObserver(open_extractor(said["spec"], said["weights"]), said["weights"])
     if not (folder / OBSERVER).is_file():
         raise ValueError(f"{folder} has no {OBSERVER}: copy the one that was made with the set")
     return ClassifierObserver.load(folder / OBSERVER)

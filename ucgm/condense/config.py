@@ -1,6 +1,6 @@
 """The settings of a condensation, and the published ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ucgm.runtime.values import Count, NotNegative, Positive, Range, Share, check_values
@@ -75,19 +75,28 @@ class CondenseConfig:
                 "and match"
             )
 
-    @classmethod
-    def rded(cls, **changes: Any) -> "CondenseConfig":
-        """RDED (arXiv 2312.03526, its public scripts): five crops, lowest loss, online labels."""
-        published = cls(
-            selector="realism", crops=5, crop_scale=(0.08, 1.0), accept=False, labels="online"
-        )
-        return replace(published, temperature=20.0, **changes)
 
-    @classmethod
-    def ncfm(cls, **changes: Any) -> "CondenseConfig":
-        """NCFM (arXiv 2502.20653): characteristic functions, 1,024 frequencies, class calibration;
-        its 20,000 steps at the published rate.
-        """
-        published = cls(selector="random", accept=False, match="characteristic", labels="hard")
-        published = replace(published, match_steps=20_000, match_lr=1e-3, calibration=1.0)
-        return replace(published, **changes)
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # RDED (arXiv 2312.03526, its public scripts): five crops, lowest loss, online labels.
+    "rded": {
+        "selector": "realism",
+        "crops": 5,
+        "crop_scale": (0.08, 1.0),
+        "accept": False,
+        "labels": "online",
+        "temperature": 20.0,
+    },
+    # NCFM (arXiv 2502.20653): characteristic functions, 1,024 frequencies, class calibration; its
+    # 20,000 steps at the published rate.
+    "ncfm": {
+        "selector": "random",
+        "accept": False,
+        "match": "characteristic",
+        "match_steps": 20_000,
+        "match_lr": 1e-3,
+        "calibration": 1.0,
+        "labels": "hard",
+    },
+}
+"""The published methods, by the settings in which they differ from the defaults."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.pool import RealImages, digest_of, open_sets
+from ucgm.condense.pool import RealImages, open_sets
 from ucgm.condense.students import (
     Architecture,
     Course,
@@ -38,6 +38,8 @@ from ucgm.condense.students import (
     teach,
 )
 from ucgm.data.pixels import from_uint8
+from ucgm.evaluation.metrics.reference import digest_of
+from ucgm.evaluation.report.tables import aligned
 from ucgm.runtime.files import sole_writer, write_atomic
 from ucgm.runtime.processes import Progress
 from ucgm.runtime.reading import read_json
@@ -223,22 +225,19 @@ def scores(table: Table) -> dict[str, dict[str, float]]:
 def report(content: dict[str, Any]) -> str:
     """The table as Markdown."""
     few, most = min(content["images_per_class"]), max(content["images_per_class"])
-    lines = [
+    text = (
         f"{few if few == most else f'{few} to {most}'} images per class, "
         f"{content['set']['selector']}, {content['tested_on']}, "
-        f"{content['seeds']} seeds; accuracy in %, mean and deviation.",
-        "",
-    ]
-    names = next(iter(content["accuracy"].values()))
-    lines.append("| student | " + " | ".join(names) + " | HLR | IOR hard | IOR soft | LRS | ARS |")
-    lines.append("|---|" + "---:|" * (len(names) + 5))
+        f"{content['seeds']} seeds; accuracy in %, mean and deviation."
+    )
+    names, rows = next(iter(content["accuracy"].values())), []
     for kind, columns in content["accuracy"].items():
         cells = [
             f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}"
             for v in columns.values()
         ]
         found = content["scores"][kind]
-        cells += [f"{found[k]:.1f}" for k in ("HLR", "IOR hard", "IOR soft")]
-        cells += [f"{found[k]:.3f}" for k in ("LRS", "ARS")]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{content['seconds']:.0f} s. plain: no augmentation.\n"
+        cells += [f"{v:.{3 if name in ('LRS', 'ARS') else 1}f}" for name, v in found.items()]
+        rows.append([kind, *cells])
+    table = aligned(["student", *names, *found], rows)
+    return f"{text}\n\n{table}\n\n{content['seconds']:.0f} s. plain: no augmentation.\n"

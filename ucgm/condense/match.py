@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ucgm.condense.config import CondenseConfig
+from ucgm.condense.observe import taught_observer
 from ucgm.condense.pool import RealImages
-from ucgm.condense.students import Classifier, Course, Views, draw_views, new_student, show, teach
+from ucgm.condense.students import Classifier, Views, draw_views, new_student, show
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.runtime.processes import Progress
 
@@ -64,9 +65,8 @@ class FrequencySampler(nn.Module):
     def forward(self, dimension: int, generator: torch.Generator) -> Tensor:
         """(M, dimension) frequencies."""
         components = -(-self.count // 16)
-        scale = (
-            self.spread * self.net(torch.randn(components, 16, generator=generator)).tanh()
-        ).exp()
+        noise = torch.randn(components, 16, generator=generator)
+        scale = (self.spread * self.net(noise).tanh()).exp()
         rows = torch.randn(self.count, dimension, generator=generator)
         return scale.repeat_interleave(16, 0)[: self.count] * rows
 
@@ -74,12 +74,10 @@ class FrequencySampler(nn.Module):
 def _experts(real: RealImages, seed: int) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Weights of classifiers before and after they were taught."""
     pairs = []
-    for k in range(EXPERTS):
-        model = new_student("convolutions", real.shape, len(real.class_names), seed + k)
-        first = {name: value.clone() for name, value in model.state_dict().items()}
-        course = Course(150, seed=seed + k)
-        teach(model, real.pixels, real.labels, course, real.mirrored)
-        pairs.append((first, {name: value.clone() for name, value in model.state_dict().items()}))
+    for number in range(seed, seed + EXPERTS):
+        first = new_student("convolutions", real.shape, len(real.class_names), number)
+        last = taught_observer(real, number, 150).model
+        pairs.append((first.state_dict(), last.state_dict()))
     return pairs
 
 
@@ -90,11 +88,8 @@ def _between(
     batch's own moments.
     """
     first, last = pair
-    mixed = {
-        k: v if not v.is_floating_point() else torch.lerp(v, last[k], share)
-        for k, v in first.items()
-    }
-    model.load_state_dict(mixed)
+    floats = {k: torch.lerp(v, last[k], share) for k, v in first.items() if v.is_floating_point()}
+    model.load_state_dict(first | floats)
     return model.requires_grad_(False)
 
 
@@ -113,7 +108,9 @@ def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tens
     final.eval().requires_grad_(False)
     pixels = from_uint8(start.pixels).add(1).div(2).requires_grad_()
     moving = torch.optim.Adam([pixels], config.match_lr)
-    sampler = FrequencySampler(config.frequencies)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        sampler = FrequencySampler(config.frequencies)
     against = torch.optim.Adam(sampler.parameters(), 1e-3)
     rows = [torch.nonzero(real.labels == k)[:, 0] for k in range(classes)]
     progress = Progress(config.match_steps, "matching", unit="steps")
@@ -140,12 +137,10 @@ def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tens
                 against.zero_grad()
                 worst.backward()
                 against.step()
-            with torch.no_grad():
-                w = (
-                    sampler(found.shape[-1], generator)
-                    if config.adversarial
-                    else torch.randn(config.frequencies, found.shape[-1], generator=generator)
-                )
+                with torch.no_grad():
+                    w = sampler(found.shape[-1], generator)
+            else:
+                w = torch.randn(config.frequencies, found.shape[-1], generator=generator)
             loss = characteristic_loss(found, made, w, config.amplitude)
         if config.calibration:
             logits = final(_seen(2 * pixels - 1, views))
@@ -163,6 +158,5 @@ def matched(start: RealImages, real: RealImages, config: CondenseConfig) -> Tens
 
 def _seen(images: Tensor, views: Views) -> Tensor:
     """All images (N, C, H, W) in the one view of ``views``."""
-    same = Views(views.matrix.expand(len(images), -1, -1), *views[1:])
-    same = same._replace(box=views.box.expand(len(images), -1))
-    return show(images, images, same, same.matrix)
+    matrix, box = views.matrix.expand(len(images), -1, -1), views.box.expand(len(images), -1)
+    return show(images, images, views._replace(matrix=matrix, box=box), matrix)

@@ -23,8 +23,8 @@ from ucgm.data.latents.autoencoder import state_digest
 from ucgm.data.pixels import from_uint8, to_uint8
 from ucgm.evaluation.extractors import Extractor
 from ucgm.evaluation.metrics import conditional_accuracy
+from ucgm.runs.checkpoint import Run
 from ucgm.runtime.reading import reading
-from ucgm.transport import Transport
 
 
 class Observer(ABC):
@@ -141,45 +141,31 @@ class DiffusionObserver(Observer):
     """A generating model as a classifier, by its denoising error.
 
     Args:
-        network: under the contract of :mod:`ucgm.nn.network`.
-        transport: of its training.
-        num_classes: of the network.
-        digest: of its weights.
-        where: the run's folder.
+        run: loaded.
         times: how many times in [0.1, 0.9] are tried.
         tau: temperature of the logits.
     """
 
-    def __init__(
-        self,
-        network: Any,
-        transport: Transport,
-        num_classes: int,
-        digest: str,
-        where: str = "",
-        times: int = 4,
-        tau: float = 0.02,
-    ) -> None:
-        self.network, self.transport, self.num_classes = network, transport, num_classes
-        self.name, self.digest, self.tau = "diffusion", digest, tau
-        self.times, self.where = torch.linspace(0.1, 0.9, times), where
+    def __init__(self, run: Run, times: int = 4, tau: float = 0.02) -> None:
+        self.run, self.num_classes, self.digest = run, run.num_classes, run.digest
+        self.name, self.times, self.tau = "diffusion", torch.linspace(0.1, 0.9, times), tau
 
     def identity(self) -> dict[str, Any]:
         """Name, hash, and the run."""
-        return super().identity() | {"run": self.where}
+        return super().identity() | {"run": str(self.run.run_dir)}
 
     def observe(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) of images (B, C, H, W) in the network's space; the features are they."""
         error = torch.zeros(len(images), self.num_classes)
-        generator = torch.Generator().manual_seed(0)
+        transport, generator = self.run.config.objective.transport, torch.Generator().manual_seed(0)
         for time in self.times.tolist():
             z = torch.randn(images.shape, generator=generator)
             t = torch.full((len(images),), time)
-            x_t = self.transport.mix(images, z, t)
-            wanted = self.transport.target(images, z, t)
+            x_t = transport.mix(images, z, t)
+            wanted = transport.target(images, z, t)
             for label in range(self.num_classes):
                 y = torch.full((len(images),), label)
-                error[:, label] += (self.network(x_t, t, y) - wanted).square().mean((1, 2, 3))
+                error[:, label] += (self.run.network(x_t, t, y) - wanted).square().mean((1, 2, 3))
         logits = -error / (len(self.times) * self.tau)
         return logits, logits
 

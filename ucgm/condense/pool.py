@@ -4,7 +4,6 @@ Real images are held in memory as uint8.  Samples are made when they are asked f
 class c is sample c + C k of its run, whatever was asked for before.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,14 +64,6 @@ class RealImages:
     def of(self, rows: Tensor) -> "RealImages":
         """Those of ``rows`` (n,), indices or a mask."""
         return RealImages(self.name, self.pixels[rows], self.labels[rows], self.class_names)
-
-
-def digest_of(*tensors: Tensor) -> str:
-    """SHA-256 of the bytes of tensors of any shape, one after the other."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def images_of(data: Dataset) -> RealImages:

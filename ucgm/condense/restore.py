@@ -11,19 +11,13 @@ from typing import Any
 import torch
 
 from ucgm.condense.command import generated_pool
-from ucgm.condense.condensed import (
-    LABELS,
-    MANIFEST,
-    OBSERVER,
-    read_manifest,
-    save_images,
-    writing,
-)
+from ucgm.condense.condensed import FIELDS, LABELS, MANIFEST, OBSERVER, save_images, writing
 from ucgm.condense.observe import ClassifierObserver
-from ucgm.condense.pool import GeneratedPool, RealImages, RealPool, digest_of, open_sets
+from ucgm.condense.pool import GeneratedPool, RealImages, RealPool, open_sets
+from ucgm.evaluation.metrics.reference import digest_of
 from ucgm.generation.command import open_run
 from ucgm.runtime.files import new_folder, plain
-from ucgm.runtime.reading import check_fields
+from ucgm.runtime.reading import check_fields, read_json
 
 _WHOLE = {"crops": 1, "factor": 1, "match": "none"}
 _RECIPE = {
@@ -53,7 +47,7 @@ def restore(manifest: str, out_dir: str, run: str | None = None) -> Path:
         ValueError: it is no such recipe, or another run or data set is there now.
     """
     path = Path(manifest)
-    said = read_manifest(path, _RECIPE)
+    said = read_json(path, FIELDS | _RECIPE)
     for key, value in _WHOLE.items():
         if said["settings"][key] != value:
             raise ValueError(
@@ -134,10 +128,7 @@ def _samples(where: str, protocol: dict[str, Any]) -> GeneratedPool:
 
 
 def _pixels(
-    pools: dict[str, GeneratedPool | RealPool],
-    names: list[list[str]],
-    shape: list[int],
-    path: Path,
+    pools: dict[str, GeneratedPool | RealPool], names: list[list[str]], shape: list[int], path: Path
 ) -> torch.Tensor:
     """(N, C, H, W) uint8 pixels of candidates."""
     places: dict[str, list[int]] = {}

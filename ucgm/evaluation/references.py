@@ -155,11 +155,11 @@ def reference_of(data: Dataset, extractor: Extractor) -> Reference:
             stacklevel=2,
         )
     found = statistics_of(DatasetImages(data), extractor)
-    moments = found.moments
+    moments, gaussian = found.moments, found.moments["features"]
     return Reference(
         name=data.name,
-        gaussian=moments["features"],
-        digest=digest_of(moments["features"]),
+        gaussian=gaussian,
+        digest=digest_of(gaussian.mean, gaussian.covariance),
         spatial=moments.get("spatial"),
         features=found.rows("features"),
         extractor=(extractor.name, extractor.digest),

@@ -7,7 +7,6 @@ Features of random convolutions see colours, edges and textures and where they a
 what is shown.  Their Frechet distance orders runs on one data set; it is no FID.
 """
 
-import hashlib
 import math
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ucgm.data.extractor import Extractor, register_extractor
 from ucgm.data.pixels import from_uint8
+from ucgm.evaluation.metrics.reference import digest_of
 
 CHANNELS = (3, 32, 64, 16)
 GRID = 2
@@ -51,10 +51,9 @@ def build_random(weights: str | None = None) -> Extractor:
     if weights is not None:
         raise ValueError("extractor random has no weights file: leave out --extractor-weights.")
     module = RandomFeatures()
-    content = b"".join(kernel.detach().numpy().tobytes() for kernel in module.kernels)
     return Extractor(
         name="random",
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=digest_of(*module.kernels),
         module=module,
         dimensions={"features": CHANNELS[-1] * GRID**2},
         channels=3,

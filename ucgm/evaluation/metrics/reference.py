@@ -77,10 +77,11 @@ class Reference:
             )
 
 
-def digest_of(gaussian: Gaussian) -> str:
-    """sha256 over mean and covariance."""
-    digest = hashlib.sha256(gaussian.mean.numpy().tobytes())
-    digest.update(gaussian.covariance.numpy().tobytes())
+def digest_of(*tensors: Tensor) -> str:
+    """SHA-256 of the bytes of tensors of any shape, one after the other."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().numpy().data)
     return digest.hexdigest()
 
 
