@@ -65,14 +65,8 @@ def gather(
             f"of {seen} that were looked at: lower ipc, raise max_rounds"
             + (", or take all with --accept false" if config.accept else "")
         )
-    return Candidates(
-        torch.cat([part.patches for part in parts]),
-        torch.cat([part.losses for part in parts]),
-        torch.cat([part.features for part in parts]),
-        [name for part in parts for name in part.names],
-        seen,
-        kept,
-    )
+    columns = (torch.cat(column) for column in zip(*(part[:3] for part in parts), strict=True))
+    return Candidates(*columns, [name for part in parts for name in part.names], seen, kept)
 
 
 def _judged(
