@@ -30,7 +30,7 @@ from ucgm.runs.config import allow_module
 
 OWN = "scripts.train_classifier:build"
 TRAINED, INDEPENDENT = "convolutions", "attention"
-BATCH, QUEUE = 128, 1280
+BATCH = 128
 
 
 class Row(NamedTuple):
@@ -54,6 +54,7 @@ class Study(NamedTuple):
 
     start: Path
     steps: int
+    queue: int
     samples: int
     lr: float
     epochs: int
@@ -81,7 +82,7 @@ def run(study: Study, name: str, seed: int) -> None:
     if name != "before":
         row = ROWS[name]
         sets = [
-            {"extractor": encoder, "queue": QUEUE if row.preset == "fd_post" else 0}
+            {"extractor": encoder, "queue": study.queue if row.preset == "fd_post" else 0}
             | ({"extractor": OWN, "weights": weights[encoder]} if encoder in weights else {})
             | {"distance": "fd" if row.preset == "fd_post" else "mmd"}
             for encoder in row.encoders
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--start", type=Path, default=Path("runs/recipe/digits/few_step"))
+    parser.add_argument("--queue", type=int, default=12_800, help="samples whose moments are kept")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
@@ -155,7 +157,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
-    lengths = asked.steps, asked.samples
+    lengths = asked.steps, asked.queue, asked.samples
     study = Study(asked.start, *lengths, asked.lr, asked.epochs, asked.out_dir)
     for seed in asked.seeds:
         for name in ("before", *(asked.rows or ROWS)):

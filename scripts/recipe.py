@@ -120,6 +120,7 @@ ROWS: dict[str, Row] = {
     "few_rate_half": few(optimizer={"lr": 5e-4}),
     "few_rate_twice": few(optimizer={"lr": 2e-3}),
     "few_more_guidance": few(objective={"enhancement_ratio": 1.3}),
+    "few_less_guidance": few(objective={"enhancement_ratio": 1.15}),  # of drawings
     "no_anchor": few(objective={"flow_anchor": 0.0, "destination": pair(0.25, 0.75)}),
     "plain_step": few(objective={"step_rule": "one", "clamp": None}),
     "normalized": few(objective={"clamp": None, "normalize": 0.1}),
@@ -161,6 +162,7 @@ SEARCH = (
     *("average_long", "late_times", "wide_times", "uniform_times", "data_prediction"),
     *("data_late", "data_later", "data_late_twice", "no_label_dropout", "enhanced_target"),
     *("few_step", "few_rate_half", "few_rate_twice", "unguided", "few_more_guidance", "one_time"),
+    "few_less_guidance",
     "average_velocity",
 )
 """Rows of a search for the best settings of a folder."""

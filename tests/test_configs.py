@@ -79,7 +79,7 @@ METHODS = {
     "facm": ("facm", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 1024, 125_100, None, 2, 677),
     "imf": (
         "imf", OptimizerConfig("adamw", 1e-4, (0.9, 0.95), warmup_steps=12_510), 1024, 800_640,
-        None, 1, 1070,
+        None, 1, 711,
     ),
     "jit": (
         "jit", OptimizerConfig("adamw", 2e-4, (0.9, 0.95), warmup_steps=6255), 1024, 750_600, None,
@@ -118,6 +118,22 @@ METHODS = {
     "meanflow": (
         "meanflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 1_200_000, None, 1, 677,
     ),
+    "rae": ("flow_matching", OptimizerConfig("adamw", 2e-4), 1024, 1_751_400, None, 50, 839),
+    "raev2": ("flow_matching", OptimizerConfig("muon", 2e-4), 1024, 100_080, None, 100, 875),
+    "rit": ("jit", OptimizerConfig("adamw", 3e-4, warmup_steps=6255), 1536, 667_200, None, 25, 676),
+    "pmf": ("imf", OptimizerConfig("muon", 1e-3, warmup_steps=12_510), 1024, 400_320, None, 1, 175),
+    "meanflow_sit": (
+        "meanflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 1_200_960, None, 1, 131,
+    ),
+    "meanflow_rae": (
+        "meanflow", OptimizerConfig("adamw", 1e-4, (0.9, 0.95)), 256, 100_000, None, 1, 841,
+    ),
+    "repa": (
+        "flow_matching", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 256, 100_000, None, 250, 675,
+    ),
+    "irepa": (
+        "flow_matching", OptimizerConfig("adamw", 1e-4, (0.9, 0.999)), 256, 100_000, None, 250, 130,
+    ),
     "ot_cfm": (
         "ot_cfm", OptimizerConfig("adamw", 2e-4, (0.9, 0.999), warmup_steps=5000), 128, 400_001,
         None, 20, 36,
@@ -149,13 +165,24 @@ def resolve(monkeypatch):
     return resolved
 
 
+# Latents whose autoencoder is not here: what is published of them.
+FEATURES = {"imagenet256_dinov3l_k7": (1024, 16, 16), "imagenet256_dinov2s": (384, 16, 16)}
+# Row of a method: the architecture that an import knows its weights by.
+WEIGHTS = {"jit": "jit", "imf": "imf", "pmf": "pmf", "rae": "rae_ddt", "raev2": "raev2",
+           "rit": "rit", "repa": "repa", "meanflow_sit": "meanflow_sit", "meanflow_rae": "mf_rae",
+           "decoupled_meanflow": "dmf"}  # fmt: skip
+
+
 def latent_shape(config):
     """(C, h, w) of the latents, or pixels, that the data section asks for."""
+    if (known := FEATURES.get(Path(config.data.path).name)) is not None:
+        return known
     if isinstance(config.data, Images):
         return config.data.channels, config.data.size, config.data.size
     assert isinstance(config.data, Latents) and config.data.codec is not None
     vae, size = config.data.codec.vae, config.data.codec.size
-    factor, channels = {"f16": (16, 32), "f32": (32, 32)}.get(vae[-6:-3], (8, 4))
+    kinds = {"f16": (16, 32), "f32": (32, 32), "din": (16, 768)}
+    factor, channels = kinds.get(vae[-6:-3], (8, 4))
     return channels, size // factor, size // factor
 
 
@@ -283,6 +310,38 @@ def test_method_rows(name, resolve):
     for section, settings in read_yaml(path).items():
         for key, value in settings.items() if section in ("optimizer", "train", "ema") else ():
             assert own[section][key] != plain[section][key], f"{section}.{key}: {value}"
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_method_rows_are_what_an_import_samples(name, resolve):
+    """Network, path, sampler and guidance of its published weights; the law of t as published."""
+    config = resolve(CONFIGS / "methods" / f"{name}.yaml")
+    known, model = ARCHITECTURES[WEIGHTS[name]], config.model
+    numbers = model.defaults()[1] if model.size else {}
+    sizes = {k: numbers[k] for k in ("hidden_size", "depth", "patch_size") if k in numbers}
+    read = replace(model, size=None, **sizes)  # an import reads numbers, no size
+    source = published_at(WEIGHTS[name], known.source, read, latent_shape(config)[1])
+    values, path = dict(source.sampler), config.objective.transport
+    assert config.sampler == Sampler(path, grid=Grid(**values.pop("grid")), **values)
+    guidance = Guidance(
+        source.guidance_scale, source.guidance_interval, source.guidance_channels,
+        source.guidance_kind,
+    )  # fmt: skip
+    assert config.guidance == guidance and path == Linear() and source.transport == "Linear"
+    for setting in ("family", "fourier_time", "fourier_gap", "second_time"):
+        assert getattr(model, setting, None) == getattr(known.config, setting, None)
+    for side in (model, known.config):
+        assert side.convention in (known.config.convention, None)
+
+
+@pytest.mark.parametrize(("name", "shift"), [("rae", 48**0.5), ("raev2", 8.0), ("rit", 24**0.5)])
+def test_times_shifted_by_the_dimension(name, shift, resolve):
+    """A logit-normal time u becomes s u / (1 + (s - 1) u)."""
+    law = resolve(CONFIGS / "methods" / f"{name}.yaml").objective.time_law
+    u = torch.tensor([0.02, 0.5, 0.9], dtype=torch.float64)
+    plain = torch.sigmoid(torch.special.ndtri(u))
+    shifted = shift * plain / (1 + (shift - 1) * plain)
+    torch.testing.assert_close(law.quantile(u, Linear()), shifted, rtol=1e-6, atol=1e-7)
 
 
 def test_the_guide_lists_every_row():

@@ -283,6 +283,21 @@ def test_a_network_says_the_data_of_drawings_at_later_times(tmp_path):
     few = ["--objective.preset", "few_step", "--train.init", str(tmp_path / "run")]
     tuned, _ = training_config(layers_of(few), tmp_path / "few")
     assert tuned.model.convention == "jit" and tuned.objective.time_law != later
+    # It is guided a bit more; photographs, and a scale that was given, are not touched.
+    assert tuned.objective.enhancement_ratio == 1.3
+    said = [*few, "--objective.enhancement_ratio", "1.1"]
+    assert training_config(layers_of(said), tmp_path / "few")[0].objective.enhancement_ratio == 1.1
+    (tmp_path / "half_run").mkdir()
+    write_config(plain, tmp_path / "half_run" / "config.yaml")
+    few[-1] = str(tmp_path / "half_run")
+    photographs, _ = training_config(layers_of(few), tmp_path / "few")
+    assert photographs.objective.enhancement_ratio == 1.15
+    # A short tuning has a higher rate, a long one not a lower.
+    for steps, rate in (("125", 2e-3), ("500", 1e-3), ("5000", 1e-3)):
+        tuned, _ = training_config(layers_of([*few, "--train.steps", steps]), tmp_path / "few")
+        assert tuned.optimizer.lr == pytest.approx(
+            rate * 96 / tuned.model.build((1, 16, 16), 2).hidden_size, rel=0.01
+        )
 
 
 def test_the_same_command_continues_what_was_fitted(tmp_path, capsys):

@@ -188,15 +188,16 @@ def _with_inputs(config: Config, given: set[str], run: Config | None) -> Config:
         ValueError: a network that cannot say what the preset learns.
     """
     objective, model = config.objective, config.model
+    kind = model.defaults()[1]  # of a setting that is null
     missing = {
         name: value
         for name, value in objective.network_inputs.items()
-        if name not in given and not getattr(model, name, value)
+        if name not in given and not (getattr(model, name, value) or kind.get(name))
     }
     if config.train.keep_blocks and "depth" not in given and hasattr(model, "depth"):
         missing["depth"] = len(config.train.keep_blocks)
     depth = missing.get("depth") or getattr(model, "depth", None)
-    depth = depth or model.defaults()[1].get("depth", 1)
+    depth = depth or kind.get("depth", 1)
     if "exit_layer" in missing:
         missing["exit_layer"] = max(1, depth // 4)
     for name, value in model_inputs(objective.preset, depth).items():
