@@ -3,8 +3,10 @@
     python -m tests.forked < jobs.json
 
 A job is {"config": ..., "run_dir": ..., "world": 2, "poison": [sample, ...], "left_out": [step]}:
-the samples are not numbers, and the updates of the steps are left out.  Its processes meet as those
-of torchrun do, through the environment.  A start costs a tenth of a second, not six.
+the samples are not numbers, and the updates of the steps are left out.  "killed_at": its processes
+die by SIGKILL once so many steps are done; "nodes": each is alone on a machine of its own, with the
+run folder RUN_DIR/RANK.  Its processes meet as those of torchrun do, through the environment.  A
+start costs a tenth of a second, not six.
 """
 
 import json
@@ -67,14 +69,16 @@ def _train(job, rank, port):
     torch.set_num_threads(1)
     if world > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        numbers |= {"LOCAL_RANK": 0} if job.get("nodes") else {}
         os.environ |= {k: str(v) for k, v in numbers.items()} | {"MASTER_ADDR": "localhost"}
     from ucgm.runs.config import Config, from_dict
     from ucgm.training.loop import train
 
     _poison(job.get("poison", ()))
     _leave_out(job.get("left_out", ()))
+    _kill(job.get("killed_at"), rank)
     config = from_dict(Config, job["config"])
-    train(config, job["run_dir"])
+    train(config, f"{job['run_dir']}/{rank}" if job.get("nodes") else job["run_dir"])
     if config.train.compile:
         print(dict(sys.modules["torch._dynamo"].utils.counters["stats"]))
 
@@ -105,6 +109,19 @@ def _leave_out(steps):
         return original(self, optimizer, averages, norm, number)
 
     NonFiniteSkipper.step = step
+
+
+def _kill(step, rank):
+    from ucgm.training import loop
+
+    original = loop._step
+
+    def run(state, stream):
+        if state.step == step and rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(state, stream)
+
+    loop._step = run
 
 
 def _start(job, rank, port):

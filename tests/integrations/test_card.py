@@ -10,7 +10,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import ucgm
 from ucgm.cli import main
-from ucgm.generation import run as runs
+from ucgm.runs import remote as runs
 
 RUN = Path(__file__).parents[1] / "earlier/files/multi"
 DIGEST = ucgm.load_run(RUN).digest

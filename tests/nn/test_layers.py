@@ -64,6 +64,11 @@ def test_rotation_is_relative_and_the_same_in_compiled_graphs():
     low = rotate(x.bfloat16(), table)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), rotate(x, table), rtol=0.02, atol=0.02)
+    exact = rotate(x.bfloat16().double(), table.bfloat16().double())
+    assert torch.equal(low, exact.bfloat16()), "rounded once"
+    view = table[:]
+    assert torch.equal(rotate(x.bfloat16(), view), low) and view.turns.dtype == torch.bfloat16
+    assert rotate(x.half(), view).dtype == torch.half and not hasattr(table, "turns")
 
 
 def test_norm_and_modulation():

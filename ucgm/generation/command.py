@@ -202,7 +202,7 @@ def sample_run(
     if changes or settings != SamplingConfig(seed=settings.seed):
         made = {key: value for key, value in protocol.items() if key != "num_images"}
         name += "_" + fingerprint(made)[:8]
-    folder = Path(out_dir or Path(run_dir) / "samples" / name)
+    folder = Path(out_dir or run.run_dir / "samples" / name)
     format = format or ("png" if samples.data.decodes else "latents")
     with world.writes(folder, "ucgm sample"):
         if world.first:

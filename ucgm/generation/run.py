@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from ucgm.data.pixels import to_pil
 from ucgm.generation.command import samples_of_run
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runs import checkpoint
-
-HUB = "hf://"
 
 
 class Run(checkpoint.Run):
@@ -55,22 +51,9 @@ def load_run(
     """The run in a folder, see :func:`ucgm.runs.checkpoint.load_run`.
 
     ``hf://USER/NAME`` is a run folder on the Hub, of which the configuration and the checkpoints
-    are downloaded into the cache.
+    are downloaded into the cache, as from any other URL.
 
     Raises:
-        ValueError: no such folder, checkpoint or weights, or nothing came from the Hub.
+        ValueError: no such folder, checkpoint or weights, or nothing came from the URL.
     """
-    if str(run_dir).startswith(HUB):
-        run_dir = _from_hub(str(run_dir).removeprefix(HUB))
     return Run(**vars(checkpoint.load_run(run_dir, step, weights, device)))
-
-
-def _from_hub(name: str) -> Path:
-    """The folder in the cache that holds what is needed of a run on the Hub."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.yaml", "*.json", "checkpoints/*"]))
-    except (HFValidationError, OSError) as error:
-        raise ValueError(
-            f"{HUB}{name} could not be downloaded ({str(error).splitlines()[0]}): name a run "
-            "folder USER/NAME that is on the Hub, or download it and name the folder"
-        ) from error

@@ -25,10 +25,10 @@ from torch.autograd import forward_ad
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn the channel pairs of `x` (..., N, head_dim) by the angles of `table` (N, ..., 2)."""
     compiling = torch.compiler.is_compiling()
-    if half := x.dtype != table.dtype and not compiling:
-        table = table.to(x.dtype)  # where no compiler fuses, wider copies would take longer
+    if x.dtype != table.dtype and not compiling:
+        return _rotate_halves(x, table)
     pairs = x.to(table.dtype).unflatten(-1, (-1, 2))
-    if compiling or half or x.device.type == "mps":
+    if compiling or x.device.type == "mps":
         (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
         across = torch.addcmul(a * cos, b, sin, value=-1.0)
         turned = torch.stack((across, torch.addcmul(a * sin, b, cos)), dim=-1)
@@ -36,6 +36,32 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         # One complex product: half the time of the line above, but no compiler fuses it.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table))
     return turned.flatten(-2).to(x.dtype)
+
+
+def _rotate_halves(x: Tensor, table: Tensor) -> Tensor:
+    """As :func:`rotate`, by one product with a matrix of 2 x 2 blocks for every token.
+
+    It reads and writes `x` once, where products and sums of pairs do so three to four times, and
+    rounds once.
+    """
+    rows = x.reshape(-1, *x.shape[-2:]).transpose(0, 1)
+    return torch.bmm(rows, _turns(table, x.dtype)).transpose(0, 1).view(x.shape)
+
+
+def _turns(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices (N, head_dim, head_dim) of `table` (N, head_dim / 2, 2), for rows from the left.
+
+    Made once for a view, which lasts for one pass: blocks share them, and so does autograd.
+    """
+    turns = vars(table).get("turns")
+    if turns is None or turns.dtype != dtype:
+        cos, sin = table.to(dtype).unbind(-1)
+        blocks = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)
+        places = torch.eye(cos.shape[-1], dtype=dtype, device=table.device)[:, None, :, None]
+        turns = (blocks[:, :, :, None] * places).flatten(3).flatten(1, 2)
+        if table._is_view():
+            vars(table)["turns"] = turns
+    return turns
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
@@ -117,7 +143,7 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj(mixed.transpose(1, 2).contiguous().flatten(2))
 
 
 class SwiGLU(nn.Module):

@@ -121,10 +121,10 @@ class RAEv2(TokenNetwork):
                 return found
             if number == self.depth:
                 break
-            tokens = self.run(self.blocks[number : number + 1], tokens, self.rotary.table)
+            tokens = self.run(self.blocks[number : number + 1], tokens, self.rotary.table[:])
         if self.s_projector is not None:
             s, wide = self.s_projector(s), self.x_embedder(x)
-            patches = self.run(self.blocks[self.depth :], wide, s, self.head_rotary.table)
+            patches = self.run(self.blocks[self.depth :], wide, s, self.head_rotary.table[:])
         return found | {"out": self.image(self.final_layer(patches, s))}
 
     def image(self, tokens: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ from torch import nn
 from ucgm.data.labels import MOST_CLASSES
 from ucgm.runs.averages import EMA_FOLDER, read_snapshot
 from ucgm.runs.config import Config, read_config
-from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of
+from ucgm.runs.remote import local_run
+from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of, verify
 from ucgm.runtime.files import sha256
-from ucgm.runtime.reading import listed, read_json, reading
+from ucgm.runtime.reading import listed, reading
 from ucgm.runtime.sharding import load_shard
 from ucgm.runtime.values import Range, Side, checked
 
@@ -57,26 +58,6 @@ class Run:
     digest: str
     shape: tuple[int, int, int]
     num_classes: int
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files all agree with it.
-
-    Raises:
-        OSError: a file is there and cannot be read.
-        ValueError: a file is missing, truncated or changed.
-    """
-    try:
-        manifest = read_json(folder / MANIFEST, {"step": int, "files": {}})
-        for name, facts in manifest["files"].items():
-            if Path(name).name != name or not isinstance(facts, dict):
-                raise ValueError(f"{name!r:.60} is no file of it")
-            with reading(path := folder / name):
-                if path.stat().st_size != facts.get("bytes") or sha256(path) != facts.get("sha256"):
-                    raise ValueError(f"{name} is truncated or changed")
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
-    return manifest
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -189,7 +170,7 @@ def load_run(
     """The network of a run folder, on ``device``.
 
     Args:
-        run_dir: the folder.
+        run_dir: the folder, or its URL: ``hf://USER/NAME`` on the Hub, or any of fsspec.
         step: checkpoint; None: the newest intact one.
         weights: ``ema``, ``network`` for the raw weights, or an average of ``ucgm ema``.
         device: of the network.
@@ -197,7 +178,7 @@ def load_run(
     Raises:
         ValueError: no such folder, checkpoint or weights, with what there is.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_run(run_dir, step)
     config = read_config(run_dir / "config.yaml")
     if step is None:
         found = newest_checkpoint(run_dir)

@@ -35,6 +35,7 @@ _FREE_TO_CHANGE = (
     "train.log_every",
     "train.max_skipped",
     "train.milestone_every",
+    "train.mirror",
     "train.num_workers",
     "train.preview_every",
     "train.sharding",
@@ -55,11 +56,11 @@ def encoders_of(run_dir: Path) -> list[dict[str, str]]:
     return read_json(path, {"encoders": [{"name": str, "sha256": str}]})["encoders"]
 
 
-def refuse_another(config: Config, run_dir: Path) -> None:
-    """Refuse the run folder of another configuration, and a folder that is none."""
-    path = run_dir / "config.yaml"
-    if path.exists():
-        old = read_config(path)
+def refuse_another(config: Config, run_dir: str | Path, old: Config | None = None) -> None:
+    """Refuse the run of another configuration, and a folder that is none; ``old`` is the run's."""
+    path = Path(run_dir) / "config.yaml"
+    if old is not None or path.exists():
+        old = read_config(path) if old is None else old
         found = [d for d in differences(old, config) if not d.startswith(_FREE_TO_CHANGE)]
         moving = _follows_the_length(old) or _follows_the_length(config)
         lengths = [d for d in found if d.startswith("train.steps")]
@@ -75,7 +76,7 @@ def refuse_another(config: Config, run_dir: Path) -> None:
                 f"{run_dir} belongs to another configuration ({'; '.join(found[:3])}"
                 f"{'; ...' if len(found) > 3 else ''}): choose another run_dir"
             )
-    elif holds_files(run_dir):
+    elif holds_files(path.parent):
         raise ValueError(f"{run_dir} is not empty and not a run folder: choose another run_dir")
 
 

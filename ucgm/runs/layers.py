@@ -30,6 +30,7 @@ from ucgm.objective.presets import of_samples
 from ucgm.runs.config import Config, class_and_settings, from_dict, read_config, to_dict
 from ucgm.runs.fitted import DEFAULTS, Layer, fitted_layer
 from ucgm.runs.recipes import model_inputs, preset_layers
+from ucgm.runs.remote import Remote, local_run
 from ucgm.runtime.earlier import current_names
 from ucgm.runtime.processes import best_device
 from ucgm.runtime.reading import Word, read_yaml
@@ -66,9 +67,11 @@ def training_config(
     Raises:
         ValueError: see :func:`ucgm.runs.config.from_dict`; no run to start from.
     """
-    layers, stored = list(layers), None
+    layers, stored, mirror = list(layers), None, _named(layers, "mirror")
     if run_dir is not None and (run_dir / "config.yaml").exists():
         stored = read_config(run_dir / "config.yaml")
+    elif run_dir is not None and mirror is not None:
+        stored = Remote(mirror, run_dir).config_there()
     objectives = [_section(layer, "objective") for layer in layers]
     presets = [section["preset"] for section in objectives if "preset" in section]
     if stored is not None and not presets:
@@ -79,7 +82,8 @@ def training_config(
     sized = any(not _SIZE.isdisjoint(_section(layer, "model")) for layer in layers)
     if published and sized and any("data" in layer for layer in layers):
         return layered(layers, run=stored), None
-    start = _start(layers)
+    init = _named(layers, "init")
+    start = None if init is None else read_config(local_run(init) / "config.yaml")
     config = layered(layers, start=start, run=stored)
     if run_dir is None or (sized and published):
         return config, None
@@ -250,12 +254,10 @@ def _section(layer: Layer, name: str) -> Layer:
     return named | (settings if isinstance(settings, dict) else {})
 
 
-def _start(layers: list[Layer]) -> Config | None:
-    """Configuration of the run that ``train.init`` names."""
-    named = [init for layer in layers if (init := _section(layer, "train").get("init"))]
-    if not named or str(named[-1]) == "null":
-        return None
-    return read_config(Path(str(named[-1])) / "config.yaml")
+def _named(layers: Iterable[Layer], setting: str) -> str | None:
+    """What ``train.setting`` names."""
+    named = [value for layer in layers if (value := _section(layer, "train").get(setting))]
+    return None if not named or str(named[-1]) == "null" else str(named[-1])
 
 
 def _of_run(fitted: Layer, run: Layer) -> Layer:

@@ -14,7 +14,7 @@ At every instant ``latest`` names a checkpoint that is whole.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ucgm.runtime.files import sha256, sync, write_atomic
-from ucgm.runtime.reading import listed, reading
+from ucgm.runtime.reading import listed, read_json, reading
 from ucgm.runtime.sharding import gather, load_shard
 
 CHECKPOINTS = "checkpoints"
@@ -128,18 +128,37 @@ def save_checkpoint(
     except Exception:  # an OSError, or that of safetensors
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    put_in_place(temporary, final)
+    thin(run_dir, step, keep, milestone_every)
+    return final
+
+
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Make a whole checkpoint on the disk the newest one of its run."""
+    folder = final.parent
+    folder.mkdir(exist_ok=True)
     if final.exists():  # damaged, or the run was continued from one before it
         os.replace(final, folder / f".old-{final.name}")
     os.replace(temporary, final)
     sync(folder)
-    write_atomic(run_dir / "latest", final.name + "\n")
-    # Later ones are damaged: the run was continued from one before them, and makes them again.
-    done = [old for old in checkpoints_of(run_dir) if int(old.name[5:]) <= step]
-    for old in done[:-keep]:
-        if milestone_every is None or int(old.name[5:]) % milestone_every:
-            os.replace(old, folder / f".old-{old.name}")
+    write_atomic(folder.parent / "latest", final.name + "\n")
+
+
+def spare_steps(steps: Sequence[int], keep: int, milestone_every: int | None) -> list[int]:
+    """Those of the ``steps`` of checkpoints, oldest first, that are neither new nor milestones."""
+    return [s for s in steps[:-keep] if milestone_every is None or s % milestone_every]
+
+
+def thin(run_dir: Path, step: int, keep: int, milestone_every: int | None) -> None:
+    """Delete the checkpoints that ``step`` makes spare.
+
+    Later ones are damaged: the run was continued from one before them, and makes them again.
+    """
+    done = [n for path in checkpoints_of(run_dir) if (n := int(path.name[5:])) <= step]
+    folder = run_dir / CHECKPOINTS
+    for spare in spare_steps(done, keep, milestone_every):
+        os.replace(folder / f"step_{spare:07d}", folder / f".old-step_{spare:07d}")
     _sweep(folder)
-    return final
 
 
 def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str, Any]) -> None:
@@ -152,6 +171,26 @@ def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str,
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_atomic(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1))
     sync(folder)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files all agree with it.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+        ValueError: a file is missing, truncated or changed.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST, {"step": int, "files": {}})
+        for name, facts in manifest["files"].items():
+            if Path(name).name != name or not isinstance(facts, dict):
+                raise ValueError(f"{name!r:.60} is no file of it")
+            with reading(path := folder / name):
+                if path.stat().st_size != facts.get("bytes") or sha256(path) != facts.get("sha256"):
+                    raise ValueError(f"{name} is truncated or changed")
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"checkpoint {folder} is damaged: {error}") from error
+    return manifest
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:

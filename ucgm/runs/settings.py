@@ -48,6 +48,9 @@ class TrainConfig:
     """how many of the newest checkpoints are kept."""
     milestone_every: Count | None = None
     """a checkpoint at every multiple of this step is made and kept for ever; null: none."""
+    mirror: str | None = None
+    """URL of a copy of the run folder, such as s3://BUCKET/RUN, that is renewed with every
+    checkpoint; a training in an empty folder goes on from it."""
     max_skipped: Count = 20
     """stop after so many steps in a row with a non-finite loss or gradient."""
     sharding: Literal["none", "fsdp2"] = "none"

@@ -19,8 +19,9 @@ from ucgm.data import Dataset, keep_card
 from ucgm.data.loader import BatchPlan
 from ucgm.objective import Alignment, LogVariance
 from ucgm.runs import checkpoint
-from ucgm.runs.config import Config, flat, read_config
-from ucgm.runs.folder import create_run, refuse_another, start_from
+from ucgm.runs.config import Config, flat
+from ucgm.runs.folder import create_run, start_from
+from ucgm.runs.mirror import Mirror, meet_mirror
 from ucgm.runs.saving import MANIFEST, StateDict, host_copies, optimizer_state, restore_optimizer
 from ucgm.runtime.files import sole_writer
 from ucgm.runtime.precision import float32_products, precision
@@ -28,14 +29,14 @@ from ucgm.runtime.processes import make_accelerator
 from ucgm.runtime.reading import check_fields
 from ucgm.runtime.sharding import Sharding
 from ucgm.training.alignment import aligned
-from ucgm.training.estimate import check_memory, duration, needed_memory, time_of_step
+from ucgm.training.estimate import cost_of, duration, time_of_step
 from ucgm.training.log import MetricsLogger
 from ucgm.training.networks import Networks, make_networks
 from ucgm.training.nonfinite import NonFiniteSkipper
 from ucgm.training.optim import build_optimizer
 from ucgm.training.sets import keep_encoders, open_sets
 from ucgm.training.teachers import keep_facts, names_of_teachers, open_teachers
-from ucgm.training.throughput import count_work, measure_peak
+from ucgm.training.throughput import measure_peak
 from ucgm.training.trackers import check_tracker, start_tracker
 
 
@@ -59,6 +60,7 @@ class TrainState:
     seconds: float
     wrapped_variance: LogVariance | None = None
     wrapped_alignment: Alignment | None = None
+    mirror: Mirror | None = None
     step: int = 0
 
     @contextlib.contextmanager
@@ -122,12 +124,9 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
     dataset = _samples(config)
     train, rank, world = config.train, accelerator.process_index, accelerator.num_processes
     plan = BatchPlan(train.global_batch, train.accumulation, rank, world).check()
-    refuse_another(config, run_dir)
+    mirror = meet_mirror(config, run_dir, accelerator)
     sharding = Sharding(world, accelerator.device, train.sharding == "fsdp2")
-    data = dataset.shape, dataset.num_classes
-    teaching = [read_config(Path(name) / "config.yaml").model for name in names_of_teachers(config)]
-    work = count_work(config.model, *data, config.objective, teaching)
-    memory = check_memory(needed_memory(config, *data, plan, work), plan, accelerator.device)
+    work, memory = cost_of(config, dataset, plan, accelerator.device)
     network, teachers, facts = _begin(config, run_dir, dataset, sharding)
     sets = open_sets(config, dataset, plan, network, accelerator.device)
     alignment = aligned(config, network, dataset, plan, accelerator.device)
@@ -139,6 +138,8 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         keep_facts(run_dir, facts)
         keep_encoders(config, run_dir, sets)
         keep_card(dataset, run_dir)
+        if mirror is not None:
+            mirror.push()
     accelerator.wait_for_everyone()
     networks = make_networks(config, network, sharding, teachers, alignment, sets)
     wrapped: list[Any] = [networks.online, networks.log_variance, alignment]
@@ -157,6 +158,7 @@ def build_train_state(config: Config, run_dir: Path, held: contextlib.ExitStack)
         wrapped=wrapped[0],
         wrapped_variance=wrapped[1],
         wrapped_alignment=wrapped[2],
+        mirror=mirror,
         trained=networks.trained(),
         optimizer=build_optimizer(config.optimizer, networks.trained()),
         skipper=NonFiniteSkipper(accelerator.device),
@@ -266,7 +268,7 @@ def _resume(state: TrainState) -> None:
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is on the machine of the first process and not on {socket.gethostname()}: "
-            "put run_dir on a file system that all machines share"
+            "put run_dir on a file system that all machines share, or set train.mirror"
         )
     if "optimizer.safetensors" not in manifest["files"]:
         raise ValueError(

@@ -11,10 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.tensor import DTensor
 
+from ucgm.data import Dataset
 from ucgm.data.loader import BatchPlan
-from ucgm.runs.config import Config
+from ucgm.runs.config import Config, read_config
+from ucgm.runs.remote import local_run
 from ucgm.runtime.precision import autocast, precision
-from ucgm.training.throughput import Work
+from ucgm.training.teachers import names_of_teachers
+from ucgm.training.throughput import Work, count_work
 
 GIB = 2**30
 
@@ -102,6 +105,17 @@ def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
             f"{free / GIB:.1f} GiB free: {advice}choose a smaller model.size"
         )
     return f"memory {needed / GIB:.1f} of {free / GIB:.1f} GiB"
+
+
+def cost_of(
+    config: Config, dataset: Dataset, plan: BatchPlan, device: torch.device
+) -> tuple[Work, str]:
+    """Work of a row, and in words the memory of a step, which is refused where it does not fit."""
+    data = dataset.shape, dataset.num_classes
+    taught = map(local_run, names_of_teachers(config))
+    teaching = [read_config(run / "config.yaml").model for run in taught]
+    work = count_work(config.model, *data, config.objective, teaching)
+    return work, check_memory(needed_memory(config, *data, plan, work), plan, device)
 
 
 def time_of_step(

@@ -59,6 +59,8 @@ def train(config: Config, run_dir: str | Path) -> Path:
                     break
         state.accelerator.end_training()
         if state.accelerator.is_main_process:
+            if state.mirror is not None:
+                state.mirror.finish()
             print(_last_line(state), flush=True)
     return state.run_dir
 
@@ -186,6 +188,8 @@ def _report(state: TrainState, writer: Writer, stop: bool) -> None:
     milestone = train.milestone_every is not None and step % train.milestone_every == 0
     if step % train.checkpoint_every == 0 or milestone or last:
         jobs.append(_checkpoint(state))
+    if jobs and state.mirror is not None:
+        jobs.append(state.mirror.try_push)
     if jobs and main:
         writer.submit(*jobs)
     # Last, and not in a run that was told to stop: it may be killed while it draws.
