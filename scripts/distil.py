@@ -30,6 +30,10 @@ from ucgm.runtime.randomness import RowRandom
 Settings = dict[str, Any]
 NETWORK = {"size": "T/2"}
 STUDENT = {**NETWORK, "depth": 2}
+RAEV2 = {
+    **dict(hidden_size=64, depth=4, num_heads=4, patch_size=2, exit_layer=1),
+    **dict(head_width=96, head_depth=1, head_heads=4, class_tokens=2, time_tokens=2),
+}
 KEPT = {"keep_blocks": [0, 2]}
 # Nine parts of the teacher, one of the data (TinyFusion, arXiv 2412.01199).
 TAUGHT = {
@@ -41,6 +45,7 @@ EULER = ["--sampler.extrapolation", "0", "--sampler.grid.gap", "[0, 0]"]
 INTERNAL = ["--guidance.kind", "internal", "--guidance.scale"]
 # Internal guidance at all times, and then but for the last steps before the data.
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5)
+BASE_SCALES = (1.0, 1.78)  # off, and as RAEv2 is sampled
 EARLY_SCALES, EARLY = (2.5,), "[0.2, 1.0]"
 
 
@@ -119,6 +124,17 @@ ROWS: dict[str, Row] = {
         {"objective": {**MULTI, "exit_head": 0.25, "exit_target": "field"}, "model": NETWORK},
         steps=(8,),
         changes=GUIDED,
+    ),
+    # RAEv2 (arXiv 2605.18324): the base output after 8 of 28 blocks has the loss of the whole
+    # network, with weight 1, and every network says the data.
+    "base": Row(
+        "RAEv2, base output after 1 block",
+        {
+            "objective": {**MULTI, "exit_head": 1.0, "exit_target": "field"},
+            "model": {"class_path": "RAEv2Config", "init_args": RAEV2},
+        },
+        steps=(8,),
+        changes=[sampled(scale) for scale in BASE_SCALES],
     ),
 }
 
@@ -240,6 +256,19 @@ def exits(study: Study) -> list[str]:
     return [*lines[:at], "", *lines[at:]]
 
 
+def bases(study: Study) -> list[str]:
+    """Lines of internal guidance by RAEv2's base output."""
+    off, on = (f"scale {scale:g}" for scale in BASE_SCALES)
+    lines = [f"| FID, 8 steps | {off} | {on} | over {off} | network calls a step, {on} |"]
+    lines.append("|---|" + "---:|" * 4)
+    fid = [scores(study, "base", k, 8) for k in (0, 1)]
+    found = sorted((study.folder / "base").glob("seed*/report1/benchmark.json"))
+    rows = [row for path in found for row in json.loads(path.read_text())["rows"]]
+    calls = [f"{row['nfe'] / row['steps']:.2f}" for row in rows]
+    cells = [*map(cell, fid), ratios(fid[1], fid[0]), ", ".join(calls)]
+    return [*lines, f"| {ROWS['base'].title} | {' | '.join(cells)} |"]
+
+
 def pictures(study: Study) -> None:
     """Samples of seed 0 with the same noise and classes, one model in a row."""
     shown = {
@@ -272,7 +301,7 @@ def main() -> None:
             run(study, name, seed)
     if asked.rows:
         return
-    for part in (students, progressive, exits):
+    for part in (students, progressive, exits, bases):
         lines = part(study)
         print("\n".join(lines), flush=True)
         write_part("distil.md", part.__name__, lines)

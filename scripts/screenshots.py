@@ -29,6 +29,13 @@ FEWER = """
   kinds.forEach(kind => box.dispatchEvent(new Event(kind, {bubbles: true})));
 })([...document.querySelectorAll("input[type=number][aria-label*=Steps]")].at(-1))
 """
+# What was drawn is pale until it is new.
+FRESH = """
+[...document.querySelectorAll(".drawn")].every(node => {
+  for (; node; node = node.parentElement) if (getComputedStyle(node).opacity < 1) return false;
+  return true;
+})
+"""
 
 
 def save(browser: Browser, name: str) -> None:
@@ -60,7 +67,7 @@ def main(run_dir: str) -> None:
             browser.run(FEWER)
             browser.click("Sample")
             browser.until("document.querySelectorAll('.drawn').length == 2")
-            browser.until("!document.body.textContent.includes('processing')")
+            browser.until(FRESH)
             save(browser, f"ui_{name}")
 
 

@@ -50,11 +50,11 @@ def gather(
     parts: list[Candidates] = []
     seen = kept = 0
     while kept < wanted and seen < config.max_rounds * wanted:
-        images, names = pool.candidates(label, seen, wanted - kept)
-        if not len(names):
+        images, called = pool.candidates(label, seen, wanted - kept)
+        if not len(called):
             break
-        seen += len(names)
-        found = _judged(from_uint8(images), names, label, observer, config, generator)
+        seen += len(called)
+        found = _judged(from_uint8(images), called, label, observer, config, generator)
         parts.append(found)
         kept += len(found.names)
         if not config.accept:
@@ -65,14 +65,10 @@ def gather(
             f"of {seen} that were looked at: lower ipc, raise max_rounds"
             + (", or take all with --accept false" if config.accept else "")
         )
-    return Candidates(
-        torch.cat([part.patches for part in parts]),
-        torch.cat([part.losses for part in parts]),
-        torch.cat([part.features for part in parts]),
-        [name for part in parts for name in part.names],
-        seen,
-        kept,
-    )
+    rows = (part[:3] for part in parts)
+    patches, losses, features = (torch.cat(column) for column in zip(*rows, strict=True))
+    names = [name for part in parts for name in part.names]
+    return Candidates(patches, losses, features, names, seen, kept)
 
 
 def _judged(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ucgm.condense.condensed import CondensedSet
-from ucgm.condense.pool import RealImages, open_sets
+from ucgm.condense.pool import RealImages, RealPool, open_sets
 from ucgm.condense.students import (
     Architecture,
     Course,
@@ -158,7 +158,7 @@ def _taught(
             own_soft = found.soft or _soft_of(found, own, train.mirrored, seed)
             new = {}
             if not known:
-                rows = _random_rows(y, facts["images_per_class"], seed)
+                rows = _random_rows(train, facts["images_per_class"], seed)
                 few = from_uint8(x[rows]), y[rows]
                 soft = _soft_of(found, few[0], train.mirrored, seed)
                 new = {
@@ -189,19 +189,17 @@ def _soft_of(
     return store_labels(images, views, mirrored, found.observer.logits, generator)
 
 
-def _random_rows(labels: Tensor, counts: list[int], seed: int) -> Tensor:
+def _random_rows(images: RealImages, counts: list[int], seed: int) -> Tensor:
     """Rows of so many random images of every class."""
-    generator = torch.Generator().manual_seed(seed)
     rows = []
-    for label, count in enumerate(counts):
-        of_class = torch.nonzero(labels == label)[:, 0]
+    for of_class, count in zip(RealPool(images, seed).rows, counts, strict=True):
         if len(of_class) < count:
             warnings.warn(
                 f"there are {len(of_class)} real images of a class of which the set has {count}: "
                 "the random column has fewer",
                 stacklevel=2,
             )
-        rows.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
+        rows.append(of_class[:count])
     return torch.cat(rows)
 
 

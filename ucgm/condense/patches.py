@@ -10,6 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def moved(images: Tensor, matrix: Tensor) -> Tensor:
+    """Images (B, C, H, W) under affine changes (B, 2, 3)."""
+    places = functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, places, padding_mode="border", align_corners=False)
+
+
 def crops(
     images: Tensor, count: int, scale: tuple[float, float], side: int, generator: torch.Generator
 ) -> Tensor:
@@ -25,13 +31,8 @@ def crops(
     matrix = torch.zeros(n, count, 2, 3)
     matrix[..., 0, 0] = matrix[..., 1, 1] = share[..., 0]
     matrix[..., 2] = centre
-    matrix = rearrange(matrix, "n m a b -> (n m) a b").to(images)
     # In the size of the image first: sampled at once, one pixel would stand for several.
-    shape = [n * count, images.shape[1], size, size]
-    places = functional.affine_grid(matrix, shape, align_corners=False)
-    found = functional.grid_sample(
-        images.repeat_interleave(count, 0), places, padding_mode="border", align_corners=False
-    )
+    found = moved(images.repeat_interleave(count, 0), matrix.flatten(0, 1))
     if side < size:
         found = functional.interpolate(
             found, size=(side, side), mode="bilinear", antialias=True, align_corners=False

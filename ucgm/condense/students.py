@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ucgm.condense.patches import moved
 from ucgm.data.pixels import from_uint8
 from ucgm.evaluation.metrics import conditional_accuracy
 
@@ -56,19 +57,13 @@ def show(images: Tensor, others: Tensor, views: Views, other_matrix: Tensor) -> 
         views: their numbers.
         other_matrix: (B, 2, 3) of the ``others``.
     """
-    one, two = (_moved(x, m) for x, m in ((images, views.matrix), (others, other_matrix)))
+    one, two = (moved(x, m) for x, m in ((images, views.matrix), (others, other_matrix)))
     height, width = images.shape[-2:]
     y = (torch.arange(height, device=images.device) + 0.5)[:, None] / height
     x = (torch.arange(width, device=images.device) + 0.5)[None] / width
     left, top, right, bottom = (side[:, None, None] for side in views.box.to(images).unbind(1))
     inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
     return torch.where(inside[:, None], two, one)
-
-
-def _moved(images: Tensor, matrix: Tensor) -> Tensor:
-    """Images (B, C, H, W) under affine changes (B, 2, 3)."""
-    places = functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
-    return functional.grid_sample(images, places, padding_mode="border", align_corners=False)
 
 
 class Classifier(nn.Module):

@@ -152,13 +152,8 @@ class ImageSource(ABC):
     counter = RowCounter()
 
     @abstractmethod
-    def images(self, indices: Tensor) -> Tensor:
-        """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
-
     def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
-        """Images (n, C, H, W) of ``indices`` (n,), reading timed as decoding."""
-        with watch.time("decoder", len(indices)):
-            return self.images(indices)
+        """Images (n, C, H, W) uint8 of ``indices`` (n,), and the time that they take."""
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """Labels (n,) int64 of ``indices`` (n,); -1 where there are none."""
@@ -176,10 +171,6 @@ class GeneratedImages(ImageSource):
     def __init__(self, samples: SampleSet, batch_size: int) -> None:
         self.samples, self.batch_size = samples, batch_size
         self.tile, self.counter = samples.settings.tile, samples.counter
-
-    def images(self, indices: Tensor) -> Tensor:
-        """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
-        return self.samples.images(indices)
 
     def labels_at(self, indices: Tensor) -> Tensor:
         """The labels (n,) that were asked for at ``indices`` (n,)."""

@@ -24,7 +24,7 @@ from ucgm.data.labels import check_labels
 from ucgm.data.pixels import center_crop, decode_image
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.data.sources.listing import open_source
-from ucgm.evaluation.chunks import ImageSource
+from ucgm.evaluation.chunks import ImageSource, Stopwatch
 
 
 class ImageSet(ImageSource):
@@ -39,6 +39,15 @@ class ImageSet(ImageSource):
     @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
+
+    @abstractmethod
+    def images(self, indices: Tensor) -> Tensor:
+        """Images (n, C, H, W) uint8 of ``indices`` (n,)."""
+
+    def timed_images(self, indices: Tensor, watch: Stopwatch) -> Tensor:
+        """Images (n, C, H, W) of ``indices`` (n,), reading timed as decoding."""
+        with watch.time("decoder", len(indices)):
+            return self.images(indices)
 
 
 class DatasetImages(ImageSet):

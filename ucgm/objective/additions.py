@@ -17,13 +17,7 @@ from torch import Tensor
 from ucgm.objective.destinations import TwinFlowSplit
 from ucgm.objective.draw import Draw
 from ucgm.objective.fields import field_at
-from ucgm.objective.losses import (
-    cosine_loss,
-    mean_flat,
-    over_scale,
-    per_sample_loss,
-    power_loss,
-)
+from ucgm.objective.losses import cosine_loss, mean_flat, over_scale, per_sample_loss, power_loss
 from ucgm.objective.passes import Passes, forward_mode, place, stand_in, take
 from ucgm.objective.settings import ObjectiveSettings
 from ucgm.transport import expand

@@ -64,8 +64,7 @@ SINGLE_TIME: dict[str, Method] = {
         transport=VP("eps"),
     ),
     "v_prediction": method(
-        "v-prediction on the VP path (arXiv 2202.00512, appendix D).",
-        transport=VP("v"),
+        "v-prediction on the VP path (arXiv 2202.00512, appendix D).", transport=VP("v")
     ),
     "edm": method(
         "EDM (arXiv 2206.00364, equation 8): its weight makes the loss plain in F.",

@@ -139,8 +139,9 @@ class Passes:
         extra: dict[str, Any] = {}
         if self.guidance is not None:
             extra["guidance"] = take(self.guidance, index)
-            if scale is not None:
-                extra["guidance"] = _at_every_time(scale, extra["guidance"])
+            if scale is not None:  # at every time: in the form of the drawn, (R,) or (R, 3)
+                every = torch.stack((scale, torch.zeros_like(scale), torch.ones_like(scale)), 1)
+                extra["guidance"] = scale if self.guidance.ndim == 1 else every
         networks = self.networks[source]
         if teacher is not None and source == "teacher":
             networks = networks[teacher : teacher + 1]
@@ -204,13 +205,6 @@ def forward_mode() -> Iterator[None]:
 def full_precision(x: Tensor) -> Tensor:
     """x (B, ...) in float32 or wider: residuals and losses are never formed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _at_every_time(scale: Tensor, drawn: Tensor) -> Tensor:
-    """Guidance of ``scale`` (R,) on all of [0, 1], in the form of the drawn, (R,) or (R, 3)."""
-    if drawn.ndim == 1:
-        return scale
-    return torch.stack((scale, torch.zeros_like(scale), torch.ones_like(scale)), 1)
 
 
 def in_slices(module: Network, *inputs: Any, **extra: Any) -> Tensor:

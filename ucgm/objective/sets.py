@@ -102,9 +102,8 @@ class SetLoss(nn.Module):
             if len(self.rows):
                 places = self._places(len(batch))
                 self.rows[places] = torch.where(good, features, self.rows[places]).to(self.rows)
-                self.place = torch.where(
-                    good, (self.place + len(batch)) % len(self.rows), self.place
-                )
+                after = (self.place + len(batch)) % len(self.rows)
+                self.place = torch.where(good, after, self.place)
             self.remember(batch.detach(), good)
         return self.term.weight * found / (self.distance.abs() + self.epsilon)
 
@@ -225,10 +224,8 @@ class KernelLoss(SetLoss):
         centres, shares = self.get_buffer("centres"), self.get_buffer("shares")
         among, toward, count = self.kernel(batch, batch).sum(), batch.new_zeros(()), len(batch)
         if count < len(self.rows):
-            order = (self.place + torch.arange(len(self.rows), device=batch.device)) % len(
-                self.rows
-            )
-            rest, count = self.rows[order[len(batch) :]].double(), len(self.rows)
+            order, count = self._places(len(self.rows)), len(self.rows)
+            rest = self.rows[order[len(batch) :]].double()
             among = among + 2.0 * self.kernel(batch, rest).sum() + self.kernel(rest, rest).sum()
             toward = (self.kernel(rest, centres) @ shares).sum()
         toward = toward + (self.kernel(batch, centres) @ shares).sum()
