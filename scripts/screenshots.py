@@ -37,6 +37,14 @@ FRESH = """
 })
 """
 
+# No longer fading in.
+SHOWN = """
+[...document.querySelectorAll(".drawn")].every(part => {
+  for (; part; part = part.parentElement) if (getComputedStyle(part).opacity != 1) return false;
+  return true;
+})
+"""
+
 
 def save(browser: Browser, name: str) -> None:
     """A picture of 256 colours."""
