@@ -183,6 +183,11 @@ def test_another_address_must_be_asked_for(gradio, strangers, run_dir, monkeypat
     assert "warning" not in said
     main(["ui", str(run_dir), "--host", "0.0.0.0"])
     assert "warning: whoever reaches 0.0.0.0 can use this page" in capsys.readouterr().out
+    with socket.socket() as taken, pytest.raises(SystemExit):
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        main(["ui", str(run_dir), "--port", str(taken.getsockname()[1])])
+    assert " of 127.0.0.1 cannot be had: choose another --port\n" in capsys.readouterr().err
     assert strangers == []
 
 

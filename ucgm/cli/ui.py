@@ -220,7 +220,12 @@ def ui(
     blocks = page(Trial(run, settings or SamplingConfig(), device, words + (changes or [])))
     if not _loopback(host):
         print(f"warning: whoever reaches {host} can use this page and this machine's {device}")
-    print(f"page: {launch(blocks, host, port)}  (Ctrl-C ends it)", flush=True)
+    try:
+        address = launch(blocks, host, port)
+    except OSError as error:
+        where = f"port {port}" if port else "a port from 7860"
+        raise ValueError(f"{where} of {host} cannot be had: choose another --port") from error
+    print(f"page: {address}  (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
 
