@@ -299,13 +299,13 @@ def main() -> None:
     for name in asked.rows or ROWS:
         for seed in asked.seeds:
             run(study, name, seed)
-    if asked.rows:
-        return
-    for part in (students, progressive, exits, bases):
+    every = (students, progressive, exits, bases)
+    for part in (bases,) if asked.rows == ["base"] else () if asked.rows else every:
         lines = part(study)
         print("\n".join(lines), flush=True)
         write_part("distil.md", part.__name__, lines)
-    pictures(study)
+    if not asked.rows:
+        pictures(study)
 
 
 if __name__ == "__main__":
