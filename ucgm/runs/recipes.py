@@ -100,7 +100,6 @@ RECIPES: dict[str, Recipe] = {
         sampler__extrapolation=0.5,
         sampler__grid__gap=(0.0, 0.0),
     ),
-    # The second time of the middle was never learned, only its two ends: measured, not derived.
     "few_step": _jumps(_STUDY) | _from(_STUDY, train__grad_clip=1.0, sampler__grid__gap=(0.0, 0.5)),
     "ddpm": _adam("facebookresearch/DiT train.py", 1e-4, 0.999, 256),
     "v_prediction": _adam(
