@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv and run the whole road on the embedded digits: about six minutes on two cores.
+# Install into .venv and run the whole road on the embedded digits: about eight minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh data
