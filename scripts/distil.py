@@ -299,8 +299,9 @@ def main() -> None:
     for name in asked.rows or ROWS:
         for seed in asked.seeds:
             run(study, name, seed)
-    every = (students, progressive, exits, bases)
-    for part in (bases,) if asked.rows == ["base"] else () if asked.rows else every:
+    parts = [] if asked.rows else [students, progressive, exits]
+    parts += [bases] if "base" in (asked.rows or ROWS) else []
+    for part in parts:
         lines = part(study)
         print("\n".join(lines), flush=True)
         write_part("distil.md", part.__name__, lines)

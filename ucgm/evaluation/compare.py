@@ -57,8 +57,11 @@ def compare_run(reports: list[str], out_dir: str = "comparison", metric: str = "
             raise ValueError(f"{folder} holds other files, nothing was written: choose another.")
         folder.mkdir(exist_ok=True)
         homes, title = [home for _, home in results], " against ".join(names)
-        strips = {n: home / "strip.png" for n, home in zip(names, homes, strict=True)}
-        strips = {n: strip for n, strip in strips.items() if strip.is_file() and "strip" in runs[n]}
+        strips = {
+            name: strip
+            for name, home in zip(names, homes, strict=True)
+            if (strip := home / "strip.png").is_file() and "strip" in runs[name]
+        }
         curve = save_curves(runs, [metric], folder / "curves.png", strips)
         text = page(runs, homes, metric, curve, title, shown)
         write_atomic(folder / "comparison.html", text)

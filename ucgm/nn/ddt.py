@@ -80,8 +80,9 @@ class DDT(EmbeddedNetwork):
         time, c = time.unsqueeze(1), c.unsqueeze(1)
         blocks = list(self.blocks)
         encoder, decoder = blocks[: self.encoder_depth], blocks[self.encoder_depth :]
-        s = self.run(encoder, self.s_embedder(patches), F.silu(c), self.rotary.table[:])
+        table = self.rotary.of_pass()
+        s = self.run(encoder, self.s_embedder(patches), F.silu(c), table)
         s = F.silu(time + s)
-        tokens = self.run(decoder, self.x_embedder(patches), s, self.rotary.table[:])
+        tokens = self.run(decoder, self.x_embedder(patches), s, table)
         out = self.final_layer(tokens, s).transpose(1, 2)
         return F.pixel_shuffle(out.unflatten(2, (self.grid, self.grid)), self.patch_size)

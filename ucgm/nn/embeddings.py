@@ -86,6 +86,10 @@ class Rotary(FixedTable):
         self.unturned = unturned
         super().__init__()
 
+    def of_pass(self) -> Tensor:
+        """The table, as a view on which the blocks of one pass share what they make of it."""
+        return self.table[:]
+
     def compute(self) -> Tensor:
         """Return [cos, sin] of every channel pair of every patch."""
         options = {"dtype": torch.float64, "device": "cpu"}

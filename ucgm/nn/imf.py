@@ -146,14 +146,15 @@ class MiT(TokenNetwork):
         )
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        tokens = self.run(self.blocks[: self.shared], tokens, self.rotary.table[:])
+        table = self.rotary.of_pass()
+        tokens = self.run(self.blocks[: self.shared], tokens, table)
         branches = {
             "map": (self.blocks[self.shared :], self.final_layer),
             "velocity": (self.v_blocks, self.velocity_layer),
         }
         out = []
         for blocks, layer in branches.values() if heads == "both" else [branches[heads]]:
-            patches = self.run(blocks, tokens, self.rotary.table[:])[:, -(self.grid**2) :]
+            patches = self.run(blocks, tokens, table)[:, -(self.grid**2) :]
             out.append(unpatchify(layer(patches, None), self.patch_size, self.grid))
         return tuple(out) if heads == "both" else out[0]
 

@@ -83,10 +83,10 @@ class DiTDH(EmbeddedNetwork):
 
     def backbone(self, x: Tensor, c: Tensor, time: Tensor) -> Tensor:
         """Public forward pass, (B, C, H, W)."""
-        blocks, table = list(self.blocks), self.rotary.table[:]
+        blocks, table = list(self.blocks), self.rotary.of_pass()
         s = self.s_embedder(x)
         s = (s + self.pos_embed).to(s.dtype)
         s = self.run(blocks[: self.depth], s, F.silu(c).unsqueeze(1), table)
         s = self.s_projector(F.silu(time.unsqueeze(1) + s))
-        tokens = self.run(blocks[self.depth :], self.x_embedder(x), s, self.head_rotary.table[:])
+        tokens = self.run(blocks[self.depth :], self.x_embedder(x), s, self.head_rotary.of_pass())
         return unpatchify(self.final_layer(tokens, s), self.patch_size, self.grid)

@@ -109,7 +109,7 @@ class RAEv2(TokenNetwork):
             omega=omega and omega(self.guidance_numbers(t, guidance)[0]),
             time=time,
         )
-        size, found = self.grid**2, {}
+        size, found, table = self.grid**2, {}, self.rotary.of_pass()
         for number in range(self.depth + 1):
             patches = tokens[:, -size:]
             s = F.silu(time.unsqueeze(1) + patches) if self.s_projector else patches
@@ -121,10 +121,10 @@ class RAEv2(TokenNetwork):
                 return found
             if number == self.depth:
                 break
-            tokens = self.run(self.blocks[number : number + 1], tokens, self.rotary.table[:])
+            tokens = self.run(self.blocks[number : number + 1], tokens, table)
         if self.s_projector is not None:
             s, wide = self.s_projector(s), self.x_embedder(x)
-            patches = self.run(self.blocks[self.depth :], wide, s, self.head_rotary.table[:])
+            patches = self.run(self.blocks[self.depth :], wide, s, self.head_rotary.of_pass())
         return found | {"out": self.image(self.final_layer(patches, s))}
 
     def image(self, tokens: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from ucgm.data.labels import MOST_CLASSES
 from ucgm.runs.averages import EMA_FOLDER, read_snapshot
 from ucgm.runs.config import Config, read_config
 from ucgm.runs.remote import local_run
-from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of, verify
+from ucgm.runs.saving import MANIFEST, checkpoints_of, step_folder, verify
 from ucgm.runtime.files import sha256
 from ucgm.runtime.reading import listed, reading
 from ucgm.runtime.sharding import load_shard
@@ -186,7 +186,7 @@ def load_run(
             raise ValueError(f"{run_dir} has no checkpoint yet")
         folder, manifest = found
     else:
-        folder = run_dir / CHECKPOINTS / f"step_{step:07d}"
+        folder = run_dir / step_folder(step)
         if not folder.is_dir():
             there = [p.name for p in checkpoints_of(run_dir)]
             raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are {there}")

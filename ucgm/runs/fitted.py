@@ -74,8 +74,9 @@ def fitted_layer(
         name = config.optimizer.name if "optimizer.name" in given else None
         layer["optimizer"] |= _optimizer(model, whole, tuning, length, name)
         layer["ema"] = {"std": 0.1}
-        if started == (config.objective.preset == "few_step") and _drawn(dataset):
-            layer = {**layer, **_of_drawings(layer, config, given)}
+        few = config.objective.preset == "few_step"
+        if few == started and _drawn(dataset):  # a tuning, or a network that begins
+            layer |= _tuned_drawings(given) if few else _of_drawings(layer, config, given)
     return layer
 
 
@@ -85,16 +86,13 @@ def _drawn(dataset: Dataset) -> bool:
 
 
 def _of_drawings(layer: Layer, config: Config, given: Collection[str]) -> Layer:
-    """Sections of a training on drawings: the network says the data, at later times; more guidance.
+    """Sections of a multi-step training on drawings: the network says the data, at later times.
 
     The data of a drawing are a few flat values, which a network can say exactly, and its noise is
     not (JiT, arXiv 2511.13720); docs/results/recipe.md has what it gains, and that photographs
-    lose by it.  A tuning is guided by 1.3 in place of 1.15.
+    lose by it.
     """
     found: Layer = {}
-    if config.objective.preset == "few_step":
-        guided = "objective.enhancement_ratio" in given
-        return {} if guided else {"objective": {"enhancement_ratio": 1.3}}
     if "objective.time_law" not in given:
         later = {"class_path": "LogitNormal", "init_args": {"mean": 1.0, "std": 1.0}}
         found["objective"] = {"time_law": later}
@@ -102,6 +100,12 @@ def _of_drawings(layer: Layer, config: Config, given: Collection[str]) -> Layer:
     if fits and "model.convention" not in given:
         found["model"] = layer.get("model", {}) | {"convention": "jit"}
     return found
+
+
+def _tuned_drawings(given: Collection[str]) -> Layer:
+    """Sections of a few-step tuning on drawings: more guidance, see docs/results/recipe.md."""
+    guided = "objective.enhancement_ratio" in given
+    return {} if guided else {"objective": {"enhancement_ratio": 1.3}}
 
 
 def _optimizer(

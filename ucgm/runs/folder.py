@@ -16,7 +16,7 @@ from ucgm.nn.network import ADDED
 from ucgm.objective import POST_TRAINING
 from ucgm.runs import checkpoint
 from ucgm.runs.config import Config, differences, read_config, write_config
-from ucgm.runs.saving import CHECKPOINTS, save_weights
+from ucgm.runs.saving import save_weights, step_folder
 from ucgm.runtime.files import holds_files, remove, write_atomic
 from ucgm.runtime.reading import read_json
 
@@ -113,7 +113,7 @@ def start_from(config: Config, run_dir: Path, network: nn.Module, dataset: Datas
         return
     run = checkpoint.load_run(train.init)
     _check_start(config, run, network, dataset)
-    folder = run.run_dir / CHECKPOINTS / f"step_{run.step:07d}"
+    folder = run.run_dir / step_folder(run.step)
     anew = checkpoint.LABEL_TABLES if train.new_labels else ()
     theirs, mine = (getattr(n, "config", {}).get("exit_layer") for n in (run.network, network))
     anew = anew if theirs == mine else (*anew, "exit_head.")  # of other blocks

@@ -16,12 +16,14 @@ from accelerate import Accelerator
 from ucgm.runs.checkpoint import newest_checkpoint
 from ucgm.runs.config import Config
 from ucgm.runs.folder import START, refuse_another
-from ucgm.runs.remote import CONFIG, Remote, is_of_run, step_folder, steps_of
+from ucgm.runs.remote import CONFIG, Remote, is_of_run, steps_of
 from ucgm.runs.saving import (
     CHECKPOINTS,
     MANIFEST,
     checkpoints_of,
     spare_steps,
+    step_folder,
+    step_of,
     thin,
     verify,
 )
@@ -82,7 +84,7 @@ class Mirror(Remote):
                 if self._sent.get(name) != facts and not (once and there.get(name) == facts[0]):
                     self._put(name)
                 self._sent[name] = facts
-            mine = [int(folder.name[5:]) for folder in checkpoints_of(self.run_dir)]
+            mine = [step_of(folder) for folder in checkpoints_of(self.run_dir)]
             sent = [step for step in mine if self._sends(step, there)]
             if sent:
                 done = [s for s in sorted({*steps_of(there, whole=True), *sent}) if s <= sent[-1]]

@@ -21,7 +21,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from ucgm.runs.config import Config, read_config
-from ucgm.runs.saving import CHECKPOINTS, MANIFEST, checkpoints_of, put_in_place, verify
+from ucgm.runs.saving import (
+    CHECKPOINTS,
+    MANIFEST,
+    checkpoints_of,
+    put_in_place,
+    step_folder,
+    step_of,
+    verify,
+)
 from ucgm.runtime.files import IN_TURN, remove, sole_writer
 
 HUB = "hf://"
@@ -36,11 +44,6 @@ _OF_A_RUN = re.compile(
 def is_of_run(name: str) -> bool:
     """Whether ``name``, relative to a run folder, is a file that a training writes into it."""
     return _OF_A_RUN.fullmatch(name) is not None
-
-
-def step_folder(step: int) -> str:
-    """The checkpoint of ``step``, relative to the run folder."""
-    return f"{CHECKPOINTS}/step_{step:07d}"
 
 
 def steps_of(names: Iterable[str], whole: bool = False) -> list[int]:
@@ -153,7 +156,7 @@ class Remote:
             wanted = [s for s in reversed(there) if step in (None, s)]
             self.fetch(list(names), wanted)
             for folder in checkpoints_of(self.run_dir):
-                if int(folder.name[5:]) not in there:  # of a run that was there before
+                if step_of(folder) not in there:  # of a run that was there before
                     remove(folder)
 
 

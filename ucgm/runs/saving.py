@@ -97,6 +97,16 @@ def restore_optimizer(
     optimizer.load_state_dict(packed)
 
 
+def step_folder(step: int) -> str:
+    """The checkpoint of ``step``, relative to the run folder."""
+    return f"{CHECKPOINTS}/step_{step:07d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def save_checkpoint(
     run_dir: Path,
     step: int,
@@ -119,7 +129,7 @@ def save_checkpoint(
         Exception: the disk is full or gone; what was there before is untouched.
     """
     folder = run_dir / CHECKPOINTS
-    final = folder / f"step_{step:07d}"
+    final = run_dir / step_folder(step)
     temporary = folder / f".tmp-{final.name}"
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
@@ -154,11 +164,11 @@ def thin(run_dir: Path, step: int, keep: int, milestone_every: int | None) -> No
 
     Later ones are damaged: the run was continued from one before them, and makes them again.
     """
-    done = [n for path in checkpoints_of(run_dir) if (n := int(path.name[5:])) <= step]
-    folder = run_dir / CHECKPOINTS
+    done = [n for path in checkpoints_of(run_dir) if (n := step_of(path)) <= step]
     for spare in spare_steps(done, keep, milestone_every):
-        os.replace(folder / f"step_{spare:07d}", folder / f".old-step_{spare:07d}")
-    _sweep(folder)
+        old = run_dir / step_folder(spare)
+        os.replace(old, old.with_name(f".old-{old.name}"))
+    _sweep(run_dir / CHECKPOINTS)
 
 
 def _fill_folder(folder: Path, states: Mapping[str, StateDict], facts: dict[str, Any]) -> None:
@@ -200,7 +210,7 @@ def checkpoints_of(run_dir: Path) -> list[Path]:
         PermissionError: the folder may not be read.
     """
     found = [p for p in listed(run_dir / CHECKPOINTS, "step_*") if p.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
 
 
 def _sweep(folder: Path) -> None:
