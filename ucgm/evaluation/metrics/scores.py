@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _SEED = 2020  # of subsets and parts, torch-fidelity's
+_BLOCK = 16  # rows of products that a cache holds in float64
 
 
 def kernel_distance(
@@ -42,23 +43,26 @@ def kernel_distance(
     if size < 2:
         raise ValueError(f"the kernel distance needs at least 2 samples of each set, got {size}.")
     choose, found = np.random.RandomState(_SEED), []
-    sets = [rows.cpu().numpy() / rows.shape[1] ** 0.5 for rows in (generated, reference)]
+    sets, d = [rows.cpu().numpy() for rows in (generated, reference)], generated.shape[1]
     for _ in range(subsets):
         x, y = (rows[choose.choice(len(rows), size, replace=False)] for rows in sets)
-        squares = [rows @ rows.T for rows in (x, y)]  # numpy makes half of these products
-        within = sum(_kernel_sum(p) - _kernel_sum(p.diagonal()) for p in squares)
-        found.append(within / (size * (size - 1)) - 2.0 * _kernel_sum(x @ y.T) / size**2)
+        within, starts = 0.0, range(0, size, _BLOCK)
+        for products in (x @ x.T, y @ y.T):  # numpy makes half of them, and one half is summed
+            for a, b in ((a, a + _BLOCK) for a in starts):
+                corner = products[a:b, a:b]
+                within += 2 * _kernel_sum(products[a:b, b:], d) + _kernel_sum(corner, d)
+            within -= _kernel_sum(products.diagonal(), d)
+        products = x @ y.T
+        between = sum(_kernel_sum(products[a : a + _BLOCK], d) for a in starts)
+        found.append(within / (size * (size - 1)) - 2.0 * between / size**2)
     return float(np.mean(found)), float(np.std(found))
 
 
-def _kernel_sum(products: np.ndarray) -> float:
-    """Sum over all (p + 1)^3 of ``products`` (n, ...), in float64; rows that a cache can hold."""
-    total = 0.0
-    for some in np.array_split(products, 80):
-        k = some.astype(np.float64)
-        k += 1.0
-        total += float(np.vdot(k * k, k))
-    return total
+def _kernel_sum(products: np.ndarray, d: int) -> float:
+    """Sum over all (p / d + 1)^3 of ``products``, in float64."""
+    k = np.multiply(products, 1 / d, dtype=np.float64)
+    k += 1.0
+    return float(np.vdot(k * k, k))
 
 
 def precision_recall(
