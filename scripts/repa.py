@@ -1,108 +1,128 @@
-"""Steps to a fixed FID with and without representation alignment, on the digits.
+"""Steps to a fixed FID with and without representation alignment.
 
-    python scripts/repa.py [--seeds 0 1 2] [--steps 3000] [--out-dir runs/repa]
+    python scripts/train_classifier.py TRAIN TEST --side 16 --out TEACHER
+    python scripts/train_classifier.py TRAIN TEST --side 16 --network attention --out JUDGE
+    python scripts/repa.py TRAIN TEACHER JUDGE --side 16 [--steps 1500] [--seeds 0 1 2]
 
-The teacher is an attention network of train_classifier.py, which has nothing in common with the
-classifier whose features make the FID.  Networks of one seed differ in the term alone; each keeps
-a checkpoint every tenth of the run, from whose average 2,000 samples are drawn in 8 steps without
-guidance.  The fixed FID is that of the network without alignment at its end; between checkpoints
-it is reached on a straight line in log FID.  What is done is not done again.
+TRAIN: a folder or zip of class folders.  The networks of one seed differ in the term alone.  A row
+is trained anew for each share of the steps, so that every length has a schedule that ends with it;
+its FID is that of 10,000 samples to TRAIN in 8 steps without guidance, in the features of JUDGE,
+a network of another kind than TEACHER, whose features are followed.  The fixed FID is that of the
+network without alignment after all steps; the steps to it lie on a straight line in log FID between
+two lengths.  What is done is not done again; the table goes to docs/results/repa.md.
 """
 
 import argparse
 import json
 import math
-import subprocess
-import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from tables import write_part
 from trained import train_row, train_section
 
 from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
+from ucgm.runs.config import allow_module
 
-TEACHER = "scripts.train_classifier:build"
+OWN = "scripts.train_classifier:build"
+SHARES = (0.4, 0.7, 1.0)
 ROWS = {
-    "none": {},
+    "none": None,
     "repa": {"projector": "mlp", "hidden": 256},
     "irepa": {"projector": "conv", "gamma": 0.6},
 }
-WEIGHT, NETWORK = 0.5, {"size": "T/2"}
 
 
-def teacher(folder):
-    """Weights of the classifier that is followed, trained where they are missing."""
-    out = folder / "teacher.safetensors"
-    if not out.exists():
-        words = ["digits", "digits", "--side", "8", "--out", str(out), "--network", "attention"]
-        script = Path(__file__).with_name("train_classifier.py")
-        subprocess.run([sys.executable, str(script), *words, "--epochs", "60"], check=True)
-    return str(out.resolve())
+class Study(NamedTuple):
+    """Images, networks and lengths."""
+
+    data: dict
+    teacher: str
+    judge: str
+    size: str
+    batch: int
+    weight: float
+    samples: int
+    folder: Path
 
 
-def curve(folder, name, seed, steps, batch, weights):
-    """(step, FID) of the checkpoints of one network, trained where it is not."""
-    run, period = folder / name / f"seed{seed}", steps // 10
-    section = train_section(steps, batch, seed, None) | {"checkpoint_every": period}
-    section |= {"milestone_every": period}
-    objective = {"preset": "multi_step", "alignment": 0.0 if name == "none" else WEIGHT}
-    settings = {"objective": objective, "model": NETWORK}
-    if name != "none":
-        settings["alignment"] = ROWS[name] | {"extractor": TEACHER, "weights": weights}
-    train_row(settings, {"train": section}, run)
-    points = []
-    for step in range(period, steps + 1, period):
-        out = run / f"report_{step}"
-        if not (out / "benchmark.json").exists():
-            settings = SamplingConfig(seed=seed)
-            benchmark(
-                str(run),
-                [8],
-                2000,
-                settings=settings,
-                out_dir=out,
-                keep_features=False,
-                checkpoint=step,
-            )
-        rows = json.loads((out / "benchmark.json").read_text())["rows"]
-        points.append((step, rows[0]["scores"]["fid"]))
-    return points
+def fid_of(study, name, seed, steps):
+    """FID of a row after a training of ``steps`` of its own; what is done is not done again."""
+    folder = study.folder / name / f"{steps}_seed{seed}"
+    settings = {"objective": {"preset": "multi_step"}, "model": {"size": study.size}}
+    if ROWS[name] is not None:
+        settings["objective"]["alignment"] = study.weight
+        settings["alignment"] = ROWS[name] | {"extractor": OWN, "weights": study.teacher}
+    section = train_section(steps, study.batch, seed, None)
+    train_row(settings, {"train": section, "data": study.data}, folder)
+    out = folder / "report"
+    if not (out / "benchmark.json").exists():
+        benchmark(
+            str(folder),
+            [8],
+            study.samples,
+            settings=SamplingConfig(seed=seed),
+            metrics_config=MetricConfig(("fid", "accuracy"), (OWN,), (study.judge,)),
+            out_dir=out,
+            keep_features=False,
+        )
+    return json.loads((out / "benchmark.json").read_text())["rows"][0]["scores"]["fid"]
 
 
 def reached(points, fid):
-    """Step at which the curve first has ``fid``; inf where it never does."""
-    for (before, high), (after, low) in zip(points, points[1:], strict=False):
+    """Steps after which ``points`` of (steps, FID) have ``fid``; inf where they never do."""
+    if points[0][1] <= fid:
+        return points[0][0]
+    for (before, high), (after, low) in pairwise(points):
         if low <= fid:
-            if high <= fid:
-                return before
             share = (math.log(high) - math.log(fid)) / (math.log(high) - math.log(low))
             return before + share * (after - before)
     return math.inf
 
 
 def main():
-    """Train, measure, print."""
+    """Train, measure, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train")
+    parser.add_argument("teacher", help="weights by train_classifier.py")
+    parser.add_argument("judge", help="the same, of the other kind of network")
+    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser.add_argument("--size", default="T/4")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--weight", type=float, default=0.5, help="of the term")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--rows", nargs="+", choices=[name for name in ROWS if name != "none"])
     parser.add_argument("--out-dir", type=Path, default=Path("runs/repa"))
-    options = parser.parse_args()
-    options.out_dir.mkdir(parents=True, exist_ok=True)
-    weights = teacher(options.out_dir)
-    print("| seed | fixed FID | " + " | ".join(f"{n}: steps, of none" for n in options.rows) + " |")
-    print("|---:" * (2 + len(options.rows)) + "|")
-    for seed in options.seeds:
-        sizes = (options.steps, options.batch, weights)
-        curves = {n: curve(options.out_dir, n, seed, *sizes) for n in {"none": 0, **ROWS}}
-        fid = curves["none"][-1][1]
-        base = reached(curves["none"], fid)
-        found = {n: reached(curves[n], fid) for n in options.rows}
-        cells = [f"{step:,.0f}, {step / base:.2f}" for step in found.values()]
-        print(f"| {seed} | {fid:.3f} | {' | '.join(cells)} |", flush=True)
-        for name, points in curves.items():
-            print(f"  {name}: " + ", ".join(f"{s}: {v:.2f}" for s, v in points), flush=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    allow_module("scripts.train_classifier")
+    study = Study(
+        {"class_path": "Images", "path": asked.train, "size": asked.side},
+        str(Path(asked.teacher).resolve()),
+        str(Path(asked.judge).resolve()),
+        *(asked.size, asked.batch, asked.weight, asked.samples, asked.out_dir),
+    )
+    lengths = [round(share * asked.steps) for share in SHARES]
+    head = ["row", "seed", *(f"{steps:,} steps" for steps in lengths), "steps to it", "of none"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    print("\n".join(lines), flush=True)
+    for seed in asked.seeds:
+        fixed = fid_of(study, "none", seed, asked.steps)
+        for name in ("none", *(asked.rows or list(ROWS)[1:])):
+            points = [(steps, fid_of(study, name, seed, steps)) for steps in lengths]
+            to_it = reached(points, fixed)
+            cells = [f"{fid:.3f}" for _, fid in points]
+            cells += [f"{to_it:,.0f}", f"{to_it / asked.steps:.2f}"]
+            lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    if not asked.rows:
+        write_part("repa.md", "steps", lines)
 
 
 if __name__ == "__main__":

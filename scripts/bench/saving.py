@@ -1,16 +1,21 @@
 """Checkpoints of network, average and AdamW's moments of a DiT-S/2 (500 MiB).
 
 A training waits for the copies alone: a thread writes them, with a SHA-256 of every file, which is
-compared before anything is loaded.  Where that is part of a row, theirs has one too; torch.save
-and torch.load alone take about half as long.
+compared before anything is loaded.  torch's own way of writing while the training goes on is
+torch.distributed.checkpoint.async_save; where a digest is part of a row, theirs has one too.  A
+plain torch.save and SHA-256, which makes no copies and lets the training wait, had all on the disk
+in 0.55 of our time on an AMD EPYC, and in 0.94 on an Intel Xeon, where SHA-256 takes most of it.
 """
 
 import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from timing import Pair
+from torch.distributed.checkpoint import async_save
 
 from ucgm.nn import DiTConfig
 from ucgm.runs.checkpoint import load_weights, verify
@@ -21,7 +26,7 @@ from ucgm.runs.saving import (
     restore_optimizer,
     save_checkpoint,
 )
-from ucgm.runtime.files import sha256, sync
+from ucgm.runtime.files import sha256
 from ucgm.training.ema import EMA
 
 
@@ -34,7 +39,7 @@ def pairs(folder: Path, size: str = "S/2") -> Iterator[Pair]:
     for p in names:
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    writer, path, digests = Writer(folder), folder / "plain.pt", []
+    writer, path = Writer(folder), folder / "plain.pt"
 
     def host_states():
         values = {
@@ -48,19 +53,32 @@ def pairs(folder: Path, size: str = "S/2") -> Iterator[Pair]:
         writer.submit(functools.partial(save_checkpoint, folder, 1, host_states(), {}, 1))
         writer.join()
 
-    def plain():
-        state = {"network": network, "ema": average.network, "optimizer": optimizer}
-        torch.save({name: part.state_dict() for name, part in state.items()}, path)
+    def states():
+        values = {"network": network, "ema": average.network, "optimizer": optimizer}
+        return {name: part.state_dict() for name, part in values.items()}
 
-    def plain_on_disk():
-        plain()
-        sync(path)
-        digests.append(sha256(path))
+    def plain():
+        torch.save(states(), path)
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    theirs, earlier = folder / "theirs", folder / "earlier"
+
+    def torchs():
+        if theirs.exists():
+            theirs.rename(earlier)
+        async_save(states(), checkpoint_id=theirs).result()  # it syncs its files
+        for file in theirs.iterdir():
+            sha256(file)
+        shutil.rmtree(earlier, ignore_errors=True)
 
     yield Pair("what a checkpoint holds up a training", "torch.save", host_states, plain)
     yield Pair(
-        "a checkpoint with SHA-256, on the disk", "torch.save, fsync, SHA-256", save, plain_on_disk
+        "a checkpoint with SHA-256, on the disk", "torch's async_save, SHA-256", save, torchs
     )
+    dist.destroy_process_group()
+    save()
+    plain()
+    digest = sha256(path)
 
     checkpoint = folder / "checkpoints" / "step_0000001"
 
@@ -71,7 +89,7 @@ def pairs(folder: Path, size: str = "S/2") -> Iterator[Pair]:
         restore_optimizer(optimizer, names, checkpoint / "optimizer.safetensors")
 
     def plain_load():
-        assert sha256(path) == digests[-1]
+        assert sha256(path) == digest
         state = torch.load(path, weights_only=True)
         network.load_state_dict(state["network"])
         average.network.load_state_dict(state["ema"])
