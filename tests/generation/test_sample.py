@@ -21,8 +21,9 @@ from ucgm.runtime.processes import World
 from ucgm.sampler import Autoguided, Guidance, GuidanceInput, Sampler
 
 
-def labels_of(indices, num_classes, rule="balanced", **settings):
+def labels_of(indices, num_classes, rule="balanced", names=(), **settings):
     data = DataSpec(shape=(1, 2, 2), num_classes=num_classes).open()
+    data.class_names = names
     settings = SamplingConfig(labels=rule, **settings)
     return SampleSet(None, Sampler(), data, settings).labels_at(indices)
 
@@ -36,6 +37,8 @@ def test_labels_balanced_prefix_random_and_restricted():
     counts = labels_of(torch.arange(20_000), 10, "random").bincount(minlength=10)
     assert ((counts - 2000).abs() < 5 * 1800**0.5).all() and counts.unique().numel() > 3
     assert labels_of(indices, 10, classes=(7, 2)).unique().tolist() == [2, 7]
+    named = labels_of(torch.arange(4), 3, names=("car", "horse", "ship"), classes=("ship", 0))
+    assert named.tolist() == [2, 0, 2, 0]
     assert labels_of(indices, 0).unique().tolist() == [0]
 
 
@@ -44,6 +47,10 @@ def test_labels_balanced_prefix_random_and_restricted():
     [
         (dict(num_classes=10, classes=[3, 12]), "class 12 is out of range: choose from 0 to 9"),
         (dict(num_classes=10, classes=[-1]), "class -1 is out of range"),
+        (
+            dict(num_classes=2, names=("car", "horse"), classes=["cat"]),
+            r"class cat is unknown: choose from 0 to 1 \(0 car, 1 horse\)",
+        ),
         (dict(num_classes=10, classes=[]), "empty"),
         (dict(num_classes=0, classes=[1]), "have none"),
         (dict(num_classes=10, rule="sorted"), "labels must be one of balanced, random"),

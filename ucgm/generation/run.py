@@ -18,7 +18,7 @@ class Run(checkpoint.Run):
     def sample(
         self,
         num_images: int | None = None,
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
         steps: int | None = None,
         seed: int = 0,
         guidance_scale: float | None = None,
@@ -27,7 +27,7 @@ class Run(checkpoint.Run):
 
         Args:
             num_images: how many; one of each of ``classes``, or 8, when left out.
-            classes: only these, in turn; all in turn when left out.
+            classes: only these numbers or names, in turn; all in turn when left out.
             steps: of the sampler; the run's own when left out.
             seed: of noise and labels.
             guidance_scale: 1 is off; the run's own when left out.
@@ -35,7 +35,7 @@ class Run(checkpoint.Run):
         Raises:
             ValueError: a class or number that is out of range, or no autoencoder to decode with.
         """
-        chosen = None if classes is None else tuple(int(c) for c in classes)
+        chosen = None if classes is None else tuple(c if isinstance(c, str) else int(c) for c in classes)
         count = (len(chosen) if chosen else 8) if num_images is None else num_images
         if count < 1:
             raise ValueError(f"num_images must be at least 1, got {count}")

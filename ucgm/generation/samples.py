@@ -42,8 +42,8 @@ class SamplingConfig:
     """of noise, labels and sampling noise."""
     labels: LabelRule = "balanced"
     """balanced (class i mod C) or random."""
-    classes: tuple[int, ...] | None = None
-    """only these classes, in turn."""
+    classes: tuple[int | str, ...] | None = None
+    """only these classes, in turn: numbers, or names of the run's data."""
     guidance_scale: Number | None = None
     """weight of classifier-free guidance; 1 is off, the run's when left out."""
     precision: Precision = "fp32"
@@ -110,26 +110,36 @@ class SampleSet:
         """Classes (B,) int64 of the samples ``indices`` (B,); 0, the null class, without classes.
 
         Raises:
-            ValueError: for a class outside the data's.
+            ValueError: for a class that the data have not.
         """
         settings, num_classes = self.settings, self.data.num_classes
         if num_classes == 0:
             if settings.classes:
                 raise ValueError("classes were given, but these data have none: leave them out.")
             return torch.zeros_like(indices)
-        allowed = range(num_classes) if settings.classes is None else settings.classes
-        if not allowed:
+        chosen = range(num_classes) if settings.classes is None else settings.classes
+        if not chosen:
             raise ValueError("the list of classes is empty: give at least one, or leave it out.")
-        outside = [c for c in allowed if not 0 <= c < num_classes]
-        if outside:
-            raise ValueError(
-                f"class {outside[0]} is out of range: choose from 0 to {num_classes - 1}."
-            )
+        allowed = [self._number_of(c) for c in chosen]
         pick = indices % len(allowed)
         if settings.labels == "random":
             numbers = RowRandom.for_rows(settings.seed, -2, indices).uniform(dtype=torch.float64)
             pick = (numbers * len(allowed)).long()
         return torch.tensor(allowed, dtype=torch.int64)[pick]
+
+    def _number_of(self, chosen: int | str) -> int:
+        """The number of a class, from its number or its name."""
+        names, count = self.data.class_names, self.data.num_classes
+        if isinstance(chosen, str) and chosen in names:
+            return names.index(chosen)
+        if isinstance(chosen, int) and 0 <= chosen < count:
+            return chosen
+        listed = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20]))
+        wrong = "out of range" if isinstance(chosen, int) else "unknown"
+        raise ValueError(
+            f"class {chosen} is {wrong}: choose from 0 to {count - 1}"
+            + (f" ({listed}{', ...' * (count > 20)})." if names else ".")
+        )
 
     def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:
         """Samples (n, C, H, W) float32 of ``indices`` (n,) in the network's space.

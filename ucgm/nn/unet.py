@@ -8,7 +8,6 @@ zero, so F = 0 at the start.
 """
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from ucgm.nn.embedded import EmbeddedNetwork
@@ -50,6 +49,9 @@ class UNet(EmbeddedNetwork):
         convention: str = "ucgm",
     ) -> None:
         super().__init__()
+        # Imports transformers, a third of the time in which a command starts.
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
         if any(c % norm_groups for c in channels):
             raise ValueError(f"norm_groups {norm_groups} does not divide channels {channels}")
         require_levels(input_size, channels, "channels")

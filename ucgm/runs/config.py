@@ -188,7 +188,9 @@ def _section(cls: type[Any], value: Any, where: str) -> Any:
     for key in value:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1, 0.5)
-            hint = f"; did you mean {near[0] if chosen else prefix + near[0]}?" if near else ""
+            hint = f"; there are {', '.join(sorted(names))}"
+            if near:
+                hint = f"; did you mean {near[0] if chosen else prefix + near[0]}?"
             raise ValueError(f"unknown setting {prefix}{key}{hint}")
     return cls(**{k: from_dict(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
 
