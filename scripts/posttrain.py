@@ -1,14 +1,15 @@
 """Post-training a 1-step model of the digits by one classifier, judged by another.
 
-    python scripts/recipe.py digits few_step
-    python scripts/posttrain.py [ROW ...] [--seeds 0 1 2] [--steps 100] [--out-dir runs/posttrain]
+    python scripts/recipe.py digits ucgm_few few_step
+    python scripts/posttrain.py ucgm_few [ROW ...] [--seeds 0 1 2] [--steps 50]
+    python scripts/posttrain.py few_step [ROW ...] [--seeds 0 1 2] [--steps 50]
 
 The training scans are halved: a convolutional classifier sees one half, a transformer the other.
-The tuned model of the first command is trained on at 1 step, by Frechet or kernel distance in the
+The tuned models of the first command are trained on at 1 step, by Frechet or kernel distance in the
 features of encoders that never are the transformer; that one, the shipped classifier and the
 encoders of the training score before and after.  5,000 samples at 1 step, against the training
-scans and the held-out ones.  What is done is not done again; the tables go to
-docs/results/posttrain.md.
+scans and the held-out ones.  What is done is not done again; the tables go to the parts ucgm_few
+and few_step of docs/results/posttrain.md.
 """
 
 import argparse
@@ -67,9 +68,9 @@ def classifiers(study: Study) -> dict[str, str]:
     test = images_of("digits", "test", 8)[:2]
     images, labels, _ = images_of("digits", "train", 8)
     for half, name in enumerate((TRAINED, INDEPENDENT)):
-        path = study.folder / f"{name}.safetensors"
+        path = study.folder.parent / f"{name}.safetensors"
         if not path.exists():
-            study.folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             fit(name, (images[half::2], labels[half::2]), test, path, study.epochs, False)
         found[name] = str(path)
     return found
@@ -90,7 +91,7 @@ def run(study: Study, name: str, seed: int) -> None:
         settings = {
             "objective": {"preset": row.preset, "sets": sets},
             "optimizer": {"lr": study.lr, "schedule": "cosine", "warmup_steps": study.steps // 20},
-            "ema": {"decay": 0.98},
+            "ema": {"decay": 0.95},
             "sampler": {"steps": 1},
         }
         train_row(settings, {"train": train_section(study.steps, study.batch, seed, start)}, folder)
@@ -145,28 +146,30 @@ def table(study: Study) -> list[str]:
 def main() -> None:
     """Train, measure, write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("start", help="row of the recipe that is trained on")
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--start", type=Path, default=Path("runs/recipe/digits/few_step"))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--starts", type=Path, default=Path("runs/recipe/digits"))
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--queue", type=int, default=10_240, help="samples whose moments are kept")
+    parser.add_argument("--queue", type=int, default=0, help="samples that are remembered")
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
     parser.add_argument("--out-dir", type=Path, default=Path("runs/posttrain"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
     lengths = asked.steps, asked.batch, asked.queue, asked.samples
-    study = Study(asked.start, *lengths, asked.lr, asked.epochs, asked.out_dir)
+    folder = asked.out_dir / asked.start
+    study = Study(asked.starts / asked.start, *lengths, asked.lr, asked.epochs, folder)
     for seed in asked.seeds:
         for name in ("before", *(asked.rows or ROWS)):
             run(study, name, seed)
     lines = table(study)
     print("\n".join(lines), flush=True)
     if not asked.rows:
-        write_part("posttrain.md", "scores", lines)
+        write_part("posttrain.md", asked.start, lines)
 
 
 if __name__ == "__main__":

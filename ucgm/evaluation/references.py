@@ -3,9 +3,11 @@
 import warnings
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from ucgm.data import Images
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.evaluation.chunks import FeatureExtractor, empty_moments
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
@@ -92,7 +94,9 @@ def _evaluator(
     choice: tuple[str | None, ...], config: DataConfig | None, data: Dataset | None, device: str
 ) -> Evaluator:
     """Extractor and references of one choice, without metrics so far."""
-    name, weights, file, other = choice
+    name, weights, *files = choice
+    sources = [_images_of(path, config) for path in files]
+    file, other = (None if source else path for path, source in zip(files, sources, strict=True))
     entry = "fd_dinov2" if name == "dinov2" else "fid"
     reference = None if file is None else load_reference(file, entry, name)
     held_out = None if other is None else load_reference(other, entry, name)
@@ -106,16 +110,30 @@ def _evaluator(
     if reference is None and (config is None or data is None):
         raise ValueError("there is no reference: name one with --reference FILE.")
     extractor = chosen_extractor(name, data.extractor if data else "inception", weights, device)
+    named, others = sources
     if reference is None:
         assert config is not None and data is not None
-        reference = reference_of(data, extractor)
-        source = config.held_out()
-        if held_out is None and source is not None:
-            held_out = reference_of(source.open(), extractor)
+        reference = reference_of(named.open() if named else data, extractor)
+        if held_out is None and named is None:
+            others = others or config.held_out()
+    if others is not None:
+        held_out = reference_of(others.open(), extractor)
     for found in (reference, held_out):
         if found is not None:
             found.check(extractor.name, extractor.digest, extractor.dimensions["features"])
     return Evaluator(extractor, (), reference, held_out)
+
+
+def _images_of(path: str | None, config: DataConfig | None) -> DataConfig | None:
+    """The images of a folder, read as those of the run are; None for a file of statistics."""
+    if path is None or not Path(path).is_dir():
+        return None
+    if not isinstance(config, Images):
+        raise ValueError(
+            f"{path} is a folder, and a reference is a file: `ucgm reference {path} FILE.npz` "
+            "makes one, with --size where the images are to be cropped."
+        )
+    return replace(config, path=path, held_out_path=None)
 
 
 def chosen_extractor(
