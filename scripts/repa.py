@@ -24,6 +24,7 @@ from tables import write_part
 from trained import train_row, train_section
 
 from ucgm.evaluation.benchmark import benchmark
+from ucgm.evaluation.evaluate import make_reference
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runs.config import allow_module
@@ -43,6 +44,7 @@ class Study(NamedTuple):
     data: dict
     teacher: str
     judge: str
+    reference: str
     size: str
     batch: int
     weight: float
@@ -66,7 +68,9 @@ def fid_of(study, name, seed, steps):
             [8],
             study.samples,
             settings=SamplingConfig(seed=seed),
-            metrics_config=MetricConfig(("fid", "accuracy"), (OWN,), (study.judge,)),
+            metrics_config=MetricConfig(
+                ("fid", "accuracy"), (OWN,), (study.judge,), (study.reference,)
+            ),
             out_dir=out,
             keep_features=False,
         )
@@ -102,10 +106,14 @@ def main():
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
+    teacher, judge = (str(Path(path).resolve()) for path in (asked.teacher, asked.judge))
+    reference = asked.out_dir / "reference.npz"
+    if not reference.exists():
+        asked.out_dir.mkdir(parents=True, exist_ok=True)
+        make_reference(asked.train, reference, (OWN,), (judge,), asked.side)
     study = Study(
         {"class_path": "Images", "path": asked.train, "size": asked.side},
-        str(Path(asked.teacher).resolve()),
-        str(Path(asked.judge).resolve()),
+        *(teacher, judge, str(reference)),
         *(asked.size, asked.batch, asked.weight, asked.samples, asked.out_dir),
     )
     lengths = [round(share * asked.steps) for share in SHARES]

@@ -563,7 +563,7 @@ def test_description(encode, capsys):
     folder = encode()
     capsys.readouterr()
     out, report = describe(folder, capsys)
-    assert "40 samples in 3 shards" in out and "classes: 4, 10 to 10 samples each" in out
+    assert "40 samples in 3 shards" in out and "classes: 4, 10 samples each" in out
     assert report["counts"] == {"n0": 10, "n1": 10, "n2": 10, "n3": 10}
     assert report["problems"] == [] and report["flips"]
     assert max(map(abs, report["normalised_mean"])) < 1e-4
@@ -630,11 +630,13 @@ def test_description_of_images(tree, tmp_path, capsys):
     broken = tmp_path / "tree"
     shutil.copytree(tree, broken)
     cli.main(["data", str(broken), "--size", "16", "--out", str(tmp_path / "report")])
-    assert "40 samples" in capsys.readouterr().out and (tmp_path / "report" / "grid.png").exists()
+    out = capsys.readouterr().out
+    assert "40 samples, " in out and " pixels on the shorter side" in out and "\n  n0, n1, " in out
+    assert (tmp_path / "report" / "grid.png").exists()
     (broken / "n2" / "001.JPEG").write_bytes(b"broken")
     with pytest.raises(SystemExit):
         cli.main(["data", str(broken), "--images", "0", "--out", str(tmp_path / "report")])
-    assert "1 problems" in (error := capsys.readouterr().err) and "n2/001.JPEG" in error
+    assert "1 problem in" in (error := capsys.readouterr().err) and "n2/001.JPEG" in error
 
 
 # The commands a user types

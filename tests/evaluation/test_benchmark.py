@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from tests.digits_oracle import Affine, Memoriser, make_run
-from ucgm.data import DataSpec, Digits
+from ucgm.data import DataSpec, Digits, Images, to_uint8
 from ucgm.evaluation.benchmark import benchmark, check_sizes, commit
 from ucgm.evaluation.chunks import ChunkFolder
 from ucgm.evaluation.extractors import Extractor, open_extractor, register_extractor
 from ucgm.evaluation.metrics import save_reference
-from ucgm.evaluation.references import reference_of
+from ucgm.evaluation.references import open_evaluators, reference_of
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runtime.files import write_atomic
@@ -129,6 +129,36 @@ def test_repeats_are_disjoint_and_summarised(tmp_path):
     # the first repeat is what a benchmark without repeats measures
     alone = run_benchmark(tmp_path, None, (1, 2), 50, out_dir=tmp_path / "alone")
     assert statistics_of(alone)[0] == statistics_of(result)[0]
+
+
+def test_other_numbers_of_steps_join_the_report(tmp_path):
+    two = run_benchmark(tmp_path, steps=(2,))
+    both = run_benchmark(tmp_path, steps=(1, 4))
+    assert [row["steps"] for row in both["rows"]] == [1, 2, 4] and both["rows"][1] == two["rows"][0]
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"] == both["rows"]
+    again = run_benchmark(tmp_path, steps=(4,))
+    assert statistics_of(again) == statistics_of(both)
+    other = run_benchmark(tmp_path, steps=(2,), metrics_config=MetricConfig(metrics=("fid",)))
+    assert [row["steps"] for row in other["rows"]] == [2]  # another measure is another report
+
+
+def test_references_may_be_folders_of_images(tmp_path):
+    for split in ("train", "test"):
+        data = Digits(split).open()
+        x, y = data.__getitems__(range(60))
+        for i, (image, label) in enumerate(zip(to_uint8(x), y.tolist(), strict=True)):
+            (tmp_path / split / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(tmp_path / split / str(label) / f"{i}.png")
+    train, test = (str(tmp_path / split) for split in ("train", "test"))
+    config = Images(train, 8, 1, flips=False)
+    measure = MetricConfig(("fid",), ("random",), reference=(test,), held_out=(train,))
+    (part,) = open_evaluators(measure, config, config.open()).parts
+    for found, where in ((part.reference, test), (part.held_out, train)):
+        expected = reference_of(Images(where, 8, 1, flips=False).open(), part.extractor)
+        assert torch.equal(found.gaussian.mean, expected.gaussian.mean)
+        assert found.digest == expected.digest
+    with pytest.raises(ValueError, match="is a folder, and a reference is a file"):
+        open_evaluators(measure, None, None)
 
 
 def test_restart_keeps_finished_chunks_and_remakes_damaged_ones(tmp_path):

@@ -26,6 +26,7 @@ from ucgm.evaluation.chunks import CHUNK, GeneratedImages
 from ucgm.evaluation.image_sets import DatasetImages
 from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
+from ucgm.evaluation.report.saved import read_report
 from ucgm.evaluation.scoring import Evaluators, MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction, Part
 from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
@@ -88,17 +89,17 @@ def benchmark(
     chosen = metrics_config or MetricConfig()
     evaluators = open_evaluators(chosen, run.config.data, samples.data, world.device)
     evaluators.warn_if_few(num_images)
-    sizes = {"num_samples": num_images, "repeats": repeats, "chunk_size": chunk_size}
-    protocol = protocol_of(run, samples) | sizes | evaluators.identity() | {"versions": versions()}
-    folder = Path(out_dir or run.run_dir / "benchmark" / _name(run, protocol))
+    protocol = protocol_of(run, samples) | evaluators.identity() | {"versions": versions()}
+    protocol |= {"num_samples": num_images, "repeats": repeats, "chunk_size": chunk_size}
+    folder = Path(out_dir or _default_folder(run, protocol))
     extraction = FeatureExtraction(evaluators.extractor, folder, chunk_size, world, mine)
     result: dict[str, Any] = {}
     with world.writes(folder, "ucgm benchmark", TOGETHER if mine else ALONE):
         rows = _rows(extraction, evaluators, samples, protocol, counts, batch_size)
         if world.first and not mine:
             result = _described(run, protocol, evaluators, chosen)
-            result |= {"machine": machine(world, batch_size), "rows": rows}
-            write_report(folder, result, samples)
+            result |= {"machine": machine(world, batch_size)}
+            _write(folder, result, rows, samples)
             if not keep_features:
                 shutil.rmtree(folder / "chunks")
     return result | {"folder": str(folder)}
@@ -111,9 +112,10 @@ def _samples(run: Run, settings: SamplingConfig, device: str) -> SampleSet:
     return samples
 
 
-def _name(run: Run, protocol: dict[str, Any]) -> str:
+def _default_folder(run: Run, protocol: dict[str, Any]) -> Path:
     count = protocol["num_samples"]
-    return f"step_{run.step:07d}_{run.weights}_n{count}_{fingerprint(protocol)[:8]}"
+    name = f"step_{run.step:07d}_{run.weights}_n{count}_{fingerprint(protocol)[:8]}"
+    return run.run_dir / "benchmark" / name
 
 
 def _part(text: str | None, num_images: int, chunk_size: int, keep_features: bool) -> Part | None:
@@ -152,6 +154,19 @@ def _described(
         "metrics": evaluators.metrics,
         "real": real,
     }
+
+
+def _write(
+    folder: Path, result: dict[str, Any], rows: list[dict[str, Any]], samples: SampleSet
+) -> None:
+    """Write the report of ``rows``, and of the other steps of an earlier one of this measure."""
+    if (folder / "benchmark.json").exists():
+        earlier, _ = read_report(str(folder))
+        if all(earlier.get(key) == result[key] for key in ("fingerprint", "references", "metrics")):
+            new = {row["steps"] for row in rows}
+            rows = rows + [row for row in earlier["rows"] if row["steps"] not in new]
+    result["rows"] = sorted(rows, key=lambda row: (row["steps"], row["repeat"]))
+    write_report(folder, result, samples)
 
 
 def _rows(

@@ -28,6 +28,7 @@ from ucgm.generation.writers import (
     NpzSink,
     PngSink,
     grid_indices,
+    names_at,
     save_image,
     sink_of,
 )
@@ -217,8 +218,15 @@ def sample_run(
             path = sink.close(samples.labels_at(torch.arange(num_images)))
             print(f"{'latents:' if sheet is None else 'images: '} {path}")
             if sheet is not None:
-                print(f"picture: {save_image(sheet, path.parent / 'grid.png')}")
+                place = save_image(sheet, path.parent / "grid.png")
+                print(f"picture: {place}{_rows_of(samples, num_images)}")
     return folder
+
+
+def _rows_of(samples: SampleSet, count: int) -> str:
+    """What the rows of a contact sheet of ``count`` samples are, in brackets; of one, nothing."""
+    names = names_at(samples, grid_indices(samples, count)[:, 0])
+    return f" (from the top: {', '.join(names)})" if len(names) > 1 else ""
 
 
 def fingerprint(protocol: dict[str, Any]) -> str:

@@ -35,7 +35,9 @@ class Run(checkpoint.Run):
         Raises:
             ValueError: a class or number that is out of range, or no autoencoder to decode with.
         """
-        chosen = None if classes is None else tuple(c if isinstance(c, str) else int(c) for c in classes)
+        chosen = (
+            None if classes is None else tuple(c if isinstance(c, str) else int(c) for c in classes)
+        )
         count = (len(chosen) if chosen else 8) if num_images is None else num_images
         if count < 1:
             raise ValueError(f"num_images must be at least 1, got {count}")

@@ -99,18 +99,25 @@ def save_image(image: Image.Image, path: Path) -> Path:
 
 
 def grid_indices(samples: SampleSet, count: int = 10**9) -> Tensor:
-    """Sample indices (rows, columns) of a contact sheet of at most 10 x 10 images.
+    """Sample indices (rows, columns) of a contact sheet of at most 10 x 10 of ``count`` images.
 
-    One class per row where labels turn; one row where ``count`` samples are too few for that.
+    One class per row where labels turn and there are enough of each; else one row.
     """
     classes = len(samples.settings.classes or range(samples.data.num_classes))
-    indices = torch.arange(100).view(10, 10)
-    if classes > 1 and samples.settings.labels == "balanced":
-        rows = min(10, classes)
-        indices = (torch.arange(rows) * classes // rows)[:, None] + classes * torch.arange(10)
-    if int(indices.max()) >= count:
-        return torch.arange(min(count, indices.numel())).view(1, -1)
-    return indices
+    enough = classes if classes <= 10 else 10 * classes
+    if classes > 1 and samples.settings.labels == "balanced" and count >= enough:
+        rows, columns = min(10, classes), min(10, count // classes)
+        return (torch.arange(rows) * classes // rows)[:, None] + classes * torch.arange(columns)
+    return torch.arange(min(count, 100)).view(10 if count >= 100 else 1, -1)
+
+
+def names_at(samples: SampleSet, indices: Tensor) -> list[str]:
+    """Of what each of the samples ``indices`` (n,) is: its class, or the number of the sample."""
+    if samples.data.num_classes == 0:
+        return [f"sample {index}" for index in indices.tolist()]
+    names = samples.data.class_names
+    labels = samples.labels_at(indices).tolist()
+    return [f"class {names[label] if label < len(names) else label}" for label in labels]
 
 
 def save_grid(samples: SampleSet, path: Path) -> Tensor:

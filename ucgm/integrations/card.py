@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ucgm.nn.cost import count_parameters
+from ucgm.data import open_for_sampling
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.reading import read_json, reading
 
@@ -60,8 +60,8 @@ def write_card(folder: Path, run: Run, licence: str | None, loader: str) -> None
     text = _TEXT.format(
         meta=meta.to_yaml(),
         name=run.run_dir.resolve().name,
-        size=f"{count_parameters(run.network):,}",
-        classes=f"{classes} classes" if classes else "no classes",
+        size=f"{sum(p.numel() for p in run.network.parameters()):,}",
+        classes=_classes(run),
         shape="x".join(map(str, run.shape)),
         preset=config.objective.preset,
         path=type(config.objective.transport).__name__,
@@ -79,6 +79,15 @@ def write_card(folder: Path, run: Run, licence: str | None, loader: str) -> None
         "those of the data, before you pass them on.",
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def _classes(run: Run) -> str:
+    """How many classes, and what up to twenty are called."""
+    if not run.num_classes:
+        return "no classes"
+    names = open_for_sampling(run.config.data, run.run_dir).class_names
+    said = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+    return f"{run.num_classes} classes" + (f" ({said})" if names else "")
 
 
 def _origin(run: Run) -> str:

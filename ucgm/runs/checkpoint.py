@@ -19,7 +19,7 @@ the weights is part of the format.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -51,8 +51,8 @@ class Run:
     """
 
     run_dir: Path
-    config: Config
-    network: nn.Module
+    config: Config = field(repr=False)
+    network: nn.Module = field(repr=False)
     step: int
     weights: str
     digest: str

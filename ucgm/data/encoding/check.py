@@ -20,7 +20,7 @@ from torch import Tensor
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shards import ShardSet
 from ucgm.data.latents.statistics import channel_moments, merge_moments
-from ucgm.data.pixels import UnreadableImage, grid, read_image
+from ucgm.data.pixels import UnreadableImage, center_crop, decode_image, grid
 from ucgm.data.sets.image_folder import Images
 from ucgm.data.sets.latent_shards import MANIFEST_FILE, Latents, read_manifest
 from ucgm.runtime.files import refuse_inside, sha256, sole_writer, write_atomic
@@ -61,9 +61,12 @@ def describe_data(
             sheet = grid(dataset.decode(dataset.__getitems__(rows)[0]))
             write_atomic(folder / "grid.png", lambda p: sheet.save(p, format="PNG"))
     print("\n".join(_lines(facts)))
-    print(f"report: {folder}")
+    print(f"report: {folder}/report.json")
+    if (picture := folder / "grid.png").exists():
+        print(f"picture: {picture}")
     if problems:
-        raise ValueError(f"{len(problems)} problems in {path}: {'; '.join(problems[:5])}.")
+        found = f"{len(problems)} problem" + "s" * (len(problems) > 1)
+        raise ValueError(f"{found} in {path}: {'; '.join(problems[:5])}.")
     return folder
 
 
@@ -145,15 +148,17 @@ def _shard_moments(
 def _check_images(path: str, size: int, problems: list[str]) -> dict[str, Any]:
     """Decode every file once."""
     dataset = Images(path, size, flips=False).open()
-    source = dataset.source
+    source, sides = dataset.source, set()
     for item in range(len(source)):
         try:
-            read_image(source.content_of(item), size)
+            image = decode_image(source.content_of(item))
+            center_crop(image, size)
+            sides.add(min(image.size))
         except (UnreadableImage, OSError) as error:
             problems.append(f"{source.entry(item)} cannot be read ({error})")
     counts = torch.bincount(torch.from_numpy(source.labels), minlength=max(dataset.num_classes, 1))
     classes = _class_facts(counts, dataset.num_classes, source.classes, problems)
-    return {"path": path, "rows": len(source), **classes}
+    return {"path": path, "rows": len(source), "sides": sorted(sides), **classes}
 
 
 def _class_facts(
@@ -181,9 +186,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         flips = "with flips" if facts["flips"] else "without flips"
         lines[0] += f" in {facts['shards']} shards, {facts['bytes'] / 1e9:.2f} GB, {flips}"
         lines.append(f"codec: {facts['codec_line']}")
+    elif sides := facts["sides"]:
+        lines[0] += f", {sides[0]}" + f" to {sides[-1]}" * (len(sides) > 1)
+        lines[0] += " pixels on the shorter side"
     if facts["num_classes"]:
-        sizes = f"{facts['smallest_class']:,} to {facts['largest_class']:,} samples each"
-        lines.append(f"classes: {facts['num_classes']}, {sizes}")
+        least, most = facts["smallest_class"], facts["largest_class"]
+        sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        lines.append(f"classes: {facts['num_classes']}, {sizes} samples each")
+        names = list(facts["counts"])
+        lines.append("  " + ", ".join(names[:20]) + ", ..." * (len(names) > 20))
     else:
         lines.append("classes: none")
     if "normalised_mean" in facts:

@@ -17,7 +17,7 @@ from ucgm.evaluation.report.tables import (
     table,
 )
 from ucgm.generation.samples import SampleSet
-from ucgm.generation.writers import grid_indices, save_grid, save_strip
+from ucgm.generation.writers import grid_indices, names_at, save_grid, save_strip
 from ucgm.runtime.files import write_atomic
 
 
@@ -34,7 +34,7 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
         path = folder / grid_name(entry["steps"])
         columns.append(save_grid(samples.with_steps(entry["steps"]), path))
     save_strip(columns, folder / "strip.png")
-    result["strip"] = column_names(samples)
+    result["strip"] = names_at(samples, grid_indices(samples)[:, 0])
     runs = {result["name"]: result}
     frechet = ("fid", "fid_heldout", "sfid")
     own = chief(result)
@@ -56,13 +56,3 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
     warning = footnotes(result)[-1:]
     print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
     print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")
-
-
-def column_names(samples: SampleSet) -> list[str]:
-    """What stands over each column of the strip: the class, or the number of the sample."""
-    indices = grid_indices(samples)[:, 0]
-    if samples.data.num_classes == 0:
-        return [f"sample {index}" for index in indices.tolist()]
-    names = samples.data.class_names
-    labels = samples.labels_at(indices).tolist()
-    return [f"class {names[label] if label < len(names) else label}" for label in labels]

@@ -179,12 +179,12 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             f"{one['num_samples'] or 'unknown number of'} images, sha256 {one['sha256'][:12]}."
             for one in result["references"]
         ),
-        f"{protocol['num_samples']:,} samples per row, {protocol['repeats']} repeat(s), the same "
+        f"{protocol['num_samples']:,} samples per row, repeats: {protocol['repeats']}, the same "
         f"indices in every row; seed {protocol['seed']}, labels {protocol['labels']}.",
         f"Weights {protocol['weights']} of training step {protocol['training_step']:,}, sha256 "
         f"{protocol['weights_sha256'][:12]}; precision {protocol['precision']}, tiles of "
         f"{protocol['tile']}; guidance scale {guidance['scale']} on t in {guidance['interval']}.",
-        f"Sampler {protocol['sampler']}.",
+        "Sampler: " + ", ".join(f"{k} {v}" for k, v in protocol["sampler"].items()) + ".",
         result["nfe_convention"],
         f"uint8 = {protocol['uint8']}.",
         "KID: mean over 100 subsets of 1,000, or of the smaller set; precision and recall: k = 3.",
@@ -206,6 +206,11 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             f"{SEEN} The run was trained on {', '.join(e['name'] for e in known)}: a score in "
             "these features is what it was asked for. The headline is of another encoder where "
             "there is one."
+        )
+    if extractor["name"] == "random":
+        notes.append(
+            "Features of random convolutions order runs of one kind, and miss faults that an eye "
+            "sees: look at the strip before a number of steps is chosen by them."
         )
     published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
     notes.append(
