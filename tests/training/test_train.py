@@ -1,3 +1,5 @@
+import re
+
 """The training loop: exact resume, crashes, bad numbers, several processes, tuning."""
 
 import json
@@ -242,6 +244,9 @@ def test_load_run_says_what_there_is(six_steps, tmp_path):
         checkpoint.load_run(six_steps, weights="best")
     with pytest.raises(ValueError, match="is .* a run folder"):
         checkpoint.load_run(tmp_path)
+    beside = re.escape(str(six_steps))
+    with pytest.raises(ValueError, match=f"a run folder. There are .*{beside}"):
+        checkpoint.load_run(six_steps.parent / "fotos")
 
 
 def test_ema_follows_the_closed_form():

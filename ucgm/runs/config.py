@@ -211,7 +211,9 @@ def read_config(path: Path) -> Config:
         with reading(path):
             content = current_names(read_yaml(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?") from None
+        beside = sorted(str(found.parent) for found in path.parent.parent.glob(f"*/{path.name}"))
+        hint = f" There are {', '.join(beside[:5])}." if beside else ""
+        raise ValueError(f"{path} does not exist: is {path.parent} a run folder?{hint}") from None
     try:
         return from_dict(Config, content)
     except ValueError as error:
