@@ -1,9 +1,8 @@
-import re
-
 """The training loop: exact resume, crashes, bad numbers, several processes, tuning."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
