@@ -143,13 +143,13 @@ def _train(words: list[str]) -> None:
 
 def _call(command: str, words: list[str]) -> None:
     """A command that is one function."""
-    from ucgm.cli.options import call, help_of_settings
-
     if command == "train":
-        from ucgm.runs.config import Config
+        from ucgm.cli.settings import help_of_settings
 
-        print(help_of_settings(Config))
+        print(help_of_settings())
         return
+    from ucgm.cli.options import call
+
     module, name = _FUNCTIONS[command]
     if command == "condense" and words and words[0] in _OF_SETS:
         (module, name), words = _OF_SETS[words[0]], words[1:]

@@ -15,6 +15,19 @@ from ucgm.transport import Linear
 Layer = dict[str, Any]
 DEFAULTS = ("multi_step", "few_step")
 """Presets whose optimizer and average follow from network and length; the first is the default."""
+FITTED = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "train": "steps global_batch log_every preview_every checkpoint_every",
+        "optimizer": "name lr betas schedule warmup_steps",
+        "ema": "decay std",
+        "data": "channels",
+        "model": "size convention",
+        "objective": "time_law enhancement_ratio",
+    }.items()
+    for key in keys.split()
+)
+"""Settings that :func:`fitted_layer` may choose."""
 
 
 def fitted_layer(
