@@ -54,12 +54,27 @@ def test_the_accumulation_that_fits_is_said(monkeypatch):
     free = SimpleNamespace(available=100.0)
     monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: free)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert "of 0.0 GiB" in estimate.check_memory(estimate.Memory(4.0, 2.0), plan, device)
+    assert "of 0.0 MiB" in estimate.check_memory(estimate.Memory(4.0, 2.0), plan, device)
     # 48 rows of 4 bytes do not fit beside 4; 24 are the most that fit and divide them.
     with pytest.raises(ValueError, match="set train.accumulation 4 for 24 rows at once instead of"):
         estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
-    with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
-        estimate.check_memory(estimate.Memory(101.0, 4.0), plan, device)
+    # 24 rows in each of 2 passes are a batch of 48.
+    with pytest.raises(ValueError, match="free: lower train.global_batch to 48 or less, set train"):
+        estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
+    for state in (99.0, 101.0):  # not one row fits
+        with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
+            estimate.check_memory(estimate.Memory(state, 4.0), plan, device)
+
+
+def test_sizes_are_said_in_the_unit_that_shows_them(monkeypatch):
+    free = SimpleNamespace(available=2.0**31)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: free)
+    plan, device = BatchPlan(2**20, 1, 0, 1), torch.device("cpu")
+    said = estimate.check_memory(estimate.Memory(45 * 2.0**20, 1.0), plan, device)
+    assert said == "memory 46.0 MiB of 2.0 GiB that are free"
+    message = "about 4.0 GiB of memory, 14.0 MiB of them for weights.* has 2.0 GiB free"
+    with pytest.raises(ValueError, match=message):
+        estimate.check_memory(estimate.Memory(14 * 2.0**20, 4096.0), plan, device)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path):
