@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         _fail("ucgm", f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}")
-    # Forward-mode differentiation makes torch warn about a deprecation inside torch.
-    warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
+    # Deprecations inside torch, of forward-mode differentiation and of the processes' gradients.
+    warnings.filterwarnings("ignore", message="`(torch.jit.script|broadcast_buffers)`")
     try:
         if {"-h", "--help"} & set(rest):
             print(_help_of(command), end="")
