@@ -1,5 +1,6 @@
 """What is said before the first step, and what a training says while it goes on."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -105,7 +106,14 @@ def test_trying_out_changes_nothing():
 
 @pytest.mark.parametrize(
     "seconds, words",
-    [(0.25, "0.2 s"), (42, "42 s"), (720, "12 min"), (3.5 * 3600, "3.5 h"), (2e6, "23 days")],
+    [
+        (0.004, "4.0 ms"),
+        (0.25, "0.2 s"),
+        (42, "42 s"),
+        (720, "12 min"),
+        (3.5 * 3600, "3.5 h"),
+        (2e6, "23 days"),
+    ],
 )
 def test_durations(seconds, words):
     assert estimate.duration(seconds) == words
@@ -116,7 +124,9 @@ def test_signs_of_life_and_the_way_on(tmp_path, capsys, monkeypatch):
     run = train(SMALL, tmp_path / "run")
     out = capsys.readouterr().out
     assert "estimate: memory" in out and "to the end" in out
-    assert "step 1/3 ...\nstep 2/3 ...\nstep 3/3  loss" in out
+    line = r"step {}/3  loss \d\.\d{{4}}  "
+    assert re.search("\n".join(line.format(step) + "\\.{3}" for step in (1, 2)), out)
+    assert re.search(line.format(3) + "grad_norm", out)
     assert out.endswith(
         f"saved {run}/checkpoints/step_0000003; next: ucgm sample {run}  or  ucgm benchmark {run}\n"
     )
@@ -127,5 +137,6 @@ def test_the_reason_why_a_run_cannot_be_made_longer(tmp_path):
     run = train(config, tmp_path / "run")
     longer = replace(config, train=replace(config.train, steps=5))
     message = rf"optimizer.schedule cosine\) follows the number of steps.*--train.init {run}"
+    message += ".* or, to begin anew, remove the folder or name another --run-dir$"
     with pytest.raises(ValueError, match=message):
         train(longer, run)

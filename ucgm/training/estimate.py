@@ -168,8 +168,8 @@ def time_of_step(
 
 
 def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``12 min``, ``3.5 h`` or ``20 days``."""
-    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+    """Such as ``7.0 ms``, ``40 s``, ``12 min``, ``3.5 h`` or ``20 days``."""
+    for unit, length, most in (("ms", 1e-3, 100), ("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
         if seconds < most * length:
             amount = seconds / length
             return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
