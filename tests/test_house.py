@@ -19,6 +19,7 @@ FILES = sorted((REPO / "ucgm").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 # What a module is called where its package has another name.
 IMPORTED_AS = {
+    "docstring-parser": "docstring_parser",
     "huggingface-hub": "huggingface_hub",
     "pillow": "PIL",
     "pyyaml": "yaml",

@@ -126,9 +126,36 @@ def test_unknown_keys_name_the_nearest(capsys, tmp_path):
     path = write(
         tmp_path / "d.yaml", model={"class_path": "DiTConfig", "init_args": {"hidden_sise": 3}}
     )
-    assert "did you mean hidden_size?" in fails(capsys, "train", "--config", path, "--run-dir", "x")
+    assert "did you mean model.hidden_size?" in fails(
+        capsys, "train", "--config", path, "--run-dir", "x"
+    )
     assert "did you mean train?" in fails(capsys, "trian")
     assert "out is given by its place" in fails(capsys, "reference", "x", "--out", "y.npz")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            "--optimizer.learning_rate 1",
+            "unknown setting optimizer.learning_rate; did you mean optimizer.lr?",
+        ),
+        ("--train.batch_size 8", "did you mean train.global_batch?"),
+        ("--train.epochs 8", "did you mean train.steps?"),
+        ("--train.learning_rate 1", "did you mean optimizer.lr?"),
+        ("--train.weight_decay 0", "did you mean optimizer.weight_decay?"),
+        ("--max_steps 5", "did you mean train.steps?"),
+        ("--lr 5", "did you mean optimizer.lr?"),
+        ("--sampler.num_steps 5", "did you mean sampler.steps?"),
+        ("--objective.preset few_stp", "unknown preset 'few_stp'; did you mean few_step?"),
+        ("--data.path photos --data.size 32", "data.path needs --data Images or --data Latents;"),
+        ("--data.size 32", "data.size needs --data Images; it is Digits here"),
+        ("--model.num_blocks 3", "model.num_blocks needs --model EDM2Config; it is DiTConfig"),
+        ("--objective.time_law Uniform --objective.time_law.scale 1", "time_law.scale needs --obj"),
+    ],
+)
+def test_a_setting_of_another_name_or_class_is_named(words, message, capsys):
+    assert message in fails(capsys, "train", "--run-dir", "x", *words.split())
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_grey_images_have_one_channel_unless_it_is_said(tmp_path):
     words = ["--data", "Images", "--data.size", "8", "--model.size", "N/2", "--data.path"]
     config, fitted = training_config(layers_of([*words, grey]), run)
     assert fitted["data"] == {"channels": 1} and config.data.channels == 1
-    assert "data.channels 1" in describe_fitted(config, fitted)
+    assert "data.channels 1  (the images are grey)" in describe_fitted(config, fitted)
     run.mkdir()
     write_config(config, run / "config.yaml")
     again = [*words, grey, "--objective.preset", "multi_step"]
@@ -263,6 +263,7 @@ def test_a_network_says_the_data_of_drawings_at_later_times(tmp_path):
     assert config.model.convention == "jit" and config.objective.time_law == later
     line = describe_fitted(config, fitted)
     assert "model.convention jit" in line and "time_law LogitNormal(mean=1.0, std=1.0)" in line
+    assert "(the images are drawings: most of each has one value)" in line
     assert training_config(layers_of(drawn), tmp_path / "run")[0].model.size == "T/2"
     plain, _ = training_config(layers_of([*half, *size]), tmp_path / "run")
     assert plain.model.convention == "ucgm" and plain.objective.time_law == LogitNormal(0.0, 1.0)
@@ -298,6 +299,21 @@ def test_a_network_says_the_data_of_drawings_at_later_times(tmp_path):
         assert tuned.optimizer.lr == pytest.approx(
             rate * 96 / tuned.model.build((1, 16, 16), 2).hidden_size, rel=0.01
         )
+
+
+def test_what_is_chosen_is_said_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    config, chosen = training_config([], tmp_path / "new")
+    said = describe_fitted(config, chosen)
+    assert "train.steps 4000, train.global_batch 64, model.size T/1  (there is no GPU)" in said
+    assert "optimizer.lr 0.01  (for a network of this width)" in said
+    assert "optimizer.warmup_steps 200  (for this network and so many steps)" in said
+    write_config(config, tmp_path / "run" / "config.yaml")
+    few = ["--objective.preset", "few_step", "--train.init", str(tmp_path / "run")]
+    said = describe_fitted(*training_config(layers_of(few), tmp_path / "few"))
+    assert "train.steps 500  (a tuning: an eighth of what is chosen for a training" in said
+    monkeypatch.setattr("ucgm.runs.fitted.best_device", lambda: "cuda")
+    assert "model.size T/1  (for a GPU and so many images)" in describe_fitted(config, chosen)
 
 
 def test_the_same_command_continues_what_was_fitted(tmp_path, capsys):

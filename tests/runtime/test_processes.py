@@ -1,10 +1,13 @@
 """Progress of images on a terminal and in a file."""
 
 import io
+import os
 import sys
+import warnings
 
 import pytest
 
+from ucgm.runtime import processes
 from ucgm.runtime.processes import Progress
 
 
@@ -53,3 +56,16 @@ def test_work_that_was_there_is_left_out_for_all(monkeypatch):
     progress.skip(10)
     progress.add(10)
     assert "x 30/30 images" in output.getvalue()
+
+
+def test_more_processes_than_cores_without_a_gpu_are_said(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.warns(UserWarning, match="8 processes share 2 CPU cores, and no GPU is used"):
+        processes._check_number(8, 8, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processes._check_number(8, 8, "cuda:0")
+        processes._check_number(2, 2, "cpu")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # on each of four machines
+        processes._check_number(8, 8, "cpu")

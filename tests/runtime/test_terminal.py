@@ -36,3 +36,14 @@ def test_a_warning_is_one_line():
     with printable_output():
         text = warnings.formatwarning("3 samples", UserWarning, "a.py", 5, "code")
     assert text == "warning: 3 samples\n" and warnings.formatwarning is before
+
+
+def test_the_first_process_alone_prints_and_warns(monkeypatch, capsys):
+    for rank, loud in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        with printable_output():
+            print("chosen")
+            print("an error", file=sys.stderr)
+            warned = warnings.formatwarning("3 samples", UserWarning, "a.py", 5, "code")
+        assert capsys.readouterr() == ("chosen\n" if loud else "", "an error\n")
+        assert warned == ("warning: 3 samples\n" if loud else "")

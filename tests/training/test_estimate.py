@@ -1,5 +1,6 @@
 """What is said before the first step, and what a training says while it goes on."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -54,12 +55,27 @@ def test_the_accumulation_that_fits_is_said(monkeypatch):
     free = SimpleNamespace(available=100.0)
     monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: free)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert "of 0.0 GiB" in estimate.check_memory(estimate.Memory(4.0, 2.0), plan, device)
+    assert "of 0.0 MiB" in estimate.check_memory(estimate.Memory(4.0, 2.0), plan, device)
     # 48 rows of 4 bytes do not fit beside 4; 24 are the most that fit and divide them.
     with pytest.raises(ValueError, match="set train.accumulation 4 for 24 rows at once instead of"):
         estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
-    with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
-        estimate.check_memory(estimate.Memory(101.0, 4.0), plan, device)
+    # 24 rows in each of 2 passes are a batch of 48.
+    with pytest.raises(ValueError, match="free: lower train.global_batch to 48 or less, set train"):
+        estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
+    for state in (99.0, 101.0):  # not one row fits
+        with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
+            estimate.check_memory(estimate.Memory(state, 4.0), plan, device)
+
+
+def test_sizes_are_said_in_the_unit_that_shows_them(monkeypatch):
+    free = SimpleNamespace(available=2.0**31)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: free)
+    plan, device = BatchPlan(2**20, 1, 0, 1), torch.device("cpu")
+    said = estimate.check_memory(estimate.Memory(45 * 2.0**20, 1.0), plan, device)
+    assert said == "memory 46.0 MiB of 2.0 GiB that are free"
+    message = "about 4.0 GiB of memory, 14.0 MiB of them for weights.* has 2.0 GiB free"
+    with pytest.raises(ValueError, match=message):
+        estimate.check_memory(estimate.Memory(14 * 2.0**20, 4096.0), plan, device)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path):
@@ -90,7 +106,14 @@ def test_trying_out_changes_nothing():
 
 @pytest.mark.parametrize(
     "seconds, words",
-    [(0.25, "0.2 s"), (42, "42 s"), (720, "12 min"), (3.5 * 3600, "3.5 h"), (2e6, "23 days")],
+    [
+        (0.004, "4.0 ms"),
+        (0.25, "0.2 s"),
+        (42, "42 s"),
+        (720, "12 min"),
+        (3.5 * 3600, "3.5 h"),
+        (2e6, "23 days"),
+    ],
 )
 def test_durations(seconds, words):
     assert estimate.duration(seconds) == words
@@ -101,7 +124,9 @@ def test_signs_of_life_and_the_way_on(tmp_path, capsys, monkeypatch):
     run = train(SMALL, tmp_path / "run")
     out = capsys.readouterr().out
     assert "estimate: memory" in out and "to the end" in out
-    assert "step 1/3 ...\nstep 2/3 ...\nstep 3/3  loss" in out
+    line = r"step {}/3  loss \d\.\d{{4}}  "
+    assert re.search("\n".join(line.format(step) + "\\.{3}" for step in (1, 2)), out)
+    assert re.search(line.format(3) + "grad_norm", out)
     assert out.endswith(
         f"saved {run}/checkpoints/step_0000003; next: ucgm sample {run}  or  ucgm benchmark {run}\n"
     )
@@ -112,5 +137,6 @@ def test_the_reason_why_a_run_cannot_be_made_longer(tmp_path):
     run = train(config, tmp_path / "run")
     longer = replace(config, train=replace(config.train, steps=5))
     message = rf"optimizer.schedule cosine\) follows the number of steps.*--train.init {run}"
+    message += ".* or, to begin anew, remove the folder or name another --run-dir$"
     with pytest.raises(ValueError, match=message):
         train(longer, run)

@@ -123,7 +123,7 @@ def test_work_is_that_of_the_passes():
     assert plain.flops == pytest.approx(3 * 2 * 6.06e9, rel=0.01)  # DiT, table 4: 6.06 Gflops
     few = count_work(model, shape, 1000, preset("ucgm_few"))
     assert few.flops / plain.flops == pytest.approx((3 + 2.9) / 3, rel=0.01)
-    assert "1.00 gradient, 2.90 forward per row" in few.describe()
+    assert "1 forward and backward, 2.9 forward without gradient, " in few.describe()
     flow_map = count_work(model, shape, 1000, preset("scm"))
     assert flow_map.flops / plain.flops == pytest.approx((3 + 2) / 3, rel=0.01)
 
@@ -162,14 +162,15 @@ def test_the_banner_says_what_is_about_to_happen(tmp_path):
     parameters = sum(p.numel() for p in state.networks.online.parameters())
     for words in (
         "step 3 of 6",
-        "world size 4 (cpu, precision no), global batch 16 = 4 x 2 x 2",
-        f"DiT with {parameters:,} parameters, objective ucgm_multi, transport Linear()",
-        "passes: 1.00 gradient, 0.78 forward per row",
-        "measured peak 2 TFLOP/s per process",
+        "batch 16 (4 processes x 2 passes x 2 rows) on cpu in float32",
+        f"network DiT with {parameters:,} parameters, objective ucgm_multi, path Linear()",
+        "per image: 1 forward and backward, 0.78 forward without gradient, ",
+        "% of peak: of 2 TFLOP/s, which a large matrix product reached here",
         data.describe(),
         data.codec.describe(),
-        "averages: decay 0.9, target 0.5",
-        "optimizer: adamw lr 0.001, cosine, warm-up 2, clip 0.5",
+        "sampled weights: average of decay 0.9; the objective's target: decay 0.5",
+        "optimizer: adamw, learning rate 0.001 after 2 steps of warm-up, then a cosine to 0, "
+        "gradients clipped to norm 0.5",
     ):
         assert words in text, words
 

@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         _fail("ucgm", f"no command {command!r}{hint} There are: {', '.join(COMMANDS)}")
-    # Forward-mode differentiation makes torch warn about a deprecation inside torch.
-    warnings.filterwarnings("ignore", message="`torch.jit.script`", category=FutureWarning)
+    # Deprecations inside torch, of forward-mode differentiation and of the processes' gradients.
+    warnings.filterwarnings("ignore", message="`(torch.jit.script|broadcast_buffers)`")
     try:
         if {"-h", "--help"} & set(rest):
             print(_help_of(command), end="")
@@ -143,13 +143,13 @@ def _train(words: list[str]) -> None:
 
 def _call(command: str, words: list[str]) -> None:
     """A command that is one function."""
-    from ucgm.cli.options import call, help_of_settings
-
     if command == "train":
-        from ucgm.runs.config import Config
+        from ucgm.cli.settings import help_of_settings
 
-        print(help_of_settings(Config))
+        print(help_of_settings())
         return
+    from ucgm.cli.options import call
+
     module, name = _FUNCTIONS[command]
     if command == "condense" and words and words[0] in _OF_SETS:
         (module, name), words = _OF_SETS[words[0]], words[1:]

@@ -62,15 +62,6 @@ def call(function: Callable[..., Any], program: str, words: Sequence[str]) -> An
     return function(**values, **given)
 
 
-def help_of_settings(cls: type) -> str:
-    """Every setting of a configuration, with its meaning."""
-    parser = _parser(prog="ucgm train")
-    parser.add_argument("--run_dir", help="folder of the run; the same one continues")
-    parser.add_argument("--config", help="YAML file; several are layered")
-    parser.add_class_arguments(cls, as_group=False)
-    return parser.format_help()
-
-
 def take_option(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     """The value of the option ``name`` (its last), and the other words."""
     taken, others = _split(words, re.compile(f"--+{name.replace('_', '[-_]')}$"))

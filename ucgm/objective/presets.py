@@ -4,6 +4,7 @@ docs/objective.md derives them.  A preset here is the objective alone; its optim
 averages and sampler are in :mod:`ucgm.runs.recipes`, and ``ucgm presets`` prints all of it.
 """
 
+import difflib
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,9 @@ def preset(name: str, **settings: Any) -> Objective:
     """
     known = PRESETS | POST_TRAINING
     if name not in known:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(known)}")
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"unknown preset {name!r}; {hint}")
     if name == "ucgm_paper" and settings.get("consistency_ratio", 0.0) != 0.0:
         settings = {"field": "teacher", **settings}
     try:

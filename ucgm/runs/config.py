@@ -31,6 +31,21 @@ from ucgm.transport import Transport
 POLYMORPHIC = (Transport, TimeDistribution, Destination, NetworkConfig, DataConfig)
 # Packages that export the classes a file may name.
 _PUBLIC = ("transport", "objective", "nn", "data", "integrations")
+# What other frameworks call a setting.
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "train.global_batch",
+    "epochs": "train.steps",
+    "num_epochs": "train.steps",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "max_train_steps": "train.steps",
+    "iterations": "train.steps",
+    "gradient_accumulation_steps": "train.accumulation",
+    "max_grad_norm": "train.grad_clip",
+    "resolution": "data.size",
+    "image_size": "data.size",
+}
 # Modules of the user's own that were named with --import.
 _ALLOWED: set[str] = set()
 
@@ -179,20 +194,41 @@ def _section(cls: type[Any], value: Any, where: str) -> Any:
     chosen = issubclass(cls, POLYMORPHIC)
     if chosen and isinstance(value, str | dict):
         path, value = class_and_settings(value)
-        cls, where = _choice(cls, path or "", where), f"{where}.init_args"
+        cls = _choice(cls, path or "", where)
     if not isinstance(value, dict):
-        raise ValueError(f"{where or 'the file'} must hold settings, got {value!r}")
+        place = f"{where}.init_args" if chosen else where or "the file"
+        raise ValueError(f"{place} must hold settings, got {value!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
-    names = {f.name for f in dataclasses.fields(cls) if f.init}
     prefix = f"{where}." if where else ""
     for key in value:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1, 0.5)
-            hint = f"; there are {', '.join(sorted(names))}"
-            if near:
-                hint = f"; did you mean {near[0] if chosen else prefix + near[0]}?"
-            raise ValueError(f"unknown setting {prefix}{key}{hint}")
+        if key not in _settings_of(cls):
+            raise ValueError(_unknown(cls, str(key), where))
     return cls(**{k: from_dict(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
+
+
+def _unknown(cls: type[Any], key: str, where: str) -> str:
+    """What is said of a ``key`` that a section does not have: another class, or another name."""
+    prefix, names = f"{where}." if where else "", _settings_of(cls)
+    base = next((base for base in POLYMORPHIC if issubclass(cls, base)), None)
+    owners = [sub.__name__ for sub in _subclasses(base) if key in _settings_of(sub)] if base else []
+    if owners:
+        others = f" or --{where} ".join(dict.fromkeys(owners))
+        return f"{prefix}{key} needs --{where} {others}; it is {cls.__name__} here"
+    meant = _ELSEWHERE.get(key, "")
+    last = meant.rpartition(".")[2]
+    near = [prefix + name for name in difflib.get_close_matches(key, names, 1, 0.5)]
+    if last in names:
+        near = [prefix + last]
+    elif "." not in where:
+        sections = typing.get_type_hints(Config).items()
+        same = [f"{name}.{key}" for name, kind in sections if key in _settings_of(kind)]
+        near = [meant] if meant else same or near
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(names))}"
+    return f"unknown setting {prefix}{key}; {hint}"
+
+
+def _settings_of(cls: type[Any]) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls) if f.init}
 
 
 def to_yaml(config: Config) -> str:

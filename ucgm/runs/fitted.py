@@ -10,11 +10,25 @@ from ucgm.nn import NetworkConfig
 from ucgm.nn.configs import TransformerConfig
 from ucgm.objective import POST_TRAINING
 from ucgm.runs.config import Config, flat
+from ucgm.runtime.processes import best_device
 from ucgm.transport import Linear
 
 Layer = dict[str, Any]
 DEFAULTS = ("multi_step", "few_step")
 """Presets whose optimizer and average follow from network and length; the first is the default."""
+FITTED = frozenset(
+    f"{section}.{key}"
+    for section, keys in {
+        "train": "steps global_batch log_every preview_every checkpoint_every",
+        "optimizer": "name lr betas schedule warmup_steps",
+        "ema": "decay std",
+        "data": "channels",
+        "model": "size convention",
+        "objective": "time_law enhancement_ratio",
+    }.items()
+    for key in keys.split()
+)
+"""Settings that :func:`fitted_layer` may choose."""
 
 
 def fitted_layer(
@@ -131,14 +145,31 @@ def _optimizer(
 
 
 def describe_fitted(config: Config, fitted: Layer) -> str:
-    """One line that says what was chosen, as the settings that change it."""
-    values = flat(config)
+    """Lines that say what was chosen and why, as the settings that change it."""
+    values, lines = flat(config), dict[str, list[str]]()
     names = [f"{section}.{key}" for section, part in fitted.items() for key in part]
     if config.ema.std is not None:  # an average whose length follows that of the run
         names = [name for name in names if name != "ema.decay"]
-    shown = ", ".join(
-        f"{n} {values.get(n, getattr(config.objective, n.partition('.')[2], None))}"
-        for n in names
-        if not n.endswith("_every")
-    )
-    return f"chosen for these data and this device: {shown}"
+    for name in names:
+        if not name.endswith("_every"):
+            value = values.get(name, getattr(config.objective, name.partition(".")[2], None))
+            lines.setdefault(_reason(config, name), []).append(f"{name} {value}")
+    said = (f"\n  {', '.join(chosen)}  ({reason})" for reason, chosen in lines.items())
+    return f"chosen for these data and this device; each can be set:{''.join(said)}"
+
+
+def _reason(config: Config, name: str) -> str:
+    """Why ``name`` was chosen as it was."""
+    gpu = best_device().startswith("cuda")
+    if name == "data.channels":
+        return "the images are grey"
+    if name in ("model.convention", "objective.time_law", "objective.enhancement_ratio"):
+        return "the images are drawings: most of each has one value"
+    if name in ("model.size", "train.steps", "train.global_batch"):
+        if name == "train.steps" and config.train.init and not config.train.keep_blocks:
+            return "a tuning: an eighth of what is chosen for a training from the start here"
+        return "for a GPU and so many images" if gpu else "there is no GPU"
+    if config.objective.preset in DEFAULTS and name != "optimizer.warmup_steps":
+        rate = name == "optimizer.lr"
+        return "for a network of this width" if rate else "measured best: docs/results/recipe.md"
+    return "for this network and so many steps"

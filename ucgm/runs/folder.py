@@ -68,6 +68,7 @@ def refuse_another(config: Config, run_dir: str | Path, old: Config | None = Non
             raise ValueError(
                 f"{run_dir} cannot be made longer or shorter ({lengths[0]}): {moving} follows the "
                 f"number of steps. Train on from it with --train.init {run_dir} and a new --run-dir"
+                ", or, to begin anew, remove the folder or name another --run-dir"
             )
         if not moving:
             found = [d for d in found if d not in lengths]

@@ -102,9 +102,13 @@ class OptimizerConfig:
 
     def describe(self) -> str:
         """A few words for the log."""
-        words = [f"{self.name} lr {self.lr:g}", self.schedule]
+        words = [f"{self.name}, learning rate {self.lr:g}"]
         if self.warmup_steps:
-            words.append(f"warm-up {self.warmup_steps:,}")
+            words[0] += f" after {self.warmup_steps:,} steps of warm-up"
+        if self.schedule == "cosine":
+            words.append("then a cosine to 0" if self.warmup_steps else "a cosine to 0")
+        elif self.schedule == "inverse_sqrt":
+            words.append(f"from step {self.reference_steps:,} on falling as 1 / sqrt(step)")
         if self.weight_decay:
             words.append(f"weight decay {self.weight_decay:g}")
         return ", ".join(words)
@@ -138,12 +142,12 @@ class EMAConfig:
 
     def describe(self, target: bool) -> str:
         """A few words for the log; ``target``: the objective learns from an average."""
-        words = [f"decay {self.decay:g}{' after a warm-up' if self.warmup else ''}"]
+        words = [f"average of decay {self.decay:g}{' after a warm-up' if self.warmup else ''}"]
         if self.std is not None:
-            words = [f"std {self.std:g}"]
+            words = [f"average whose length is {self.std:g} of the run (ema.std)"]
         if target and self.target_decay is not None:
-            words.append(f"target {self.target_decay:g}")
-        return ", ".join([*words, *(f"tracked std {std:g}" for std in self.tracked)])
+            words.append(f"the objective's target: decay {self.target_decay:g}")
+        return "; ".join([*words, *(f"snapshots of length {std:g}" for std in self.tracked)])
 
 
 @dataclass(frozen=True)

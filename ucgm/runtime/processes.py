@@ -14,6 +14,7 @@ import itertools
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -109,7 +110,7 @@ def join_world(device: str | None = None) -> World:
     # The first process scores a set while the others wait for it at the next one.
     cpu = device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
-    _check_number(asked, state.num_processes)
+    _check_number(asked, state.num_processes, str(state.device))
     return World(state.process_index, state.num_processes, str(state.device))
 
 
@@ -142,15 +143,26 @@ def make_accelerator(tracker: str | None = None, run_dir: Path | None = None) ->
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    _check_number(asked or accelerator.num_processes, accelerator.num_processes)
+    running = accelerator.num_processes
+    _check_number(asked or running, running, str(accelerator.device))
     return accelerator
 
 
-def _check_number(asked: int, running: int) -> None:
+def _check_number(asked: int, running: int, device: str) -> None:
+    """Refuse fewer processes than were asked for; warn of more than the cores that they run on."""
     if asked != running:
         raise ValueError(
             f"{asked} processes were asked for and {running} runs: start them with "
             f"`torchrun --standalone --nproc_per_node {asked} -m ucgm ...`"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", running))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone knows it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if device.startswith("cpu") and here > cores:
+        warnings.warn(
+            f"{here} processes share {cores} CPU cores, and no GPU is used: start one for each "
+            "GPU, or at most one for each core",
+            stacklevel=3,
         )
 
 

@@ -1,10 +1,12 @@
 """What is printed cannot give orders to the terminal, whatever a name from a file holds."""
 
 import contextlib
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")  # of libraries, which mean no harm
@@ -42,13 +44,19 @@ class _Printable:
 def printable_output() -> Iterator[None]:
     """Around a command: all that it prints, warns of and fails with passes :func:`printable`;
     a warning is one line, without the line of code that gave it.
+
+    Of the processes of one job the first alone prints and warns; all of them fail aloud.
     """
-    out: Any = _Printable(sys.stdout)
+    first = os.environ.get("RANK", "0") == "0"
     err: Any = _Printable(sys.stderr)
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n" if first else ""
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.ExitStack() as stack:
+            to = sys.stdout if first else stack.enter_context(Path(os.devnull).open("w"))
+            out: Any = _Printable(to)
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
             yield
     finally:
         warnings.formatwarning = before

@@ -87,26 +87,31 @@ class TrainState:
         config, plan, network = self.config, self.plan, self.networks.online
         train = config.train
         count = sum(p.numel() for p in network.parameters())
-        sharding = "" if train.sharding == "none" else f", sharding {train.sharding}"
+        parts = [
+            f"{plan.world} process{'es' * (plan.world > 1)}",
+            *([f"{plan.accumulation} passes"] if plan.accumulation > 1 else []),
+            f"{plan.micro_batch} rows",
+        ]
+        sharding = "" if train.sharding == "none" else f", weights spread by {train.sharding}"
         if sharding and plan.world == 1:
-            sharding += " without effect in one process"
+            sharding += ", without effect in one process"
+        numbers = "bfloat16 autocast" if precision() == "bf16" else "float32"
+        clip = f", gradients clipped to norm {train.grad_clip:g}" if train.grad_clip else ""
         lines = [
             f"run {self.run_dir}: step {self.step:,} of {train.steps:,}",
-            f"world size {plan.world} ({self.accelerator.device}, precision {precision()}{sharding}"
-            f"), global batch {train.global_batch} = {plan.world} x {train.accumulation} x "
-            f"{plan.micro_batch}",
-            f"{type(network).__name__.removeprefix('FSDP')} with {count:,} parameters, "
-            f"objective {config.objective.preset}, transport {config.objective.transport}",
-            f"passes: {self.log.work.describe()}; measured peak {self.log.peak / 1e12:,.3g} "
-            "TFLOP/s per process",
+            f"batch {train.global_batch} ({' x '.join(parts)}) on {self.accelerator.device} in "
+            f"{numbers}{sharding}",
+            f"network {type(network).__name__.removeprefix('FSDP')} with {count:,} parameters, "
+            f"objective {config.objective.preset}, path {config.objective.transport}",
+            f"work per image: {self.log.work.describe()}; % of peak: of "
+            f"{self.log.peak / 1e12:,.3g} TFLOP/s, which a large matrix product reached here",
             f"estimate: {self.memory}; {duration(self.seconds)} per step, "
             f"{duration(self.seconds * (train.steps - self.step))} to the end",
             self.dataset.describe(),
             *(f"teacher: {name}" for name in names_of_teachers(config)),
             *([self.networks.sets.describe()] if self.networks.sets else []),
-            f"averages: {config.ema.describe(target=config.objective.needs_target)}",
-            f"optimizer: {config.optimizer.describe()}"
-            + (f", clip {train.grad_clip:g}" if train.grad_clip else ""),
+            f"sampled weights: {config.ema.describe(target=config.objective.needs_target)}",
+            f"optimizer: {config.optimizer.describe()}{clip}",
         ]
         return "\n  ".join(lines)
 

@@ -81,7 +81,7 @@ def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
     """How much of what is free on ``device`` a step of ``plan`` needs; in words.
 
     Raises:
-        ValueError: it cannot fit, with the accumulation that does.
+        ValueError: it cannot fit, with the batch and the accumulation that do.
     """
     if device.type == "cuda":
         free = float(torch.cuda.mem_get_info(device)[0])
@@ -90,21 +90,31 @@ def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
         free = psutil.virtual_memory().available / processes
     rows = plan.micro_batch
     needed = memory.state + rows * memory.row
-    if needed > free:
-        fitting = (n for n in range(rows, 0, -1) if memory.state + n * memory.row <= free)
-        fewer = next((n for n in fitting if rows % n == 0), None)
-        advice = ""
-        if fewer is not None:
-            advice = (
-                f"set train.accumulation {plan.accumulation * (rows // fewer)} for {fewer} rows at "
-                f"once instead of {rows}, set model.gradient_checkpointing true, or "
-            )
-        raise ValueError(
-            f"a training step needs about {needed / GIB:.1f} GiB of memory, "
-            f"{memory.state / GIB:.1f} of them for weights, moments and averages, and {device} has "
-            f"{free / GIB:.1f} GiB free: {advice}choose a smaller model.size"
-        )
-    return f"memory {needed / GIB:.1f} of {free / GIB:.1f} GiB"
+    if needed <= free:
+        return f"memory {_size(needed)} of {_size(free)} that are free"
+    raise ValueError(
+        f"a training step needs about {_size(needed)} of memory, {_size(memory.state)} of them for "
+        f"weights, moments and averages, and {device} has {_size(free)} free: "
+        f"{_remedies(memory, plan, free)}choose a smaller model.size"
+    )
+
+
+def _remedies(memory: Memory, plan: BatchPlan, free: float) -> str:
+    """What makes the rows of a step fewer; nothing where one row does not fit either."""
+    rows, most = plan.micro_batch, int((free - memory.state) // max(memory.row, 1.0))
+    if most < 1:
+        return ""
+    whole = next(n for n in range(most, 0, -1) if rows % n == 0)
+    return (
+        f"lower train.global_batch to {most * plan.world * plan.accumulation:,} or less, set "
+        f"train.accumulation {plan.accumulation * (rows // whole)} for {whole} rows at once "
+        f"instead of {rows}, set model.gradient_checkpointing true, or "
+    )
+
+
+def _size(count: float) -> str:
+    """Bytes in words, such as 45 MiB or 3.2 GiB."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def cost_of(
@@ -158,8 +168,8 @@ def time_of_step(
 
 
 def duration(seconds: float) -> str:
-    """Such as ``40 s``, ``12 min``, ``3.5 h`` or ``20 days``."""
-    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+    """Such as ``7.0 ms``, ``40 s``, ``12 min``, ``3.5 h`` or ``20 days``."""
+    for unit, length, most in (("ms", 1e-3, 100), ("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
         if seconds < most * length:
             amount = seconds / length
             return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"

@@ -1,7 +1,9 @@
 """What a training writes down: metrics.jsonl, the line on the screen, the tracker.
 
-Values are summed on the device and read once per period, so the step never waits for a number; a
-number that is not finite is left out of its mean, and the step that had it is counted as skipped.
+Values are summed on the device and read once per period, or after ten seconds of silence, so the
+step does not wait for a number; a number that is not finite is left out of its mean, and the step
+that had it is counted as skipped.
+
 On a resume the lines behind the checkpoint are cut off, and the file is the record of one run.
 
 The loss over the times is a row of means over rows of the batch, one per tenth of [0, 1], because
@@ -52,14 +54,15 @@ class MetricsLogger:
         self._begin()
 
     def beat(self, step: int) -> None:
-        """Say that ``step`` steps are done, when nothing was printed for ten seconds.
-
-        The host may be some steps ahead of a GPU.
+        """Say how many steps are done, and this process's mean loss since the last line of the log,
+        when nothing was printed for ten seconds.
         """
         now = time.perf_counter()
         if self.accelerator.is_main_process and now - self.spoke > HEARTBEAT:
             self.spoke = now
-            print(f"step {step}/{self.train.steps} ...", flush=True)
+            total, count = (float(value) for value in self.sums.get("loss", (0.0, 0.0)))
+            loss = f"  loss {total / count:.4f}" if count else ""
+            print(f"step {step}/{self.train.steps}{loss}  ...", flush=True)
 
     def _begin(self) -> None:
         self.spoke = time.perf_counter()

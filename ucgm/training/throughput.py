@@ -27,6 +27,11 @@ from ucgm.objective import Objective
 from ucgm.objective.presets import count_passes
 
 _WEIGHT = {"gradient": 3.0, "forward": 1.0, "tangent": 2.0}
+_KINDS = {
+    "gradient": "forward and backward",
+    "forward": "forward without gradient",
+    "tangent": "forward with a derivative",
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class Work:
 
     def describe(self) -> str:
         """A few words for the log."""
-        kinds = ", ".join(f"{n:.2f} {kind}" for kind, n in self.passes.items() if n)
-        return f"{kinds} per row, {self.flops / 1e9:,.3g} GFLOP"
+        kinds = ", ".join(f"{round(n, 2):g} {_KINDS[kind]}" for kind, n in self.passes.items() if n)
+        return f"{kinds}, {self.flops / 1e9:,.3g} GFLOP"
 
 
 def count_work(
