@@ -307,6 +307,7 @@ def test_what_is_chosen_is_said_with_the_reason(tmp_path, monkeypatch):
     said = describe_fitted(config, chosen)
     assert "train.steps 4000, train.global_batch 64, model.size T/1  (there is no GPU)" in said
     assert "optimizer.lr 0.01  (for a network of this width)" in said
+    assert "ema.std 0.1  (as in docs/results/recipe.md)" in said
     assert "optimizer.warmup_steps 200  (for this network and so many steps)" in said
     write_config(config, tmp_path / "run" / "config.yaml")
     few = ["--objective.preset", "few_step", "--train.init", str(tmp_path / "run")]

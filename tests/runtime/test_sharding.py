@@ -136,7 +136,7 @@ def test_half_precision_sharded(tmp_path, teacher, monkeypatch):
     jobs = [job(settings, tmp_path / "ddp", 2), job(sharded, tmp_path / "fsdp2", 2)]
     for codes, output in run_jobs(*jobs):
         assert not any(codes), output
-        assert "precision bf16" in output
+        assert "in bfloat16 autocast" in output
     assert_close(tmp_path / "ddp", tmp_path / "fsdp2", 8)
 
 

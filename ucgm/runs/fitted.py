@@ -171,5 +171,5 @@ def _reason(config: Config, name: str) -> str:
         return "for a GPU and so many images" if gpu else "there is no GPU"
     if config.objective.preset in DEFAULTS and name != "optimizer.warmup_steps":
         rate = name == "optimizer.lr"
-        return "for a network of this width" if rate else "measured best: docs/results/recipe.md"
+        return "for a network of this width" if rate else "as in docs/results/recipe.md"
     return "for this network and so many steps"
