@@ -29,10 +29,10 @@ from ucgm.runs.config import allow_module
 
 OWN = "scripts.train_classifier:build"
 SHARES = (0.5, 0.7, 1.0)
-ROWS = {
-    "none": None,
-    "repa": {"projector": "mlp", "hidden": 256},
-    "irepa": {"projector": "conv", "gamma": 0.6},
+ROWS = {  # weights as published, the MLP narrower
+    "none": (0.0, None),
+    "repa": (0.5, {"projector": "mlp", "hidden": 256}),
+    "irepa": (1.0, {"projector": "conv", "gamma": 0.6}),
 }
 
 
@@ -45,7 +45,6 @@ class Study(NamedTuple):
     reference: str
     size: str
     batch: int
-    weight: float
     samples: int
     folder: Path
 
@@ -54,9 +53,10 @@ def fid_of(study, name, seed, steps):
     """FID of a row after a training of ``steps`` of its own; what is done is not done again."""
     folder = study.folder / name / f"{steps}_seed{seed}"
     settings = {"objective": {"preset": "multi_step"}, "model": {"size": study.size}}
-    if ROWS[name] is not None:
-        settings["objective"]["alignment"] = study.weight
-        settings["alignment"] = ROWS[name] | {"extractor": OWN, "weights": study.teacher}
+    weight, alignment = ROWS[name]
+    if weight:
+        settings["objective"]["alignment"] = weight
+        settings["alignment"] = alignment | {"extractor": OWN, "weights": study.teacher}
     section = train_section(steps, study.batch, seed, None)
     train_row(settings, {"train": section, "data": study.data}, folder)
     out = folder / "report"
@@ -87,7 +87,6 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the steps")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--weight", type=float, default=0.5, help="of the term")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rows", nargs="+", choices=[name for name in ROWS if name != "none"])
     parser.add_argument("--out-dir", type=Path, default=Path("runs/repa"))
@@ -102,7 +101,7 @@ def main():
     study = Study(
         {"class_path": "Images", "path": asked.train, "size": asked.side},
         *(teacher, judge, str(reference)),
-        *(asked.size, asked.batch, asked.weight, asked.samples, asked.out_dir),
+        *(asked.size, asked.batch, asked.samples, asked.out_dir),
     )
     head = ["row", "seed", *(f"{round(share * asked.steps):,} steps" for share in asked.shares)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]

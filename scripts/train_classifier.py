@@ -85,9 +85,9 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def maps(self, images):
-        """Features of places (B, D, g, g): after two stages of convolutions, or all blocks."""
+        """Features of places (B, D, g, g): of the last convolution, or of all blocks."""
         x = from_uint8(images)
-        return self.body.maps(x) if isinstance(self.body, Attention) else self.body[:13](x)
+        return self.body.maps(x) if isinstance(self.body, Attention) else self.body[:-4](x)
 
     def forward(self, images):
         if images.shape[2] != self.size:
