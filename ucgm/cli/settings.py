@@ -91,7 +91,10 @@ def _meanings(cls: type) -> dict[str, str]:
     """Docstrings of the fields of a class and its bases, each as one line."""
     found: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
-        params = docstring_parser.parse_from_object(base).params
+        try:
+            params = docstring_parser.parse_from_object(base).params
+        except (OSError, TypeError):  # a class without a file, of a notebook
+            params = docstring_parser.parse(base.__doc__ or "").params
         found |= {p.arg_name: " ".join((p.description or "").split()) for p in params}
     return found
 
