@@ -1,6 +1,7 @@
 """`ucgm train --help-all` lists every setting there is, and no other; short helps look alike."""
 
 import dataclasses
+import gc
 import inspect
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from tests.runs.test_recipes import drawings
 from ucgm.cli import commands as cli
-from ucgm.data import DataConfig
+from ucgm.cli.settings import help_of_settings
+from ucgm.data import DataConfig, Images
 from ucgm.data.sets.digits import DigitsDataset
 from ucgm.nn import DiTConfig, NetworkConfig
 from ucgm.runs.config import Config, flat
@@ -84,3 +86,12 @@ def test_short_helps_write_defaults_in_parentheses(path):
 def test_the_short_help_says_where_the_size_of_a_training_comes_from():
     text = (Path(cli.__file__).parent / "help_texts/train.txt").read_text()
     assert "follow from the data, the device and the network" in " ".join(text.split())
+
+
+def test_a_class_of_a_notebook_has_no_file_and_is_listed():
+    text = "@dataclass(frozen=True)\nclass Noted(Images):\n    k: int = 3\n    'of a notebook.'\n"
+    made = {"dataclass": dataclasses.dataclass, "Images": Images, "__name__": "builtins"}
+    exec(text, made)
+    assert "--data.k N\n" in help_of_settings()
+    del made
+    gc.collect()  # out of the subclasses that other tests list
