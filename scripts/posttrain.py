@@ -1,15 +1,14 @@
 """Post-training a 1-step model of the digits by one classifier, judged by another.
 
-    python scripts/recipe.py digits ucgm_few few_step
+    python scripts/recipe.py digits ucgm_few
     python scripts/posttrain.py ucgm_few [ROW ...] [--seeds 0 1 2] [--steps 50]
-    python scripts/posttrain.py few_step [ROW ...] [--seeds 0 1 2] [--steps 50]
 
 The training scans are halved: a convolutional classifier sees one half, a transformer the other.
 The tuned models of the first command are trained on at 1 step, by Frechet or kernel distance in the
 features of encoders that never are the transformer; that one, the shipped classifier and the
 encoders of the training score before and after.  5,000 samples at 1 step, against the training
-scans and the held-out ones.  What is done is not done again; the tables go to the parts ucgm_few
-and few_step of docs/results/posttrain.md.
+scans and the held-out ones.  What is done is not done again; the table goes to
+docs/results/posttrain.md.
 """
 
 import argparse
