@@ -142,6 +142,11 @@ def test_other_numbers_of_steps_join_the_report(tmp_path):
     assert [row["steps"] for row in other["rows"]] == [2]  # another measure is another report
 
 
+def test_random_features_are_said_to_miss_faults(tmp_path, capsys):
+    run_benchmark(tmp_path, metrics_config=MetricConfig(("fid",), ("random",)))
+    assert "Inception features. Random features miss faults" in capsys.readouterr().out
+
+
 def test_references_may_be_folders_of_images(tmp_path):
     for split in ("train", "test"):
         data = Digits(split).open()

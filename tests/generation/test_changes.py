@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from ucgm import cli
 
@@ -27,6 +28,14 @@ def test_settings_of_the_sampler_are_flags_and_files(run, tmp_path):
     found = protocol(tmp_path / "out")
     assert found["sampler"]["solver"] == "heun" and found["guidance"]["scale"] == 1.5
     assert found["sampler"]["grid"]["gap"] == [0.01, 0.2]
+
+
+def test_the_picture_says_what_its_rows_are(run, tmp_path, capsys):
+    words = ["sample", run, "--steps", "1", "--out-dir", str(tmp_path / "out")]
+    cli.main([*words, "--num-images", "7", "--classes", "3", "7"])
+    assert "grid.png (from the top: class 3, class 7)\n" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "grid.png") as sheet:
+        assert sheet.size == (3 * 49 + 1, 2 * 49 + 1)
 
 
 def test_a_benchmark_takes_them_too(run, tmp_path):

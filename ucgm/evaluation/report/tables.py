@@ -207,17 +207,17 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             "these features is what it was asked for. The headline is of another encoder where "
             "there is one."
         )
-    if extractor["name"] == "random":
-        notes.append(
-            "Features of random convolutions order runs of one kind, and miss faults that an eye "
-            "sees: look at the strip before a number of steps is chosen by them."
-        )
     published = extractor["name"] == "inception" and protocol["num_samples"] == 50_000
     notes.append(
         "Compare with published FID-50K of the same reference and labels only."
         if published
         else "Not comparable with published FID-50K of Inception features."
     )
+    if extractor["name"] == "random":
+        notes[-1] += (
+            " Random features miss faults that an eye sees: look at the strip before you choose a "
+            "number of steps by them."
+        )
     return notes
 
 
