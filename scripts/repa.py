@@ -28,7 +28,7 @@ from ucgm.generation.samples import SamplingConfig
 from ucgm.runs.config import allow_module
 
 OWN = "scripts.train_classifier:build"
-SHARES = (0.5, 0.7, 1.0)
+SHARES = (0.5, 0.7)
 ROWS = {  # weights as published, the MLP narrower
     "none": (0.0, None),
     "repa": (0.5, {"projector": "mlp", "hidden": 256}),
@@ -103,21 +103,21 @@ def main():
         *(teacher, judge, str(reference)),
         *(asked.size, asked.batch, asked.samples, asked.out_dir),
     )
-    head = ["row", "seed", *(f"{round(share * asked.steps):,} steps" for share in asked.shares)]
+    shares = [*asked.shares, 1.0]
+    head = ["row", "seed", *(f"{round(share * asked.steps):,} steps" for share in shares)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     print("\n".join(lines), flush=True)
     for seed in asked.seeds:
         for name in ("none", *(asked.rows or list(ROWS)[1:])):
             cells = [
                 f"{fid_of(study, name, seed, round(share * asked.steps)):.3f}"
-                if share == 1.0 or name != "none"
+                if (share == 1.0) == (name == "none")
                 else ""
-                for share in asked.shares
+                for share in shares
             ]
             lines.append(f"| {name} | {seed} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    if not asked.rows:
-        write_part("repa.md", "steps", lines)
+    write_part("repa.md", "steps", lines)
 
 
 if __name__ == "__main__":
