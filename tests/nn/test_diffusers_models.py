@@ -1,5 +1,6 @@
 """Our networks as models of diffusers: stored in fewer bits, in shards, as variants, in half."""
 
+import copy
 import json
 
 import pytest
@@ -59,7 +60,11 @@ def test_shards_and_variants_come_back_whole(name, variant, tmp_path):
     assert index.name.endswith(suffix)
     assert len(set(json.loads(index.read_text())["weight_map"].values())) >= 3
     again = type(net).from_pretrained(tmp_path, variant=variant)
-    assert torch.equal(again(*inputs), net(*inputs))
+    for ours, theirs in zip(net.state_dict().items(), again.state_dict().items(), strict=True):
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
+    # Read weights lie in the mapped file at any address, and on some processors the last bits of a
+    # convolution depend on it.
+    assert torch.equal(copy.deepcopy(again)(*inputs), net(*inputs))
     half = type(net).from_pretrained(tmp_path, variant=variant, torch_dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
     rough = half(inputs[0].bfloat16(), *inputs[1:])
