@@ -162,6 +162,10 @@ def test_references_may_be_folders_of_images(tmp_path):
         expected = reference_of(Images(where, 8, 1, flips=False).open(), part.extractor)
         assert torch.equal(found.gaussian.mean, expected.gaussian.mean)
         assert found.digest == expected.digest
+    both = replace(measure, extractor=("random", "digits"))  # a folder serves all extractors
+    for part in open_evaluators(both, config, config.open()).parts:
+        expected = reference_of(Images(train, 8, 1, flips=False).open(), part.extractor)
+        assert part.held_out.digest == expected.digest
     with pytest.raises(ValueError, match="is a folder, and a reference is a file"):
         open_evaluators(measure, None, None)
 

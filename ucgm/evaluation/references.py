@@ -83,7 +83,11 @@ def prefixes(names: list[str]) -> list[str]:
 
 
 def _holds_more(path: str, extractor: str) -> bool:
-    """Whether a file holds statistics of ``extractor`` beside those of its first one."""
+    """Whether a file holds statistics of ``extractor`` beside those of its first one, or a folder
+    images, of which every extractor makes its own.
+    """
+    if Path(path).is_dir():
+        return True
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as file:
