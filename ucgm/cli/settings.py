@@ -10,7 +10,7 @@ from typing import Any
 import docstring_parser
 
 from ucgm.nn import DiTConfig
-from ucgm.runs.config import POLYMORPHIC, Config
+from ucgm.runs.config import POLYMORPHIC, Config, subclasses
 from ucgm.runs.fitted import FITTED
 from ucgm.runs.layers import training_config
 
@@ -42,7 +42,7 @@ def help_of_settings() -> str:
             lines += _rows(name, hint, value)
             continue
         lines += _row(f"{name} CLASS", "which", type(value).__name__)
-        for cls in _family(hint):
+        for cls in [hint, *subclasses(hint)]:
             rows = list(_rows(name, cls, None, [*vars(cls).get("__annotations__", ())]))
             if rows:
                 about = (cls.__doc__ or "").partition("\n")[0]
@@ -61,12 +61,11 @@ def _rows(prefix: str, cls: Any, value: Any, names: list[str] | None = None) -> 
             continue
         if name == "sampler.transport":  # that of the objective
             continue
-        kinds = [k for k in typing.get_args(hint) or (hint,) if k is not type(None)]
         default = _default(field) if value is None else getattr(value, field.name)
         # A network that is named has a size of its own.
         open_choice = name in FITTED and (prefix != "model" or issubclass(DiTConfig, cls))
         shown = "fitted" if open_choice else _shown(default)
-        meaning, kind = meanings.get(field.name, ""), kinds[0]
+        meaning, kind = meanings.get(field.name, ""), _kinds(hint)[0]
         if kind in POLYMORPHIC:
             choices = ", ".join(_choices(kind, with_fields=True))
             yield from _row(f"{name} CLASS", f"{meaning} One of {choices}.", shown)
@@ -99,24 +98,22 @@ def _meanings(cls: type) -> dict[str, str]:
     return found
 
 
-def _family(cls: type) -> Iterator[type]:
-    """A class, and all that derive from it here or in a module of the user's."""
-    yield cls
-    for sub in cls.__subclasses__():
-        yield from _family(sub)
-
-
 def _choices(cls: type, with_fields: bool = False) -> Iterator[str]:
     """The classes that a setting may name, and of what they are set."""
-    for sub in _family(cls):
+    for sub in [cls, *subclasses(cls)]:
         fields = [f.name for f in dataclasses.fields(sub)] if with_fields else []
         if sub not in POLYMORPHIC and not inspect.isabstract(sub):
             yield sub.__name__ + (f"({', '.join(fields)})" if fields else "")
 
 
+def _kinds(hint: Any) -> list[Any]:
+    """The types of a union, or the arguments of a generic one, without None."""
+    return [k for k in typing.get_args(hint) or (hint,) if k is not type(None)]
+
+
 def _metavar(hint: Any) -> str:
     """What stands for a value of a type: the choices, or a word for the kind."""
-    kinds = [k for k in typing.get_args(hint) or (hint,) if k is not type(None)]
+    kinds = _kinds(hint)
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, kinds))
     if typing.get_origin(hint) is tuple:

@@ -17,6 +17,11 @@ MOST_CLASSES = 2**20  # more are a number gone wrong, and a table of labels nobo
 LISTS = ("dataset.json", "labels.csv")
 
 
+def some_names(names: Sequence[str]) -> str:
+    """Names for people: the first twenty, and dots where there are more."""
+    return ", ".join(names[:20]) + ", ..." * (len(names) > 20)
+
+
 def check_labels(
     values: Sequence[Any] | np.ndarray, name: Callable[[int], str], num_classes: int | None = None
 ) -> np.ndarray:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ucgm.data.dataset import Dataset
+from ucgm.data.labels import some_names
 from ucgm.runtime.fixed_batches import Tile, by_tiles
 from ucgm.runtime.precision import float32_products
 from ucgm.runtime.randomness import RowRandom
@@ -134,11 +135,11 @@ class SampleSet:
             return names.index(chosen)
         if isinstance(chosen, int) and 0 <= chosen < count:
             return chosen
-        listed = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20]))
+        listed = some_names([f"{k} {name}" for k, name in enumerate(names)])
         wrong = "out of range" if isinstance(chosen, int) else "unknown"
         raise ValueError(
             f"class {chosen} is {wrong}: choose from 0 to {count - 1}"
-            + (f" ({listed}{', ...' * (count > 20)})." if names else ".")
+            + (f" ({listed})." if names else ".")
         )
 
     def latents(self, indices: Tensor, places: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ucgm.data import open_for_sampling
+from ucgm.data.labels import some_names
 from ucgm.runs.checkpoint import Run
 from ucgm.runtime.reading import read_json, reading
 
@@ -86,8 +87,7 @@ def _classes(run: Run) -> str:
     if not run.num_classes:
         return "no classes"
     names = open_for_sampling(run.config.data, run.run_dir).class_names
-    said = ", ".join(names[:20]) + ", ..." * (len(names) > 20)
-    return f"{run.num_classes} classes" + (f" ({said})" if names else "")
+    return f"{run.num_classes} classes" + (f" ({some_names(names)})" if names else "")
 
 
 def _origin(run: Run) -> str:

@@ -139,16 +139,17 @@ def _choice(expected: type, path: Any, where: str) -> type[Any]:
         cls = getattr(importlib.import_module(module), name, None)
         if isinstance(cls, type) and issubclass(cls, expected):
             return cls
-    known = sorted({cls.__name__ for cls in _subclasses(expected)})
+    known = sorted({cls.__name__ for cls in subclasses(expected)})
     near = difflib.get_close_matches(name, known, 1, 0.45)
     hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
     raise ValueError(f"{where}: class_path {path!r} is not a {expected.__name__}{hint}")
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def subclasses(cls: type) -> Iterator[type]:
+    """All that derive from a class, here or in a module of the user's."""
     for sub in cls.__subclasses__():
         yield sub
-        yield from _subclasses(sub)
+        yield from subclasses(sub)
 
 
 def from_dict(expected: Any, value: Any, where: str = "") -> Any:
@@ -210,7 +211,7 @@ def _unknown(cls: type[Any], key: str, where: str) -> str:
     """What is said of a ``key`` that a section does not have: another class, or another name."""
     prefix, names = f"{where}." if where else "", _settings_of(cls)
     base = next((base for base in POLYMORPHIC if issubclass(cls, base)), None)
-    owners = [sub.__name__ for sub in _subclasses(base) if key in _settings_of(sub)] if base else []
+    owners = [sub.__name__ for sub in subclasses(base) if key in _settings_of(sub)] if base else []
     if owners:
         others = f" or --{where} ".join(dict.fromkeys(owners))
         return f"{prefix}{key} needs --{where} {others}; it is {cls.__name__} here"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ucgm.data.labels import some_names
 from ucgm.data.latents.codec import Codec
 from ucgm.data.latents.shards import ShardSet
 from ucgm.data.latents.statistics import channel_moments, merge_moments
@@ -193,8 +194,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         least, most = facts["smallest_class"], facts["largest_class"]
         sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         lines.append(f"classes: {facts['num_classes']}, {sizes} samples each")
-        names = list(facts["counts"])
-        lines.append("  " + ", ".join(names[:20]) + ", ..." * (len(names) > 20))
+        lines.append(f"  {some_names(list(facts['counts']))}")
     else:
         lines.append("classes: none")
     if "normalised_mean" in facts:
