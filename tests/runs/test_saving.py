@@ -69,7 +69,15 @@ def test_a_full_disk_is_an_error_of_the_run_and_costs_no_checkpoint(
     six_steps, tmp_path, monkeypatch
 ):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    at_step(monkeypatch, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1])))
+    latest = tmp_path / "run" / "latest"
+
+    def fill_the_disk():  # after the checkpoint of step 3, which is written behind the training
+        end = time.monotonic() + 20
+        while not latest.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    at_step(monkeypatch, 4, fill_the_disk)
     try:
         with pytest.raises(RuntimeError, match="could not be written: .*File too large.*same comm"):
             train(tiny(), tmp_path / "run")
@@ -77,7 +85,7 @@ def test_a_full_disk_is_an_error_of_the_run_and_costs_no_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     folder = tmp_path / "run" / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step_0000003"]
-    assert (tmp_path / "run" / "latest").read_text() == "step_0000003\n"
+    assert latest.read_text() == "step_0000003\n"
     monkeypatch.undo()
     run = train(tiny(), tmp_path / "run")
     assert same(weights(run, 6, "ema"), weights(six_steps, 6, "ema"))
