@@ -1,7 +1,7 @@
 """Post-training a 1-step model of the digits by one classifier, judged by another.
 
-    python scripts/recipe.py digits ucgm_few
-    python scripts/posttrain.py ucgm_few [ROW ...] [--seeds 0 1 2] [--steps 50]
+    python scripts/recipe.py digits few_step ucgm_few
+    python scripts/posttrain.py few_step [ROW ...] [--seeds 0 1 2] [--steps 100]
 
 The training scans are halved: a convolutional classifier sees one half, a transformer the other.
 The tuned models of the first command are trained on at 1 step, by Frechet or kernel distance in the
@@ -42,6 +42,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "one": Row("FD, convolutions", "fd_post", (TRAINED,)),
+    "default": Row("FD, shipped (the default)", "fd_post", ("digits",)),
     "two": Row("FD, convolutions and random", "fd_post", (TRAINED, "random")),
     "random": Row("FD, random", "fd_post", ("random",)),
     "kernel": Row("MMD, convolutions", "mmd_post", (TRAINED,)),
@@ -54,7 +55,8 @@ class Study(NamedTuple):
     start: Path
     steps: int
     batch: int
-    queue: int
+    queue: int | None
+    clip: bool
     samples: int
     lr: float
     epochs: int
@@ -82,7 +84,7 @@ def run(study: Study, name: str, seed: int) -> None:
     if name != "before":
         row = ROWS[name]
         sets = [
-            {"extractor": encoder, "queue": study.queue if row.preset == "fd_post" else 0}
+            {"extractor": encoder, "queue": study.queue, "clip": study.clip}
             | ({"extractor": OWN, "weights": weights[encoder]} if encoder in weights else {})
             | {"distance": "fd" if row.preset == "fd_post" else "mmd"}
             for encoder in row.encoders
@@ -148,10 +150,11 @@ def main() -> None:
     parser.add_argument("start", help="row of the recipe that is trained on")
     parser.add_argument("rows", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--starts", type=Path, default=Path("runs/recipe/digits"))
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--queue", type=int, default=0, help="samples that are remembered")
+    parser.add_argument("--queue", type=int, help="samples that are remembered")
+    parser.add_argument("--unclipped", action="store_true", help="encoders see pixels as made")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--epochs", type=int, default=60, help="of the classifiers")
@@ -159,7 +162,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     allow_module("scripts.train_classifier")
-    lengths = asked.steps, asked.batch, asked.queue, asked.samples
+    lengths = asked.steps, asked.batch, asked.queue, not asked.unclipped, asked.samples
     folder = asked.out_dir / asked.start
     study = Study(asked.starts / asked.start, *lengths, asked.lr, asked.epochs, folder)
     for seed in asked.seeds:

@@ -62,6 +62,10 @@ def test_the_accumulation_that_fits_is_said(monkeypatch):
     # 24 rows in each of 2 passes are a batch of 48.
     with pytest.raises(ValueError, match="free: lower train.global_batch to 48 or less, set train"):
         estimate.check_memory(estimate.Memory(4.0, 4.0), plan, device)
+    # Losses of all samples of a step are not had in passes.
+    with pytest.raises(ValueError, match="to 24 or less, set model.gradient_checkpointing"):
+        alone = BatchPlan(96, 1, 0, 1)
+        estimate.check_memory(estimate.Memory(4.0, 4.0), alone, device, in_passes=False)
     for state in (99.0, 101.0):  # not one row fits
         with pytest.raises(ValueError, match="free: choose a smaller model.size$"):
             estimate.check_memory(estimate.Memory(state, 4.0), plan, device)

@@ -16,7 +16,7 @@ batch has taken the place of the oldest samples, or an average of moments over t
 batch has a gradient.  Both start from samples of the network as it begins.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ucgm.runtime.values import Count, NotNegative, Range, check_values
 
+_QUEUE, _ENOUGH = 50_000, 16  # samples of arXiv 2604.28190; of a batch, per feature
 _ROUNDS, _SUBSET = 20, 4096  # of k-means; of rows whose median distance is the width of the kernel
 
 
@@ -41,19 +42,40 @@ class SetTerm:
     """Frechet distance, or squared MMD."""
     weight: NotNegative = 1.0
     """w."""
-    queue: Annotated[int, Range(0, 10**7)] = 50_000
+    queue: Annotated[int, Range(0, 10**7)] | None = None
     """samples that the distance is of, more than a batch; the work of mmd grows with its square; 0:
-    the batch alone."""
+    the batch alone; null: that where a batch is 16 times the features or more, else 50,000."""
     decay: Annotated[float, Range(0.0, 0.99999)] | None = None
     """of fd: average the moments over the steps with this decay, and start from ``queue`` samples;
     null: they are those of the queue."""
     centres: Count = 4096
     """of mmd: centres that stand for the real images."""
+    clip: bool = True
+    """the encoder sees pixels clipped to their range, as those of a saved image are; false: as they
+    are, which is what the published losses do."""
+
+    def of_batch(self, batch: int, width: int) -> "SetTerm":
+        """The term with its ``queue``, for a ``batch`` of samples with features (``width``,).
+
+        A queue answers late, by as many steps as it holds batches, and a model that is trained fast
+        has by then gone past what it asks for; a batch that fixes the moments needs none.
+
+        Raises:
+            ValueError: the queue was given, and holds less than a batch.
+        """
+        alone = self.decay is None and batch >= _ENOUGH * width
+        queue = self.queue if self.queue is not None else 0 if alone else max(_QUEUE, batch)
+        if 0 < queue < batch:
+            raise ValueError(
+                f"objective.sets: a queue of {queue} holds less than a batch of {batch}: make it "
+                "longer, or 0 for the batch alone"
+            )
+        return replace(self, queue=queue)
 
     def __post_init__(self) -> None:
         """Refuse what a distance does not have."""
         check_values(self, "objective.sets")
-        if self.decay is not None and (self.distance != "fd" or self.queue < 2):
+        if self.decay is not None and (self.distance != "fd" or self.queue in (0, 1)):
             raise ValueError(
                 "objective.sets: decay is of moments, of fd, which start from a queue of samples"
             )
@@ -87,7 +109,7 @@ class SetLoss(nn.Module):
     def __init__(self, term: SetTerm, width: int) -> None:
         super().__init__()
         self.term = term
-        kept = term.queue if term.decay is None else 0
+        kept = term.queue or 0 if term.decay is None else 0
         self.register_buffer("rows", torch.zeros(kept, width))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         self.distance = torch.zeros(())

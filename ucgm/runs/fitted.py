@@ -61,8 +61,9 @@ def fitted_layer(
     tuning = started and not config.train.keep_blocks  # a student of kept blocks is a new network
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
-        if gpu and config.objective.preset in POST_TRAINING:
-            rate = 1e-5  # the largest of arXiv 2604.28190
+    if tuning and config.objective.preset in POST_TRAINING:
+        # Batch and largest rate of arXiv 2604.28190; docs/results/posttrain.md has the rest.
+        length, batch, rate, decay, period = length // 5, 1024, 1e-5, 0.95, period // 5
     length = config.train.steps if "train.steps" in given else length
     layer: Layer = {
         "train": {
@@ -165,6 +166,8 @@ def _reason(config: Config, name: str) -> str:
         return "the images are grey"
     if name in ("model.convention", "objective.time_law", "objective.enhancement_ratio"):
         return "the images are drawings: most of each has one value"
+    if config.objective.preset in POST_TRAINING:
+        return "as in docs/results/posttrain.md"
     if name in ("model.size", "train.steps", "train.global_batch"):
         if name == "train.steps" and config.train.init and not config.train.keep_blocks:
             return "a tuning: an eighth of what is chosen for a training from the start here"

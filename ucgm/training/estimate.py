@@ -77,8 +77,16 @@ def _kept_bytes(config: Config, shape: tuple[int, int, int], num_classes: int) -
     return float(total)
 
 
-def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
+def check_memory(
+    memory: Memory, plan: BatchPlan, device: torch.device, in_passes: bool = True
+) -> str:
     """How much of what is free on ``device`` a step of ``plan`` needs; in words.
+
+    Args:
+        memory: of a row, and of what there is once.
+        plan: rows of a step.
+        device: of the training.
+        in_passes: a step may be several passes; one with losses of all its samples may not.
 
     Raises:
         ValueError: it cannot fit, with the batch and the accumulation that do.
@@ -95,20 +103,23 @@ def check_memory(memory: Memory, plan: BatchPlan, device: torch.device) -> str:
     raise ValueError(
         f"a training step needs about {_size(needed)} of memory, {_size(memory.state)} of them for "
         f"weights, moments and averages, and {device} has {_size(free)} free: "
-        f"{_remedies(memory, plan, free)}choose a smaller model.size"
+        f"{_remedies(memory, plan, free, in_passes)}choose a smaller model.size"
     )
 
 
-def _remedies(memory: Memory, plan: BatchPlan, free: float) -> str:
+def _remedies(memory: Memory, plan: BatchPlan, free: float, in_passes: bool) -> str:
     """What makes the rows of a step fewer; nothing where one row does not fit either."""
     rows, most = plan.micro_batch, int((free - memory.state) // max(memory.row, 1.0))
     if most < 1:
         return ""
     whole = next(n for n in range(most, 0, -1) if rows % n == 0)
+    passes = (
+        f"set train.accumulation {plan.accumulation * (rows // whole)} for {whole} rows at once "
+        f"instead of {rows}, "
+    )
     return (
-        f"lower train.global_batch to {most * plan.world * plan.accumulation:,} or less, set "
-        f"train.accumulation {plan.accumulation * (rows // whole)} for {whole} rows at once "
-        f"instead of {rows}, set model.gradient_checkpointing true, or "
+        f"lower train.global_batch to {most * plan.world * plan.accumulation:,} or less, "
+        f"{passes if in_passes else ''}set model.gradient_checkpointing true, or "
     )
 
 
@@ -125,7 +136,8 @@ def cost_of(
     taught = map(local_run, names_of_teachers(config))
     teaching = [read_config(run / "config.yaml").model for run in taught]
     work = count_work(config.model, *data, config.objective, teaching)
-    return work, check_memory(needed_memory(config, *data, plan, work), plan, device)
+    needed = needed_memory(config, *data, plan, work)
+    return work, check_memory(needed, plan, device, in_passes=not config.objective.sets)
 
 
 def time_of_step(

@@ -49,7 +49,7 @@ class SampleLosses(nn.Module):
         super().__init__()
         self.config, self.dataset, self.plan = config, dataset, plan
         _check(config, plan)
-        found = [_opened(term, dataset, device) for term in config.objective.sets]
+        found = [_opened(term, dataset, device, plan) for term in config.objective.sets]
         self.extractors = [extractor for extractor, _ in found]
         self.measures = [loss for _, loss in found]
         self.losses = nn.ModuleList(self.measures)  # whose state is saved
@@ -73,16 +73,17 @@ class SampleLosses(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Features (B, d) of samples x (B, C, H, W) by every extractor, with gradient."""
+        made: dict[tuple[str, str, bool], Tensor] = {}
+        keys = self._keys()
         with torch.autocast(x.device.type, enabled=False):
             images = (self.dataset.pixels(x.float()) + 1.0) * 127.5
-            made: dict[tuple[str, str], Tensor] = {}
-            for extractor in self.extractors:
-                if (extractor.name, extractor.digest) not in made:
-                    rows = images
+            for extractor, key in zip(self.extractors, keys, strict=True):
+                if key not in made:
+                    rows = images.clamp(0.0, 255.0) if key[2] else images
                     if rows.shape[1] == 1 and extractor.channels == 3:
                         rows = rows.expand(-1, 3, -1, -1)
-                    made[extractor.name, extractor.digest] = extractor.module(rows)["features"]
-        return [made[extractor.name, extractor.digest] for extractor in self.extractors]
+                    made[key] = extractor.module(rows)["features"]
+        return [made[key] for key in keys]
 
     def forward(self, network: Any, draw: Draw, random: RowRandom | None = None) -> Tensor:
         """The weighted sum of all terms, a scalar, of the samples of a draw on all processes."""
@@ -101,11 +102,16 @@ class SampleLosses(nn.Module):
 
         return losses
 
+    def _keys(self) -> list[tuple[str, str, bool]]:
+        """What the features of each term depend on."""
+        pairs = zip(self.extractors, self.measures, strict=True)
+        return [(e.name, e.digest, loss.term.clip) for e, loss in pairs]
+
     def describe(self) -> str:
         """One line for the log."""
         terms = (
             f"{loss.term.distance} of {e.name}, weight {loss.term.weight:g}, "
-            + (f"decay {loss.term.decay:g}" if loss.term.decay else f"queue {loss.term.queue:,}")
+            + (f"decay {loss.term.decay:g}" if loss.term.decay else _queue(loss.term))
             for loss, e in zip(self.measures, self.extractors, strict=True)
         )
         return f"samples of {self.config.sampler.nfe} evaluations: {'; '.join(terms)}"
@@ -119,7 +125,7 @@ class SampleLosses(nn.Module):
     def begin(self, network: nn.Module, device: torch.device) -> None:
         """Fill the queues with samples of the network as it is; all processes must call this."""
         plan, data = self.plan, self.dataset
-        count = max(term.queue for term in self.config.objective.sets)
+        count = max(loss.term.queue or 0 for loss in self.measures)
         parts: list[list[Tensor]] = [[] for _ in self.extractors]
         training = network.training
         network.eval()
@@ -163,9 +169,14 @@ class _FirstWrapped:
         return now(*inputs, **more)
 
 
+def _queue(term: SetTerm) -> str:
+    """What the distance of a term is of."""
+    return f"queue {term.queue:,}" if term.queue else "of the batch alone"
+
+
 def _check(config: Config, plan: BatchPlan) -> None:
     """Refuse what a gradient through samples cannot be had of."""
-    sampler, queues = config.sampler, [term.queue for term in config.objective.sets]
+    sampler = config.sampler
     if sampler.nfe > MOST_EVALUATIONS:
         raise ValueError(
             f"objective.sets: the sampler makes {sampler.nfe} evaluations, and the gradient goes "
@@ -175,16 +186,13 @@ def _check(config: Config, plan: BatchPlan) -> None:
         raise ValueError(
             "objective.sets are of all samples of a step at once: set train.accumulation: 1"
         )
-    if any(0 < queue < plan.global_batch for queue in queues):
-        raise ValueError(
-            f"objective.sets: a queue of {min(q for q in queues if q)} holds less than a batch of "
-            f"{plan.global_batch}: make it longer, or 0 for the batch alone"
-        )
     if config.guidance.kind == "auto" and config.guidance.scale != 1.0:
         raise ValueError("objective.sets: guidance.kind auto has no gradient: set guidance.scale 1")
 
 
-def _opened(term: SetTerm, dataset: Dataset, device: torch.device) -> tuple[Extractor, SetLoss]:
+def _opened(
+    term: SetTerm, dataset: Dataset, device: torch.device, plan: BatchPlan
+) -> tuple[Extractor, SetLoss]:
     """The extractor of a term, and its loss."""
     name = term.extractor or dataset.extractor
     if ":" in name and not is_allowed(name.partition(":")[0]):
@@ -202,8 +210,9 @@ def _opened(term: SetTerm, dataset: Dataset, device: torch.device) -> tuple[Extr
         )
     else:
         reference = reference_of(dataset, extractor)
-    reference.check(extractor.name, extractor.digest, extractor.dimensions["features"])
-    return extractor, set_loss(term, _real(reference))
+    width = extractor.dimensions["features"]
+    reference.check(extractor.name, extractor.digest, width)
+    return extractor, set_loss(term.of_batch(plan.global_batch, width), _real(reference))
 
 
 def _real(reference: Reference) -> Real:
