@@ -22,6 +22,7 @@ from ucgm.objective.sets import Real, SetLoss, SetTerm, set_loss
 from ucgm.runs.config import Config, is_allowed
 from ucgm.runs.folder import ENCODERS, encoders_of
 from ucgm.runtime.files import write_atomic
+from ucgm.runtime.processes import Progress
 from ucgm.runtime.randomness import RowRandom
 from ucgm.runtime.sharding import rows_of_all
 
@@ -129,6 +130,7 @@ class SampleLosses(nn.Module):
         parts: list[list[Tensor]] = [[] for _ in self.extractors]
         training = network.training
         network.eval()
+        progress = Progress(count, "samples of the queue", silent=plan.rank > 0 or not count)
         for start in range(0, count, plan.global_batch):
             rows = start + plan.rows(0)
             random = RowRandom.for_rows(self.config.train.seed, -3, rows)
@@ -137,6 +139,7 @@ class SampleLosses(nn.Module):
             x = self.samples(network, z, y, RowRandom(random.keys.to(device), _STREAM))
             for part, found in zip(parts, self.features(x), strict=True):
                 part.append(rows_of_all(found, plan.rank, plan.world))
+            progress.add(min(plan.global_batch, count - start))
         for loss, part in zip(self.measures, parts, strict=True):
             if loss.term.queue:
                 loss.begin(torch.cat(part)[: loss.term.queue])
