@@ -38,7 +38,7 @@ def work(out, seconds=0.0, world=None, batch=50, chunk=CHUNK):
         run,
         STEPS,
         COUNT,
-        metrics_config=MetricConfig(metrics=("fid", "accuracy")),
+        metrics_config=MetricConfig(metrics=("fid", "sw", "swr", "accuracy")),
         out_dir=out,
         batch_size=batch,
         chunk_size=chunk,

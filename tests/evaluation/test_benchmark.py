@@ -63,6 +63,12 @@ def test_fdr_is_fid_in_units_of_held_out_real_images(oracle):
     assert floor["fdr"] == pytest.approx(1.0, rel=1e-9)
 
 
+def test_sliced_distances_of_the_memoriser(oracle):
+    (one, eight), real = (row["scores"] for row in oracle["rows"]), oracle["real"]["scores"]
+    assert real["swr"] == 1.0 and eight["sw"] < real["sw"] < one["sw"]
+    assert eight["swr"] < 1.1 and one["swr"] > 3.0
+
+
 def test_permuted_labels_show_in_accuracy_alone(tmp_path, oracle):
     moved = run_benchmark(tmp_path, Memoriser(shift=1), (8,), 960)["rows"][0]["scores"]
     assert moved["accuracy"] < 0.01
@@ -327,7 +333,8 @@ def test_reference_of_another_extractor_is_refused(tmp_path):
     mine = run_benchmark(
         tmp_path, metrics_config=MetricConfig(extractor="flat"), out_dir=tmp_path / "flat"
     )
-    assert mine["metrics"] == ["fid", "fid_heldout", "fdr", "kid", "precision", "recall"]
+    names = ["fid", "fid_heldout", "fdr", "kid", "sw", "swr", "precision", "recall"]
+    assert mine["metrics"] == names
 
 
 class Blocks(torch.nn.Module):
@@ -346,14 +353,17 @@ def test_fdr_of_several_extractors_has_a_mean(tmp_path):
     register_extractor(
         "means", lambda weights: Extractor("means", "b2" * 32, Blocks(), {"features": 16}, 1)
     )
-    both = MetricConfig(("fid", "fdr"), extractor=("digits", "means"))
+    both = MetricConfig(("fid", "fdr", "swr"), extractor=("digits", "means"))
     result = run_benchmark(tmp_path, metrics_config=both)
-    assert result["metrics"] == ["fid", "fdr", "means.fid", "means.fdr", "fdr_mean"]
-    for row in result["rows"]:
+    own, more = ["fid", "fdr", "swr"], ["means.fid", "means.fdr", "means.swr"]
+    assert result["metrics"] == [*own, *more, "fdr_mean", "swr_mean"]
+    for row in (*result["rows"], result["real"]):
         scores = row["scores"]
         assert scores["fdr_mean"] == (scores["fdr"] + scores["means.fdr"]) / 2
+        assert scores["swr_mean"] == (scores["swr"] + scores["means.swr"]) / 2
+    assert scores["swr"] == scores["means.swr"] == 1.0
     page = (tmp_path / "out" / "benchmark.md").read_text()
-    assert "FDr, mean" in page and "FDr (means)" in page
+    assert "FDr, mean" in page and "FDr (means)" in page and "SWr (means)" in page
     alone = run_benchmark(tmp_path, metrics_config=MetricConfig(("fdr",)), out_dir=tmp_path / "one")
     assert alone["metrics"] == ["fdr"]
 

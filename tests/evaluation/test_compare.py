@@ -104,15 +104,16 @@ def test_held_out_distances_compare_with_one_held_out_reference_only(reports, tm
     for name, sha in (("a", "00"), ("b", "11")):
         report = json.loads((Path(reports[0]) / "benchmark.json").read_text())
         report["references"][1]["sha256"] = sha
-        report["metrics"] = ["fid", "fid_heldout", "fdr"]
+        report["metrics"] = ["fid", "fid_heldout", "fdr", "sw", "swr"]
         for row in report["rows"]:
-            row["scores"] |= {"fid_heldout": 1.0, "fdr": 1.0}
+            row["scores"] |= dict.fromkeys(report["metrics"][1:], 1.0)
         report["real"] = None
         shutil.copytree(reports[0], tmp_path / name)
         (tmp_path / name / "benchmark.json").write_text(json.dumps(report))
         folders.append(str(tmp_path / name))
-    compare_run(folders, str(tmp_path / "fid"))
-    for metric in ("fid_heldout", "fdr"):
+    for metric in ("fid", "sw"):
+        compare_run(folders, str(tmp_path / metric), metric=metric)
+    for metric in ("fid_heldout", "fdr", "swr"):
         with pytest.raises(ValueError, match="reference differs: "):
             compare_run(folders, str(tmp_path / "out"), metric=metric)
 

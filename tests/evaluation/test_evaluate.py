@@ -94,7 +94,7 @@ def test_evaluate_equals_the_benchmark(tmp_path, train_file):
     for where in (npz, png, str(made), str(tmp_path / "npz")):
         found = evaluate(where, MetricConfig(reference=train_file), device="cpu")
         assert found["images_hash"] == expected["images_hash"]
-        for name in ("fid", "kid", "precision", "recall", "inception_score", "accuracy"):
+        for name in ("fid", "kid", "sw", "precision", "recall", "inception_score", "accuracy"):
             assert found["scores"][name] == pytest.approx(expected["scores"][name], rel=1e-6), name
         report = json.loads((tmp_path / f"{where}.evaluation" / "evaluation.json").read_text())
         assert report["scores"] == found["scores"]
@@ -206,7 +206,7 @@ def test_sixty_four_images_through_inception_and_dinov2(tmp_path, random_incepti
         UserWarning, match="64 samples for 2048 features: the covariance is singular"
     ):
         result = benchmark(run, (2,), 64, metrics_config=config, out_dir=tmp_path / "out")
-    names = ["fid", "sfid", "kid", "precision", "recall", "inception_score", "dinov2.fid"]
+    names = ["fid", "sfid", "kid", "sw", "precision", "recall", "inception_score", "dinov2.fid"]
     assert result["metrics"] == names
     assert all(np.isfinite(result["rows"][0]["scores"][name]) for name in names)
     text = (tmp_path / "out" / "benchmark.md").read_text()

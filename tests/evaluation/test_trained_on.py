@@ -17,7 +17,7 @@ from ucgm.evaluation.report.tables import chief, headline, label, table, trained
 from ucgm.evaluation.scoring import MetricConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples for .* features")
-METRICS = ("fid", "clip.fid", "mae.fid", "fdr_mean")
+METRICS = ("fid", "clip.fid", "mae.swr", "fdr_mean", "swr_mean")
 
 
 def report(*known, metrics=METRICS):
@@ -34,9 +34,9 @@ def report(*known, metrics=METRICS):
 def test_an_encoder_is_known_by_its_name_or_by_its_weights():
     cases = {
         (): (),
-        (("digits", "9"),): ("fid", "fdr_mean"),
-        (("other", "1"),): ("clip.fid", "fdr_mean"),
-        (("digits", "0"), ("mae", "8")): ("fid", "mae.fid", "fdr_mean"),
+        (("digits", "9"),): ("fid", "fdr_mean", "swr_mean"),
+        (("other", "1"),): ("clip.fid", "fdr_mean", "swr_mean"),
+        (("digits", "0"), ("mae", "8")): ("fid", "mae.swr", "fdr_mean", "swr_mean"),
         (("siglip", "9"),): (),
     }
     for known, marked in cases.items():
@@ -48,7 +48,7 @@ def test_an_encoder_is_known_by_its_name_or_by_its_weights():
 def test_the_headline_is_of_an_encoder_that_the_run_was_not_trained_on():
     assert chief(report()) == chief(report(("mae", "2"))) == "fid"
     assert chief(report(("digits", "0"))) == "clip.fid"
-    assert chief(report(("digits", "0"), ("clip", "1"))) == "mae.fid"
+    assert chief(report(("digits", "0"), ("clip", "1"))) == "mae.swr"
     all_known = report(("digits", "0"), ("clip", "1"), ("mae", "2"))
     sentence, _ = headline({"a": all_known}, chief(all_known))
     assert "FID † is 0.500" in sentence and sentence.endswith("ask another --extractor.")

@@ -2,7 +2,7 @@
 
 An extractor maps uint8 images to named rows:
 
-    features  (B, d)  FID, KID, precision and recall are computed from these
+    features  (B, d)  FID, KID, SW, precision and recall are computed from these
     logits    (B, K)  inception score; conditional accuracy when the K classes are those of the data
     spatial   (B, e)  sFID
 

@@ -23,11 +23,12 @@ from typing import Annotated, Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK, GeneratedImages
+from ucgm.evaluation.evaluators import Evaluators
 from ucgm.evaluation.image_sets import DatasetImages
 from ucgm.evaluation.references import open_evaluators, statistics_of
 from ucgm.evaluation.report import write_report
 from ucgm.evaluation.report.saved import read_report
-from ucgm.evaluation.scoring import Evaluators, MetricConfig
+from ucgm.evaluation.scoring import MetricConfig
 from ucgm.evaluation.sweep import FeatureExtraction, Part
 from ucgm.generation.command import fingerprint, open_run, protocol_of, samples_of_run
 from ucgm.generation.samples import SampleSet, SamplingConfig

@@ -22,6 +22,7 @@ from ucgm.evaluation.report.figures import save_curves
 from ucgm.evaluation.report.page import page
 from ucgm.evaluation.report.saved import read_report
 from ucgm.evaluation.report.tables import aligned, headline, label, matrix
+from ucgm.evaluation.scoring import RATIOS
 from ucgm.runtime.files import holds_files, sole_writer, write_atomic
 
 # Student's t, 97.5 %, for 1, 2, ... degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2)
@@ -127,13 +128,14 @@ def _facts(result: dict[str, Any], folder: Path, metric: str) -> dict[str, tuple
     protocol = result["protocol"]
     extractors = [protocol["extractor"], *protocol.get("more_extractors", ())]
     name = metric.rpartition(".")[0] or extractors[0]["name"]
-    used = [entry for entry in extractors if metric == "fdr_mean" or entry["name"] == name]
+    used = [entry for entry in extractors if metric.endswith("_mean") or entry["name"] == name]
     names = [entry["name"] for entry in used]
     references = [entry for entry in result["references"] if entry["extractor"] in names]
     plain = metric.rpartition(".")[2]
-    if not plain.startswith("fdr"):  # a held-out reference follows the other
+    ratio = plain.startswith(RATIOS)
+    if not ratio:  # a held-out reference follows the other
         references = references[1:2] if plain == "fid_heldout" else references[:1]
-    if not references or (plain.startswith("fdr") and len(references) < 2 * len(used)):
+    if not references or (ratio and len(references) < 2 * len(used)):
         raise ValueError(f"{folder} does not say what its {metric} was measured with.")
     facts = {key: (protocol.get(key), protocol.get(key)) for key in MUST_AGREE}
     facts["extractor"] = [(one["name"], one["sha256"]) for one in used], used[0]

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from ucgm.evaluation.chunks import CHUNK
+from ucgm.evaluation.evaluators import Evaluators
 from ucgm.evaluation.extractors import Extractors
 from ucgm.evaluation.image_sets import ImageSet, open_images
 from ucgm.evaluation.metrics import Reference, save_reference
 from ucgm.evaluation.references import chosen_extractor, open_evaluators, prefixes
 from ucgm.evaluation.report.tables import SEEN, aligned, column, label
-from ucgm.evaluation.scoring import Evaluators, MetricConfig, Names
+from ucgm.evaluation.scoring import MetricConfig, Names
 from ucgm.evaluation.sweep import FeatureExtraction
 from ucgm.runtime.files import refuse_inside, write_atomic
 from ucgm.runtime.processes import join_world
@@ -129,7 +130,7 @@ def make_reference(
             digits for the digits.
         extractor_weights: path of its weights, for each in the same order.
         size: scale and crop to this size, as the training data were.
-        num_rows: feature rows to keep, evenly spaced, for KID, precision and recall.
+        num_rows: feature rows to keep, evenly spaced, for KID, SW, precision and recall.
         name: what reports call it; the file's name when left out.
         shard_size: images between two points from which a stopped command goes on.
         device: cpu, cuda, ...; the fastest there is when left out.

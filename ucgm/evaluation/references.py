@@ -10,12 +10,13 @@ import torch
 from ucgm.data import Images
 from ucgm.data.dataset import DataConfig, Dataset
 from ucgm.evaluation.chunks import FeatureExtractor, empty_moments
+from ucgm.evaluation.evaluators import Evaluators
 from ucgm.evaluation.extractors import Extractor, Extractors, open_extractor
 from ucgm.evaluation.extractors.inception import MissingWeights
 from ucgm.evaluation.image_sets import DatasetImages, ImageSet
 from ucgm.evaluation.metrics import Reference, load_reference, moments_of
 from ucgm.evaluation.metrics.reference import digest_of
-from ucgm.evaluation.scoring import METRICS, Evaluator, Evaluators, FeatureStatistics, MetricConfig
+from ucgm.evaluation.scoring import METRICS, Evaluator, FeatureStatistics, MetricConfig
 from ucgm.runs.config import is_allowed
 
 # Images from which on a reference should be a file.

@@ -9,22 +9,22 @@ Scores, and what each needs besides the generated images:
                      real images are (FDr, 2604.28190); fdr_mean is its mean over the extractors
     sfid             moments of the reference's spatial features (2103.03841)
     kid, precision, recall   feature rows of the reference      (1801.01401, 1904.06991)
+    sw               the same: sliced-Wasserstein distance      (2607.02375)
+    swr              the same, and rows of held-out features: sw over theirs; swr_mean as fdr_mean
     inception_score  logits                                     (1606.03498)
     accuracy         logits of a classifier of the data's own classes, and the labels asked for
 """
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ucgm.evaluation.chunks import FeatureExtractor
-from ucgm.evaluation.extractors import Extractor, Extractors
+from ucgm.evaluation.extractors import Extractor
 from ucgm.evaluation.image_sets import NpzImages
 from ucgm.evaluation.metrics import (
     Gaussian,
@@ -34,11 +34,14 @@ from ucgm.evaluation.metrics import (
     inception_score,
     kernel_distance,
     precision_recall,
+    sliced_ratio,
+    sliced_wasserstein,
 )
 from ucgm.runtime.processes import Progress
 
-METRICS = ("fid", "fid_heldout", "fdr", "sfid", "kid", "precision", "recall",
+METRICS = ("fid", "fid_heldout", "fdr", "sfid", "kid", "sw", "swr", "precision", "recall",
            "inception_score", "accuracy")  # fmt: skip
+RATIOS = ("fdr", "swr")  # to held-out real images: those of several extractors have a mean
 # Images without which a metric has no value.
 LEAST = {"precision": 4, "recall": 4, "inception_score": 10}
 
@@ -68,8 +71,8 @@ class MetricConfig:
     """
 
     metrics: tuple[str, ...] | None = None
-    """names from fid fid_heldout fdr sfid kid precision recall inception_score accuracy; all that
-    can be computed when left out."""
+    """names from fid fid_heldout fdr sfid kid sw swr precision recall inception_score accuracy; all
+    that can be computed when left out."""
     extractor: Names = None
     """digits, inception, dinov2, clip, siglip, mae, convnext, random, a registered name or
     module:function; several give further columns. That of the reference, or of the data, when left
@@ -108,7 +111,7 @@ class Evaluator:
         extractor: of the features.
         metrics: in the order of the table.
         reference: for all metrics that need one.
-        held_out: for ``fid_heldout`` and ``fdr``.
+        held_out: for ``fid_heldout``, ``fdr`` and ``swr``.
         prefix: of the extractor's outputs among those of several, and of the scores.
     """
 
@@ -154,7 +157,14 @@ class Evaluator:
             logits = f"{name} has no logits"
         if extractor.num_classes == 0 or extractor.num_classes != num_classes:
             accuracy = f"the logits of {name} are not the {num_classes} classes of the data"
-        reasons = ("", held_out, held_out, spatial, rows, rows, rows, logits, accuracy)
+        swr = held_out or rows
+        if self.held_out is not None and not swr:
+            if self.held_out.features is None:
+                swr = f"held-out reference {self.held_out.name} holds no feature rows"
+            elif reference.features is not None:
+                same = torch.equal(self.held_out.features, reference.features)
+                swr = f"the held-out images are those of {theirs}" * same
+        reasons = ("", held_out, held_out, spatial, rows, rows, swr, rows, rows, logits, accuracy)
         return dict(zip(METRICS, reasons, strict=True))
 
     def score(self, statistics: FeatureStatistics) -> dict[str, float]:
@@ -167,6 +177,12 @@ class Evaluator:
         def rows(output: str) -> Tensor:
             return statistics.rows(self.prefix + output)
 
+        def ratio() -> float:
+            assert self.held_out is not None and self.held_out.features is not None
+            ours, real = rows("features"), self.held_out.features
+            labels = statistics.rows("labels") if len(ours) > len(real) else None
+            return sliced_ratio(ours, real, self.reference_rows, labels)
+
         @cache
         def both() -> tuple[float, float]:
             return precision_recall(rows("features"), self.reference_rows)
@@ -177,6 +193,8 @@ class Evaluator:
             "fdr": lambda: distance("features", self.reference.gaussian) / self.real_distance,
             "sfid": lambda: distance("spatial", self.reference.spatial),
             "kid": lambda: kernel_distance(rows("features"), self.reference_rows),
+            "sw": lambda: sliced_wasserstein(rows("features"), self.reference_rows),
+            "swr": ratio,
             "precision": lambda: both()[0],
             "recall": lambda: both()[1],
             "inception_score": lambda: inception_score(rows("logits")),
@@ -203,94 +221,3 @@ class Evaluator:
             for reference in (self.reference, self.held_out)
             if reference is not None
         ]
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluators:
-    """Evaluators of the same images, one per extractor; the first one's scores have plain names.
-
-    Attributes:
-        parts: at least one.
-        device: where their extractors run.
-    """
-
-    parts: tuple[Evaluator, ...]
-    device: str | None = None
-
-    @cached_property
-    def extractor(self) -> Extractors:
-        """Their extractors as one."""
-        return Extractors({part.prefix: part.extractor for part in self.parts}, self.device)
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the scores."""
-        names = [part.prefix + name for part in self.parts for name in part.metrics]
-        return names + ["fdr_mean"] * (len(self._ratios) > 1)
-
-    @property
-    def _ratios(self) -> list[str]:
-        """Names of the ratios to real images, of which several have a mean."""
-        return [f"{part.prefix}fdr" for part in self.parts if "fdr" in part.metrics]
-
-    def without(self, *metrics: str) -> "Evaluators":
-        """The same evaluators without some metrics."""
-        parts = []
-        for part in self.parts:
-            kept = tuple(name for name in part.metrics if name not in metrics)
-            parts.append(replace(part, metrics=kept))
-        return Evaluators(tuple(parts), self.device)
-
-    def enough(self, count: int, images: str, place: str) -> "Evaluators":
-        """The evaluators without the metrics that ``count`` images cannot give, with a warning."""
-        asked = {name for part in self.parts for name in part.metrics}
-        few = [name for name, least in LEAST.items() if count < least and name in asked]
-        if few:
-            left_out = f"are too few for {', '.join(few)}: {place} has none."
-            warnings.warn(f"{count} {images} {left_out}", stacklevel=3)
-        return self.without(*few)
-
-    def score(self, statistics: FeatureStatistics) -> dict[str, float]:
-        """The scores of all."""
-        found = {k: value for part in self.parts for k, value in part.score(statistics).items()}
-        if len(self._ratios) > 1:
-            found["fdr_mean"] = fmean(found[name] for name in self._ratios)
-        return found
-
-    def real_scores(self) -> dict[str, float]:
-        """Scores of the held-out real images, as far as their statistics give them; or none."""
-        parts, moments, rows = [], {}, {}
-        for part in self.parts:
-            if (real := part.held_out) is None:
-                continue
-            able = {"fid", "fdr"}
-            moments[part.prefix + "features"] = real.gaussian
-            if real.spatial is not None:
-                moments[part.prefix + "spatial"] = real.spatial
-                able |= {"sfid"}
-            if real.features is not None and len(real.features) >= LEAST["recall"]:
-                rows[part.prefix + "features"] = real.features
-                able |= {"kid", "precision", "recall"}
-            parts.append(replace(part, metrics=tuple(n for n in part.metrics if n in able)))
-        return Evaluators(tuple(parts)).score(FeatureStatistics(moments, rows.__getitem__))
-
-    def identity(self) -> dict[str, Any]:
-        """``extractor`` and, where there are several, ``more_extractors`` of a protocol."""
-        first, *more = (part.extractor.identity() for part in self.parts)
-        return {"extractor": first} | ({"more_extractors": more} if more else {})
-
-    def references(self) -> list[dict[str, Any]]:
-        """Identities of all references."""
-        return [entry for part in self.parts for entry in part.references()]
-
-    def warn_if_few(self, count: int) -> None:
-        """Warn where the bias of FID, about c / n, is not small."""
-        for part in self.parts:
-            width = part.extractor.dimensions["features"]
-            if not {"fid", "fid_heldout", "fdr", "sfid"} & set(part.metrics) or count >= 30 * width:
-                continue
-            text = "FID is biased upwards by several percent, or more"
-            if count <= width:
-                text = "the covariance is singular and FID is dominated by its bias"
-            remedy = f"Use at least {30 * width}, and compare equal numbers only."
-            warnings.warn(f"{count} samples for {width} features: {text}. {remedy}", stacklevel=3)

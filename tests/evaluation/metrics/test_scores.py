@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ucgm.evaluation.evaluators import Evaluators
 from ucgm.evaluation.metrics import (
     conditional_accuracy,
     inception_score,
@@ -10,7 +11,7 @@ from ucgm.evaluation.metrics import (
 )
 from ucgm.evaluation.metrics.moments import moments_of
 from ucgm.evaluation.metrics.reference import Reference
-from ucgm.evaluation.scoring import Evaluator, Evaluators, FeatureStatistics
+from ucgm.evaluation.scoring import Evaluator, FeatureStatistics
 
 
 def rows(n, d, seed, shift=0.0):

@@ -11,3 +11,5 @@ from ucgm.evaluation.metrics.scores import conditional_accuracy as conditional_a
 from ucgm.evaluation.metrics.scores import inception_score as inception_score
 from ucgm.evaluation.metrics.scores import kernel_distance as kernel_distance
 from ucgm.evaluation.metrics.scores import precision_recall as precision_recall
+from ucgm.evaluation.metrics.sliced import sliced_ratio as sliced_ratio
+from ucgm.evaluation.metrics.sliced import sliced_wasserstein as sliced_wasserstein

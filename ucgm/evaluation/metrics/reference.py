@@ -47,7 +47,7 @@ class Reference:
         gaussian: moments of the features, for FID.
         digest: sha256 of the file, or of the moments when there is no file.
         spatial: moments of the spatial features, for sFID.
-        features: (N, d) float32 rows, for KID, precision and recall.
+        features: (N, d) float32 rows, for KID, SW, precision and recall.
         extractor: name and weights hash of the extractor, None where the file does not say.
         protocol: how it was made, for the report.
         images: path of a file with the ``arr_0`` images of the reference.

@@ -13,6 +13,9 @@ COLUMNS = {
     "fdr_mean": ("FDr, mean", 3),
     "sfid": ("sFID", 3),
     "kid": ("KID", 4),
+    "sw": ("SW", 4),
+    "swr": ("SWr", 3),
+    "swr_mean": ("SWr, mean", 3),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "inception_score": ("IS", 2),
@@ -51,7 +54,7 @@ def trained_on(metric: str, result: dict[str, Any]) -> bool:
     protocol = result["protocol"]
     encoders = [protocol["extractor"], *protocol.get("more_extractors", ())]
     prefix, _, plain = metric.rpartition(".")
-    asked = encoders if plain == "fdr_mean" else encoders[:1]
+    asked = encoders if plain.endswith("_mean") else encoders[:1]
     asked = [e for e in encoders if e["name"] == prefix] if prefix else asked
     seen = {value for e in protocol.get("trained_on", ()) for value in (e["name"], e["sha256"])}
     return any(not seen.isdisjoint((e["name"], e["sha256"])) for e in asked)
@@ -187,7 +190,8 @@ def footnotes(result: dict[str, Any]) -> list[str]:
         "Sampler: " + ", ".join(f"{k} {v}" for k, v in protocol["sampler"].items()) + ".",
         result["nfe_convention"],
         f"uint8 = {protocol['uint8']}.",
-        "KID: mean over 100 subsets of 1,000, or of the smaller set; precision and recall: k = 3.",
+        "KID: mean over 100 subsets of 1,000, or of the smaller set; precision and recall: k = 3; "
+        "SW: 1,024 directions.",
         "images/s: sampler and decoder of one process on "
         f"{result['machine']['device']}, first batch of each set excluded.",
     ]
@@ -199,7 +203,7 @@ def footnotes(result: dict[str, Any]) -> list[str]:
         notes.append(
             f"Row real: {count} held-out real images ({real['name']}); its FID is the "
             "noise floor, and the unit of FDr. A generator that memorises has a small FID and "
-            "a larger FID held-out."
+            "a larger FID held-out. SWr divides by the SW of as many real images."
         )
     if known := protocol.get("trained_on"):
         notes.append(
