@@ -15,6 +15,7 @@ from ucgm.evaluation.chunks import ChunkFolder
 from ucgm.evaluation.extractors import Extractor, open_extractor, register_extractor
 from ucgm.evaluation.metrics import save_reference
 from ucgm.evaluation.references import open_evaluators, reference_of
+from ucgm.evaluation.report.tables import encoders_sentence
 from ucgm.evaluation.scoring import MetricConfig
 from ucgm.generation.samples import SamplingConfig
 from ucgm.runtime.files import write_atomic
@@ -349,7 +350,7 @@ class Blocks(torch.nn.Module):
         return {"features": pooled.flatten(1) * self.w}
 
 
-def test_fdr_of_several_extractors_has_a_mean(tmp_path):
+def test_fdr_of_several_extractors_has_a_mean(tmp_path, capsys):
     register_extractor(
         "means", lambda weights: Extractor("means", "b2" * 32, Blocks(), {"features": 16}, 1)
     )
@@ -364,6 +365,12 @@ def test_fdr_of_several_extractors_has_a_mean(tmp_path):
     assert scores["swr"] == scores["means.swr"] == 1.0
     page = (tmp_path / "out" / "benchmark.md").read_text()
     assert "FDr, mean" in page and "FDr (means)" in page and "SWr (means)" in page
+    sentence = encoders_sentence(result)
+    assert sentence.startswith("2 steps are best over 2 encoders") and f"\n{sentence}\n" in page
+    assert f"\n{sentence}\n" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "encoders.png").width == 960
+    page = (tmp_path / "out" / "benchmark.html").read_text()
+    assert sentence in page and '"picture": "data:image/png' in page
     alone = run_benchmark(tmp_path, metrics_config=MetricConfig(("fdr",)), out_dir=tmp_path / "one")
     assert alone["metrics"] == ["fdr"]
 

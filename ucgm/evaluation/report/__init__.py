@@ -1,15 +1,17 @@
-"""The report of a benchmark: JSON, CSV, Markdown, HTML, curve, grids, strip."""
+"""The report of a benchmark: JSON, CSV, Markdown, HTML, curve, bars, grids, strip."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from ucgm.evaluation.report.figures import save_curves
+from ucgm.evaluation.report.figures import save_curves, save_encoders
 from ucgm.evaluation.report.page import grid_name, lead, page
 from ucgm.evaluation.report.tables import (
+    ENCODERS,
     aligned,
     chief,
     csv_text,
+    encoders_sentence,
     footnotes,
     headline,
     markdown,
@@ -42,6 +44,8 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
     curves = [name for name in order if name.rpartition(".")[2] in frechet]
     curve = folder / "fid_vs_steps.png"
     save_curves(runs, curves or order[:1], curve)
+    if said := encoders_sentence(result):
+        save_encoders(result, folder / ENCODERS)
     title = f"{result['name']}: quality against the number of steps"
     content = result | {"summary": summarise(result)}
     for name, text in {
@@ -54,5 +58,15 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
     head, cells, _ = table(runs)
     sentence, _ = headline(runs, chief(result))
     warning = footnotes(result)[-1:]
-    print("", aligned(head, cells), "", sentence, lead(result), *warning, "", sep="\n")
+    print(
+        "",
+        aligned(head, cells),
+        "",
+        sentence,
+        *([said] if said else []),
+        lead(result),
+        *warning,
+        "",
+        sep="\n",
+    )
     print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")

@@ -1,11 +1,11 @@
-"""The curve of a benchmark, or of several: a metric against the number of steps."""
+"""Pictures of benchmarks: a metric against the number of steps, FDr of several encoders."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ucgm.evaluation.report.tables import label, summarise
+from ucgm.evaluation.report.tables import encoders, label, summarise
 from ucgm.runtime.files import write_atomic
 from ucgm.runtime.terminal import printable
 
@@ -70,6 +70,52 @@ def save_curves(
     return path
 
 
+def save_encoders(result: dict[str, Any], path: Path) -> None:
+    """FDr of each encoder, a group of bars with one per number of steps, as PNG.
+
+    Args:
+        result: content of ``benchmark.json``, of several encoders.
+        path: of the picture.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    entries, shown = summarise(result), encoders(result)
+    height = 1.6 + 0.2 * (len(entries) + 1) * len(shown)
+    figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
+    axes, thick, handles = figure.subplots(), 0.86 / len(entries), []
+    values = [[entry["scores"][m]["mean"] for m in shown.values()] for entry in entries]
+    # On a logarithmic axis, which has no zero, bars begin at the line of real images.
+    start = float(plain_axis(axes, [1.0, *(v for row in values for v in row)], "x"))
+    on_white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    for i, (entry, row) in enumerate(zip(entries, values, strict=True)):
+        places = [n + thick * (i + 0.5 - len(entries) / 2) for n in range(len(row))]
+        color = colormaps["viridis"](0.9 * (1 - (i + 0.5) / len(entries)))
+        lengths, steps = [value - start for value in row], str(entry["steps"])
+        handles.append(axes.barh(places, lengths, thick, start, color=color, label=steps))
+        texts = [f"{value:,.{2 if abs(value) < 100 else 0}f}" for value in row]
+        axes.bar_label(handles[-1], texts, padding=3, fontsize="small", bbox=on_white, zorder=3)
+    handles.append(axes.axvline(1.0, color="tab:red", linestyle="--", label="real images"))
+    axes.use_sticky_edges = not start
+    axes.margins(x=0.15, y=0.02)
+    axes.set_yticks(range(len(shown)), [_text(name) for name in shown])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("FDr (real images: 1)")
+    axes.set_title(f"{result['protocol']['num_samples']:,} samples per bar")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(8, len(handles)),
+        title="sampling steps",
+        handlelength=1.5,
+        columnspacing=1.2,
+    )
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
 def _draw_strip(axes: Any, name: str, result: dict[str, Any], strip: Path) -> None:
     """Up to nine samples of each number of steps under its tick, the same ones at each."""
     import numpy as np
@@ -98,13 +144,22 @@ def _text(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def plain_axis(axes: Any, values: Iterable[float]) -> None:
-    """A vertical axis whose ticks read 0.3, in place of 3x10^-1; logarithmic over a decade."""
+def plain_axis(axes: Any, values: Iterable[float], name: str = "y") -> bool:
+    """An axis whose ticks read 0.3, in place of 3x10^-1; whether it is logarithmic: over a decade.
+
+    Args:
+        axes: of the picture.
+        values: that it shows.
+        name: y or x.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     found = [value for value in values if abs(value) < float("inf")]
-    if found and min(found) > 0 and max(found) > 10 * min(found):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter("{x:g}")
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    wide = bool(found) and min(found) > 0 and max(found) > 10 * min(found)
+    if wide:
+        axes.set(**{f"{name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter("{x:g}")
+    return wide

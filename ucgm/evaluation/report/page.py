@@ -13,7 +13,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ucgm.evaluation.report.tables import footnotes, headline, summarise, table
+from ucgm.evaluation.report.tables import (
+    ENCODERS,
+    encoders_sentence,
+    footnotes,
+    headline,
+    summarise,
+    table,
+)
 from ucgm.runs.config import flat
 from ucgm.runtime.terminal import printable
 
@@ -40,6 +47,7 @@ def page(
     sentence, best = headline(runs, metric)
     steps = {name: [e["steps"] for e in summarise(result)] for name, result in runs.items()}
     first = next(iter(runs.values()))
+    said = encoders_sentence(first) if len(runs) == 1 else ""
     data = {
         "headline": sentence,
         "lead": lead(first),
@@ -47,6 +55,7 @@ def page(
         "rows": rows,
         "bold": sorted(bold),
         "curve": inline(curve),
+        "encoders": {"sentence": said, "picture": inline(folders[0] / ENCODERS)} if said else None,
         "differences": differences,
         "steps": sorted({count for counts in steps.values() for count in counts}),
         "best": best,

@@ -21,6 +21,7 @@ COLUMNS = {
     "inception_score": ("IS", 2),
     "accuracy": ("accuracy", 3),
 }
+ENCODERS = "encoders.png"  # the picture of several encoders
 SEEN = "†"  # of scores in features that the run was trained on
 HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "accuracy")
 
@@ -136,6 +137,36 @@ def headline(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[str, int]
     return sentence, steps
 
 
+def encoders(result: dict[str, Any]) -> dict[str, str]:
+    """The FDr of each encoder, by the name to show, marked where the run was trained on it.
+
+    Empty where fewer than two encoders have one: there is nothing to set side by side.
+    """
+    first = result["protocol"]["extractor"]["name"]
+    found = [m for m in result["metrics"] if m.rpartition(".")[2] == "fdr"]
+    names = {m: m.rpartition(".")[0] or first for m in found}
+    shown = {f"{names[m]} {SEEN}" if trained_on(m, result) else names[m]: m for m in found}
+    return shown if len(shown) > 1 else {}
+
+
+def encoders_sentence(result: dict[str, Any]) -> str:
+    """What the picture of the encoders says; empty where there is none."""
+    if not (shown := encoders(result)):
+        return ""
+    best = min(summarise(result), key=lambda entry: entry["scores"]["fdr_mean"]["mean"])
+    values = {name: best["scores"][metric]["mean"] for name, metric in shown.items()}
+    near, far = (pick(values, key=values.__getitem__) for pick in (min, max))
+    steps = f"{best['steps']} steps are" if best["steps"] > 1 else "1 step is"
+    mean = cell(best["scores"]["fdr_mean"], "fdr_mean") + f" {SEEN}" * trained_on(
+        "fdr_mean", result
+    )
+    return (
+        f"{steps} best over {len(shown)} encoders: FDr is {mean} on average (real images: 1), "
+        f"nearest to real images by {near} ({values[near]:.3f}) and farthest by {far} "
+        f"({values[far]:.3f})."
+    )
+
+
 def matrix(runs: Mapping[str, dict[str, Any]], metric: str) -> tuple[list[str], list[list[str]]]:
     """Head and cells of one metric: a row per run, a column per number of steps."""
     entries = {
@@ -235,6 +266,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [headline(runs, chief(result))[0], "", aligned(head, cells), ""]
     lines += [f"- {note}" for note in footnotes(result)]
     lines += ["", "![FID against steps](fid_vs_steps.png)", ""]
+    if said := encoders_sentence(result):
+        lines += [said, "", f"![FDr of each encoder]({ENCODERS})", ""]
     steps = [entry["steps"] for entry in summarise(result)]
     for count in steps:
         name = f"grid_steps_{count:02d}.png"
