@@ -6,12 +6,12 @@ and W2 on a line is exact: the distance of the sorted values, or of the two quan
 the numbers of rows differ.  FID sees mean and covariance alone, this the whole distribution.  It is
 in units of the features, so that two extractors compare by ratios to real images only.
 
-After its public code: 1,024 directions, the same in every call; raw features; the root after the
-mean over directions; ratios to real validation images over equal numbers of rows, and their mean
-over encoders.  Other than there: all rows are used (there 16,384 of samples, of validation and of
-training images), a larger reference is not cut to the number of samples, and the random directions
-are others.  Its published 1.30 was not computed again: that needs its generator and all of its
-fourteen encoders.
+As in its public code (vita-epfl/RDM; the text of the paper was not compared): 1,024 directions, the
+same in every call; raw features; the root after the mean over directions; ratios to real validation
+images over equal numbers of rows, and their mean over encoders.  Other than there: all rows are
+used (there 16,384 of samples, of validation and of training images), a larger reference is not cut
+to the number of samples, and the random directions are others.  Its published 1.30 was not computed
+again: that needs its generator and all of its fourteen encoders.
 """
 
 import numpy as np

@@ -58,15 +58,6 @@ def write_report(folder: Path, result: dict[str, Any], samples: SampleSet) -> No
     head, cells, _ = table(runs)
     sentence, _ = headline(runs, chief(result))
     warning = footnotes(result)[-1:]
-    print(
-        "",
-        aligned(head, cells),
-        "",
-        sentence,
-        *([said] if said else []),
-        lead(result),
-        *warning,
-        "",
-        sep="\n",
-    )
+    sentences = [text for text in (sentence, said, lead(result), *warning) if text]
+    print("", aligned(head, cells), "", *sentences, "", sep="\n")
     print(f"report:  {folder / 'benchmark.html'} (all of it; also .md, .csv, .json and pictures)")
