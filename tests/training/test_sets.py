@@ -16,7 +16,8 @@ from ucgm.data.loader import BatchPlan
 from ucgm.evaluation.metrics import Gaussian, frechet_distance, moments_of
 from ucgm.nn import DiTConfig
 from ucgm.objective import preset
-from ucgm.objective.sets import FrechetLoss, KernelLoss, Real, SetTerm, k_means, set_loss
+from ucgm.objective.set_losses import FrechetLoss, KernelLoss, drift, k_means, set_loss
+from ucgm.objective.sets import Real, SetTerm
 from ucgm.runs.config import Config, from_dict, to_dict
 from ucgm.runs.folder import encoders_of
 from ucgm.runs.layers import layers_of, training_config
@@ -75,12 +76,47 @@ def test_kernel_loss_is_the_published_one():
     torch.testing.assert_close(gradient, golden["grad_selfnorm"], rtol=0, atol=1e-5)
 
 
+def test_drift_is_the_published_one():
+    """The public code on two sets of five samples and six real rows (arXiv 2602.04770)."""
+    golden = load_file(GOLDEN / "drift_loss.safetensors")
+    samples = golden["gen"].clone().requires_grad_()
+    length, loss = drift(samples, golden["pos"])
+    assert loss.item() == pytest.approx(float(golden["loss_noneg"].mean()), rel=1e-5)
+    parts = [float(golden[f"loss_{t}_noneg"]) for t in ("0.02", "0.05", "0.2")]
+    assert float(length) == pytest.approx(sum(parts), rel=5e-5)  # of cancellation
+    (gradient,) = torch.autograd.grad(loss, samples)
+    torch.testing.assert_close(gradient, golden["grad_noneg"], rtol=0, atol=1e-5)
+
+
+def test_samples_drift_to_the_real_images():
+    """A Gaussian with a free mean and width; its field takes both to those of the data."""
+    data, steps = real(600), 150
+    loss = set_loss(SetTerm(distance="drift"), data)
+    mean = torch.full((4,), 0.8).double().requires_grad_()
+    width = torch.tensor(1.0).double().requires_grad_()
+    optimizer = torch.optim.Adam((mean, width), 0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    lengths = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(mean + width * features(200, seed=step)).backward()
+        optimizer.step()
+        schedule.step()
+        lengths.append(float(loss.distance))
+    torch.testing.assert_close(mean.detach(), data.mean, rtol=0, atol=0.1)
+    assert width.item() == pytest.approx(float(data.covariance.diag().mean().sqrt()), rel=0.05)
+    assert max(lengths[-5:]) < 0.7 * lengths[0]
+    # real rows are taken in turn, and the place among them is in the checkpoint
+    assert int(loss.place) == steps * 200 % 600 and "place" in loss.state_dict()
+
+
 def test_a_queue_where_a_batch_does_not_fix_the_moments():
     assert SetTerm().of_batch(1024, 64).queue == SetTerm(queue=0).of_batch(16, 64).queue == 0
     assert SetTerm().of_batch(1023, 64).queue == SetTerm().of_batch(1024, 2048).queue == 50_000
     assert SetTerm(decay=0.9).of_batch(1024, 64).queue == 50_000  # averaged moments start from it
     assert SetTerm(queue=2048).of_batch(1024, 64).queue == 2048
     assert SetTerm().of_batch(60_000, 60_000).queue == 60_000
+    assert SetTerm(distance="drift").of_batch(16, 2048).queue == 0
 
 
 TERMS = [
@@ -89,7 +125,7 @@ TERMS = [
     SetTerm(queue=30, decay=0.7),
     SetTerm(distance="mmd", queue=0),
     SetTerm(distance="mmd", queue=30),
-]
+]  # the gradient of drift is that of no value
 
 
 @pytest.mark.parametrize("term", TERMS, ids=str)
@@ -119,7 +155,7 @@ def test_the_moments_of_the_queue_are_those_of_the_whole_set():
     torch.testing.assert_close(inside * 30 / 29, covariance, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("term", TERMS, ids=str)
+@pytest.mark.parametrize("term", [*TERMS, SetTerm(distance="drift")], ids=str)
 def test_a_batch_that_is_not_finite_is_not_remembered(term):
     loss = set_loss(term, real())
     loss.begin(features(30, seed=3))
@@ -225,7 +261,7 @@ def test_a_resumed_post_training_is_the_same(start, tmp_path):
 
 
 def test_two_processes_post_train_like_one(start, tmp_path):
-    sets = (SetTerm(queue=64), SetTerm(distance="mmd", queue=0))
+    sets = (SetTerm(queue=64), SetTerm(distance="mmd", queue=0), SetTerm(distance="drift"))
     alone = post(start, tmp_path / "x", *sets, steps=2, sampler={"steps": 2})
     beside = replace(alone, objective=replace(alone.objective, residual_weight=0.5))
     configs = {"alone": alone, "beside": beside}
@@ -273,6 +309,8 @@ def test_what_cannot_be_is_refused_in_one_line(start, tmp_path):
     refused("guidance.kind auto has no gradient", guidance={"kind": "auto", "scale": 2.0})
     with pytest.raises(ValueError, match="decay is of moments"):
         SetTerm(distance="mmd", decay=0.5)
+    with pytest.raises(ValueError, match="drift is of the batch alone"):
+        SetTerm(distance="drift", queue=64)
     with pytest.raises(ValueError, match="residual_weight 0 leaves nothing to learn"):
         preset("flow_matching", residual_weight=0.0)
     with pytest.raises(ValueError, match="fd_post goes on from a trained model"):

@@ -18,7 +18,8 @@ from ucgm.evaluation.extractors import Extractor, open_extractor
 from ucgm.evaluation.metrics import Reference, load_reference
 from ucgm.evaluation.references import MANY, reference_of
 from ucgm.objective import Draw
-from ucgm.objective.sets import Real, SetLoss, SetTerm, set_loss
+from ucgm.objective.set_losses import set_loss
+from ucgm.objective.sets import Real, SetLoss, SetTerm
 from ucgm.runs.config import Config, is_allowed
 from ucgm.runs.folder import ENCODERS, encoders_of
 from ucgm.runtime.files import write_atomic
