@@ -29,6 +29,7 @@ TERMS = {
     "fd, digits, averaged moments": SetTerm(extractor="digits", queue=5000, decay=0.999),
     "fd, random": SetTerm(extractor="random", queue=5000),
     "mmd, digits": SetTerm(extractor="digits", distance="mmd", queue=0),
+    "drift, digits": SetTerm(extractor="digits", distance="drift"),
 }
 
 
