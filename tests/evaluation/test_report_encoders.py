@@ -122,3 +122,11 @@ def test_markdown_shows_the_sentence_above_the_picture():
     found = report(values)
     text = markdown(found)
     assert f"{encoders_sentence(found)}\n\n![FDr of each encoder](encoders.png)" in text
+
+
+def test_fewer_held_out_images_than_samples_are_said_to_flatter():
+    found = report({"a": [1, 1, 1], "b": [1, 1, 1]})
+    samples = found["protocol"]["num_samples"]
+    for count, said in ((samples - 1, True), (samples, False), (None, False)):
+        real = {"name": "test", "num_samples": count, "scores": {}}
+        assert ("FDr comes out too low" in markdown(found | {"real": real})) is said

@@ -236,6 +236,11 @@ def footnotes(result: dict[str, Any]) -> list[str]:
             "noise floor, and the unit of FDr. A generator that memorises has a small FID and "
             "a larger FID held-out. SWr divides by the SW of as many real images."
         )
+        if 0 < (real["num_samples"] or 0) < protocol["num_samples"]:
+            notes.append(
+                "There are fewer held-out images than samples: FDr comes out too low, because FID "
+                "falls with the number of images. SWr does not."
+            )
     if known := protocol.get("trained_on"):
         notes.append(
             f"{SEEN} The run was trained on {', '.join(e['name'] for e in known)}: a score in "
