@@ -306,6 +306,8 @@ def test_what_cannot_be_is_refused_in_one_line(start, tmp_path):
     refused("holds less than a batch of 16", SetTerm(queue=8))
     refused("is code: if it is yours, say --import os", SetTerm(extractor="os:path"))
     refused("does not exist", SetTerm(reference="none.npz"))
+    # the way to name weights is that of a training, not of a benchmark
+    refused("with objective.sets weights: PATH", SetTerm(extractor="dinov2"))
     refused("guidance.kind auto has no gradient", guidance={"kind": "auto", "scale": 2.0})
     with pytest.raises(ValueError, match="decay is of moments"):
         SetTerm(distance="mmd", decay=0.5)

@@ -87,7 +87,9 @@ def _judge(
     if name is None:
         return taught_observer(real, seed, steps)
     if name != "diffusion":
-        return ExtractorObserver(open_extractor(name, weights), weights)
+        return ExtractorObserver(
+            open_extractor(name, weights, option="--observer-weights"), weights
+        )
     if run is None:
         raise ValueError("observer diffusion is the model of a run: name a run folder")
     if run.shape != real.shape:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from ucgm.runtime.fixed_batches import by_tiles, tiles
 from ucgm.runtime.precision import exact_float32
 
+WEIGHTS_OPTION = "--extractor-weights"
+
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
@@ -195,7 +197,10 @@ def register_extractor(name: str, build: Build) -> None:
 
 
 def open_extractor(
-    name: str, weights: str | None = None, device: torch.device | str = "cpu"
+    name: str,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    option: str = WEIGHTS_OPTION,
 ) -> Extractor:
     """The extractor registered as ``name``, on ``device``.
 
@@ -208,6 +213,7 @@ def open_extractor(
             ``module:function``.
         weights: path of its weights; None for those it ships with or downloads.
         device: where it runs.
+        option: how weights are named where the extractor is asked for; it stands in messages.
 
     Raises:
         ValueError: for an unknown name, when the weights are missing or of another network, and for
@@ -233,7 +239,8 @@ def open_extractor(
         extractor = _REGISTRY[name](weights)
     except Exception as error:
         if isinstance(error, ValueError) and ":" not in name:
-            raise
+            message = str(error).replace(WEIGHTS_OPTION, option)
+            raise type(error)(message) from error
         raise ValueError(f"extractor {name} cannot be built: {reason_of(error)}.") from error
     if not isinstance(extractor, Extractor):
         kind = type(extractor).__name__

@@ -54,7 +54,7 @@ def features_of(
             f"alignment.extractor sees images, and {dataset.name} holds latents: store its features"
             " with `ucgm encode --features NAME`, and leave alignment.extractor out"
         )
-    extractor = open_extractor(settings.extractor, settings.weights, device)
+    extractor = open_extractor(settings.extractor, settings.weights, device, "--alignment.weights")
 
     def make(step: int, rows: Tensor, x: Tensor) -> Tensor:
         return extractor.maps(dataset.decode(x)).to(x.device)

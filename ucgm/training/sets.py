@@ -204,7 +204,7 @@ def _opened(
             f"objective.sets: the extractor {name} is code: if it is yours, say --import "
             f"{name.partition(':')[0]}"
         )
-    extractor = open_extractor(name, term.weights, device)
+    extractor = open_extractor(name, term.weights, device, "objective.sets weights:")
     if term.reference is not None:
         reference = load_reference(term.reference, extractor=extractor.name)
     elif len(dataset) > MANY:

@@ -137,7 +137,9 @@ def make_job(source: Source, recipe: Recipe, device: str) -> Job:
     if recipe.features is not None:
         if source.content != "images":
             raise ValueError(f"{source.where} holds {source.content}: features are of images.")
-        extractor = open_extractor(recipe.features, recipe.features_weights, device)
+        extractor = open_extractor(
+            recipe.features, recipe.features_weights, device, "--features-weights"
+        )
     if source.content == "moments" and recipe.codec.store is None:
         recipe = replace(recipe, codec=replace(recipe.codec, store="moments"))
     codec = recipe.codec.resolved(autoencoder.deterministic)

@@ -28,7 +28,7 @@ SECONDS = 30.0
 REMEDY = (
     f"Get {URL} (sha256 {PREFIX}...) and name it with --extractor-weights PATH; "
     "pytorch-fid's pt_inception-2015-12-05-6726825d.pth holds the same numbers. "
-    "--extractor random needs no file."
+    "Extractor random needs no file."
 )
 
 
