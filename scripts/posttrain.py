@@ -135,7 +135,10 @@ def table(study: Study) -> list[str]:
         title = "before" if name == "before" else ROWS[name].title
         cells = [cell(scores(study, name, key)) for key in keys]
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    lines.append("")
+    report = next((study.folder / "before").glob("seed*/report/benchmark.json"))
+    real = json.loads(report.read_text())["real"]["scores"]
+    cells = [cell([real[key]] if key in real else []) for key in keys]
+    lines += [f"| held-out scans themselves | {' | '.join(cells)} |", ""]
     for name in present[1:]:
         over = [
             f"{head} {ratios(scores(study, name, key), scores(study, 'before', key))}"

@@ -148,7 +148,7 @@ class DriftLoss(SetLoss):
         return length + loss - loss.detach()
 
     def scaled(self, distance: Tensor) -> Tensor:
-        """L is of unit steps."""
+        """The ``distance``, a scalar, as it is: L is of unit steps."""
         return distance
 
     def remember(self, batch: Tensor, good: Tensor) -> None:

@@ -144,7 +144,7 @@ class SetLoss(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define measure")
 
     def scaled(self, distance: Tensor) -> Tensor:
-        """The ``distance`` so that terms in the features of any encoder weigh alike."""
+        """The ``distance``, a scalar, so that terms in features of any encoder weigh alike."""
         return distance / (self.distance.abs() + self.epsilon)
 
     def remember(self, batch: Tensor, good: Tensor) -> None:

@@ -49,21 +49,14 @@ def fitted_layer(
     gpu, count, side = device.startswith("cuda"), len(dataset), dataset.shape[-1]
     parts = 16 if gpu else 8
     patch = next(p for p in range(1, side + 1) if side % p == 0 and side // p <= parts)
-    if not gpu:
-        size, length, batch, rate, decay, period = "T", 4000, 64, 1e-3, 0.999, 500
-    elif count < 20_000:
-        size, length, batch, rate, decay, period = "S", 50_000, 256, 3e-4, 0.9995, 2500
-    elif count < 300_000:
-        size, length, batch, rate, decay, period = "B", 200_000, 256, 2e-4, 0.9999, 5000
-    else:
-        size, length, batch, rate, decay, period = "XL", 400_000, 256, 2e-4, 0.9999, 5000
+    size, length, batch, rate, decay, period = _budget(gpu, count)
     started = config.train.init is not None
     tuning = started and not config.train.keep_blocks  # a student of kept blocks is a new network
     if tuning:
         length, rate, decay, period = length // 8, rate / 3, min(decay, 0.99), period // 5
     if tuning and config.objective.preset in POST_TRAINING:
-        # Batch and largest rate of arXiv 2604.28190; docs/results/posttrain.md has the rest.
-        length, batch, rate, decay, period = length // 5, 1024, 1e-5, 0.95, period // 5
+        length, period = length // 5, period // 5
+        batch, rate, decay = 1024, 1e-5, 0.95  # arXiv 2604.28190; docs/results/posttrain.md
     length = config.train.steps if "train.steps" in given else length
     layer: Layer = {
         "train": {
@@ -93,6 +86,17 @@ def fitted_layer(
         if few == started and _drawn(dataset):  # a tuning, or a network that begins
             layer |= _tuned_drawings(given) if few else _of_drawings(layer, config, given)
     return layer
+
+
+def _budget(gpu: bool, count: int) -> tuple[str, int, int, float, float, int]:
+    """Size, steps, batch, rate, decay of the average and steps between pictures, from the start."""
+    if not gpu:
+        return "T", 4000, 64, 1e-3, 0.999, 500
+    if count < 20_000:
+        return "S", 50_000, 256, 3e-4, 0.9995, 2500
+    if count < 300_000:
+        return "B", 200_000, 256, 2e-4, 0.9999, 5000
+    return "XL", 400_000, 256, 2e-4, 0.9999, 5000
 
 
 def _drawn(dataset: Dataset) -> bool:

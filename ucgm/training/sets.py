@@ -131,7 +131,8 @@ class SampleLosses(nn.Module):
         parts: list[list[Tensor]] = [[] for _ in self.extractors]
         training = network.training
         network.eval()
-        progress = Progress(count, "samples of the queue", silent=plan.rank > 0 or not count)
+        silent = plan.rank > 0 or not count
+        progress = Progress(count, "queue of set losses", silent, unit="samples")
         for start in range(0, count, plan.global_batch):
             rows = start + plan.rows(0)
             random = RowRandom.for_rows(self.config.train.seed, -3, rows)
