@@ -108,6 +108,11 @@ def test_samples_drift_to_the_real_images():
     assert max(lengths[-5:]) < 0.7 * lengths[0]
     # real rows are taken in turn, and the place among them is in the checkpoint
     assert int(loss.place) == steps * 200 % 600 and "place" in loss.state_dict()
+    found = []
+    for _ in range(4):
+        loss(features(200, seed=1))
+        found.append(float(loss.distance))
+    assert len(set(found)) == 3 and found[3] == found[0]
 
 
 def test_a_queue_where_a_batch_does_not_fix_the_moments():
