@@ -300,7 +300,7 @@ def test_beside_a_residual(start, tmp_path):
     assert log["loss"] > 0 and log["fd.digits"] > 0 and any(log["loss_by_time"])
 
 
-def test_what_cannot_be_is_refused_in_one_line(start, tmp_path):
+def test_what_cannot_be_is_refused_in_one_line(start, tmp_path, monkeypatch):
     def refused(words, *sets, **more):
         with pytest.raises(ValueError, match=words) as caught:
             train(post(start, tmp_path / "no", *sets, **more), tmp_path / "no")
@@ -311,6 +311,9 @@ def test_what_cannot_be_is_refused_in_one_line(start, tmp_path):
     refused("holds less than a batch of 16", SetTerm(queue=8))
     refused("is code: if it is yours, say --import os", SetTerm(extractor="os:path"))
     refused("does not exist", SetTerm(reference="none.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr("ucgm.training.sets.MANY", 1000)
+        refused("reference IMAGES FILE.npz --extractor digits`", DIGITS)
     # the way to name weights is that of a training, not of a benchmark
     refused("with objective.sets weights: PATH", SetTerm(extractor="dinov2"))
     refused("guidance.kind auto has no gradient", guidance={"kind": "auto", "scale": 2.0})

@@ -211,7 +211,8 @@ def _opened(
     elif len(dataset) > MANY:
         raise ValueError(
             f"objective.sets: {dataset.name} has {len(dataset):,} images: make their statistics "
-            "once with `ucgm reference`, and name the file as reference of the term"
+            f"once with `ucgm reference IMAGES FILE.npz --extractor {name}`, at the size of the "
+            "training, and name the file as reference of the term"
         )
     else:
         reference = reference_of(dataset, extractor)
