@@ -348,4 +348,4 @@ def test_the_published_rows(start, tmp_path):
             assert {(s.decay, s.queue, s.weight) for s in found} == {(0.999, 50_000, 1.0)}
             assert not any(s.clip for s in sets)
             assert (config.train.steps, config.train.global_batch) == (125_000, 1024)
-            assert config.optimizer.warmup_steps == 6250
+            assert config.optimizer.warmup_steps == 6250 and config.ema.decay == 0.9986
