@@ -1,4 +1,5 @@
 import hashlib
+import json
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ucgm.data import Digits, Images, asset_path
+from ucgm.data import extractor as extractor_module
 from ucgm.evaluation.evaluate import evaluate, make_reference
 from ucgm.evaluation.extractors import Extractor, open_extractor
 from ucgm.evaluation.extractors.dinov2 import DinoV2
@@ -93,6 +95,18 @@ def test_your_own_by_module_and_function():
         open_extractor("tests.nowhere:build")
     with pytest.raises(ValueError, match="or your own as module:function"):
         open_extractor("nothing")
+
+
+@pytest.mark.parametrize("option", ["--extractor-weights", "--alignment.weights"])
+def test_an_error_of_any_kind_is_said_with_the_option_at_hand(option, monkeypatch):
+    def refuse(weights):
+        json.loads("{")  # a ValueError that is not made of a message alone
+
+    monkeypatch.setitem(extractor_module._REGISTRY, "broken", refuse)
+    with pytest.raises(ValueError, match="Expecting property name"):
+        open_extractor("broken", option=option)
+    with pytest.raises(ValueError, match=f"name it with {option} PATH"):
+        open_extractor("dinov2", option=option)
 
 
 def test_your_own_without_weights_and_with_other_outputs_than_announced():

@@ -238,10 +238,11 @@ def open_extractor(
     try:
         extractor = _REGISTRY[name](weights)
     except Exception as error:
-        if isinstance(error, ValueError) and ":" not in name:
-            message = str(error).replace(WEIGHTS_OPTION, option)
-            raise type(error)(message) from error
-        raise ValueError(f"extractor {name} cannot be built: {reason_of(error)}.") from error
+        if not isinstance(error, ValueError) or ":" in name:
+            raise ValueError(f"extractor {name} cannot be built: {reason_of(error)}.") from error
+        if option == WEIGHTS_OPTION:
+            raise
+        raise ValueError(str(error).replace(WEIGHTS_OPTION, option)) from error
     if not isinstance(extractor, Extractor):
         kind = type(extractor).__name__
         raise ValueError(f"{name} must return a ucgm.evaluation.extractors.Extractor, not {kind}.")
